@@ -1,0 +1,40 @@
+"""The GEMM in float64, which makes it the correctly rounded one.
+
+Every e2m1 * sf is a multiple of 2^-10 of magnitude at most 2688, so a product of two is a multiple
+of 2^-20 below 2^23, and float64's 53 bits hold any sum of them below 2^33 exactly: the result does
+not depend on the order of summation, nor a row's on its neighbours.
+"""
+
+import torch
+from torch import Tensor
+
+from nvfp4.spec.quantize import CHUNK, decode
+from nvfp4.spec.swizzle import unswizzle_scales
+
+
+def mm(
+    a: Tensor,
+    b: Tensor,
+    a_scales: Tensor,
+    b_scales: Tensor,
+    alpha: Tensor,
+    row_scale: Tensor | None,
+    bias: Tensor | None,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    (m, half_k), n = a.shape, b.shape[0]
+    if row_scale is not None:
+        alpha = row_scale.view(-1, 1) * alpha
+    columns = torch.arange(n, device=a.device) // (n // alpha.shape[1])
+    a_values = decode(a, unswizzle_scales(a_scales, m, 2 * half_k)).double()
+    b_linear = unswizzle_scales(b_scales, n, 2 * half_k)
+    out = torch.empty(m, n, dtype=out_dtype, device=a.device)
+    step = max(1, CHUNK // half_k)
+    for start in range(0, n, step):
+        part = slice(start, start + step)
+        acc = (a_values @ decode(b[part], b_linear[part]).double().T).float()
+        acc *= alpha[:, columns[part]]
+        if bias is not None:
+            acc += bias[part].float()
+        out[:, part] = acc
+    return out

@@ -1,0 +1,48 @@
+"""Compiling launches for any NVIDIA architecture on a machine without a GPU."""
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel
+
+from nvfp4.backends.triton.launch import Launch
+
+_POINTERS = {
+    torch.uint8: "*u8",
+    torch.int32: "*i32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float32: "*fp32",
+}
+_DIVISIBLE = [["tt.divisibility", 16]]
+
+
+def compile_launch(launch: Launch, sm: int) -> CompiledKernel:
+    """Compile what `launch` would run on an sm_<sm> GPU; its tensors may be meta tensors.
+
+    Arguments are specialized as a launch specializes them: None and 1 are constants, pointers (fresh
+    allocations are aligned) and multiples of 16 are marked divisible.
+    """
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = dict(launch.constants)
+    attributes: dict[tuple[int, ...], Any] = {}
+    names = launch.kernel.arg_names
+    for index, (name, value) in enumerate(zip(names, launch.args, strict=False)):
+        if isinstance(value, Tensor):
+            signature[name] = _POINTERS[value.dtype]
+            attributes[(index,)] = _DIVISIBLE
+        elif value is None or value == 1:
+            signature[name] = "constexpr"
+            constants[name] = value
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        else:
+            signature[name] = "i32" if abs(value) < 2**31 else "i64"
+            if value % 16 == 0:
+                attributes[(index,)] = _DIVISIBLE
+    signature |= dict.fromkeys(launch.constants, "constexpr")
+    source = ASTSource(launch.kernel, signature, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=GPUTarget("cuda", sm, 32), options=launch.options)

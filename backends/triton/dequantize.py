@@ -1,0 +1,67 @@
+"""Packed data and scales back to floats."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nvfp4.backends.triton.launch import Launch, cdiv
+from nvfp4.backends.triton.quantize_config import choose_tile
+from nvfp4.backends.triton.tiles import BLOCK, E2M1_F16_SCALE, e2m1_to_f16, e4m3_to_f16, from_f32, scale_offsets
+from nvfp4.spec.format import DATA_DTYPE, SWIZZLED
+
+
+@triton.jit
+def _dequantize_kernel(
+    data, scales, global_scale, out, M, K, data_stride, p_stride, scale_columns,
+    SWIZZLED: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * R + tl.arange(0, R)
+    column = tl.program_id(1) * C
+    in_rows = (rows < M)[:, None]
+    rows64 = rows.to(tl.int64)[:, None]
+
+    byte = column // 2 + tl.arange(0, C // 2)
+    inside = in_rows & (byte < K // 2)[None, :]
+    packed = tl.load(data + rows64 * data_stride + byte[None, :], mask=inside, other=0)
+    block = column // BLOCK + tl.arange(0, C // BLOCK)
+    offsets = scale_offsets(rows[:, None], block[None, :], scale_columns, SWIZZLED)
+    sf = tl.load(scales + offsets, mask=in_rows & (block < K // BLOCK)[None, :], other=0)
+    p = tl.load(global_scale + rows * p_stride, mask=rows < M, other=1.0)
+
+    codes = tl.join(packed & 0xF, packed >> 4).reshape(R, C // BLOCK, BLOCK)
+    values = e2m1_to_f16(codes).to(tl.float32) * E2M1_F16_SCALE
+    # values * sf is exact, and only the product with p is rounded.
+    values = values * e4m3_to_f16(sf).to(tl.float32)[:, :, None] * p[:, None, None]
+    columns = column + tl.arange(0, C)
+    inside = in_rows & (columns < K)[None, :]
+    values = from_f32(values.reshape(R, C), out.dtype.element_ty)
+    tl.store(out + rows64 * K + columns[None, :], values, mask=inside)
+
+
+def plan(
+    data: Tensor, scales: Tensor, global_scale: Tensor, out_dtype: torch.dtype, scale_layout: str
+) -> tuple[Tensor, Launch]:
+    """data uint8 [M, K/2], scales in the layout named, global_scale float32 [1] or [M]."""
+    m, k = data.shape[0], data.shape[1] * 2
+    out = torch.empty(m, k, dtype=out_dtype, device=data.device)
+    tile = choose_tile(k)
+    launch = Launch(
+        _dequantize_kernel,
+        (cdiv(m, tile.rows), cdiv(k, tile.columns)),
+        (
+            data, scales.view(DATA_DTYPE), global_scale, out, m, k, data.stride(0),
+            int(global_scale.numel() > 1), scales.shape[-1],
+        ),
+        {"SWIZZLED": scale_layout == SWIZZLED, "R": tile.rows, "C": tile.columns},
+        num_warps=tile.num_warps,
+    )  # fmt: skip
+    return out, launch
+
+
+def dequantize(
+    data: Tensor, scales: Tensor, global_scale: Tensor, out_dtype: torch.dtype, scale_layout: str
+) -> Tensor:
+    out, launch = plan(data, scales, global_scale, out_dtype, scale_layout)
+    launch.run()
+    return out

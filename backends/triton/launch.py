@@ -1,0 +1,39 @@
+"""A kernel launch as a value: what to run, on what grid, with which arguments and options.
+
+Launchers build one and run it; the same value, built from meta tensors, is compiled for any
+architecture on a machine without a GPU (ahead.py). So what is checked is what is launched.
+"""
+
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from triton.runtime import JITFunction
+
+
+class Launch(NamedTuple):
+    kernel: JITFunction
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    constants: dict[str, Any]
+    num_warps: int = 4
+    num_stages: int = 3
+
+    @property
+    def options(self) -> dict[str, Any]:
+        # The spec rounds after every operation; a fused multiply-add would not.
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": False}
+
+    def run(self) -> None:
+        device = self.args[0].device
+        elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+        with torch.cuda.device(device) if elsewhere else nullcontext():
+            self.kernel[self.grid](*self.args, **self.constants, **self.options)
+
+
+def cdiv(a: int, b: int) -> int:
+    return (a + b - 1) // b
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()

@@ -1,0 +1,76 @@
+"""Quantization with one global scale per row, found on the way: a program holds whole rows, so x is read once."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nvfp4.backends.contract import target_of
+from nvfp4.backends.triton.architecture import is_blackwell
+from nvfp4.backends.triton.launch import Launch, cdiv
+from nvfp4.backends.triton.quantize import empty_outputs, quantize
+from nvfp4.backends.triton.quantize_config import LONGEST_ROW, choose_row_tile
+from nvfp4.backends.triton.tiles import row_global_scale, store_quantized, to_f32
+from nvfp4.spec.format import SCALE_DTYPE, SWIZZLED
+
+
+@triton.jit
+def _quantize_rows_kernel(
+    x, data, scales, global_scale, M, K, x_stride, scale_rows, scale_columns,
+    SWIZZLED: tl.constexpr, R: tl.constexpr, C: tl.constexpr, NATIVE: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * R + tl.arange(0, R)
+    columns = tl.arange(0, C)
+    inside = (rows < M)[:, None] & (columns < K)[None, :]
+    offsets = rows.to(tl.int64)[:, None] * x_stride + columns[None, :]
+    values = to_f32(tl.load(x + offsets, mask=inside, other=0.0))
+    p = row_global_scale(values)
+    tl.store(global_scale + rows, p, mask=rows < M)
+    store_quantized(values, p, data, scales, rows, 0, M, K, scale_rows, scale_columns, SWIZZLED, R, C, NATIVE)
+
+
+@triton.jit
+def _row_scales_kernel(x, global_scale, K, x_stride, C: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    largest = tl.zeros((1, C), tl.float32)
+    for start in range(0, K, C):
+        columns = start + tl.arange(0, C)
+        values = to_f32(tl.load(x + row * x_stride + columns, mask=columns < K, other=0.0))
+        # NaN loses every comparison, so it is skipped here as row_global_scale skips it.
+        magnitude = tl.abs(values)[None, :]
+        largest = tl.where(magnitude > largest, magnitude, largest)
+    tl.store(global_scale + row + tl.arange(0, 1), row_global_scale(largest))
+
+
+def plan(x: Tensor, scale_layout: str, sm: int) -> tuple[Tensor, Tensor, Tensor, Launch]:
+    """x [M, K], K <= LONGEST_ROW; sm: the architecture to plan for."""
+    m, k = x.shape
+    data, scales = empty_outputs(m, k, scale_layout, x.device)
+    global_scale = torch.empty(m, dtype=torch.float32, device=x.device)
+    scale_rows, scale_columns = scales.shape
+    tile = choose_row_tile(k)
+    launch = Launch(
+        _quantize_rows_kernel,
+        (cdiv(scale_rows, tile.rows),),
+        (x, data, scales, global_scale, m, k, x.stride(0), scale_rows, scale_columns),
+        {"SWIZZLED": scale_layout == SWIZZLED, "R": tile.rows, "C": tile.columns, "NATIVE": is_blackwell(sm)},
+        num_warps=tile.num_warps,
+    )
+    return data, scales, global_scale, launch
+
+
+def plan_row_scales(x: Tensor) -> tuple[Tensor, Launch]:
+    """The global scales [M] alone, for rows too long to hold."""
+    global_scale = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
+    args = (x, global_scale, x.shape[1], x.stride(0))
+    return global_scale, Launch(_row_scales_kernel, (x.shape[0],), args, {"C": 8192}, num_warps=8)
+
+
+def quantize_dynamic(x: Tensor, scale_layout: str) -> tuple[Tensor, Tensor, Tensor]:
+    if x.shape[1] > LONGEST_ROW:
+        global_scale, launch = plan_row_scales(x)
+        launch.run()
+        return *quantize(x, global_scale, scale_layout), global_scale
+    data, scales, global_scale, launch = plan(x, scale_layout, target_of(x.device).sm)
+    launch.run()
+    return data, scales.view(SCALE_DTYPE), global_scale

@@ -1,0 +1,221 @@
+"""Device functions: NVFP4's bits on tiles, in integer and IEEE float32 arithmetic that every GPU
+(and Triton's interpreter) rounds alike. sm_80 has no FP8 type, so E4M3 stays uint8 here.
+
+Shapes: a tile is [R, C] elements, its packed data [R, C/8] int32 words of 8 codes, its scales
+[R, C/16] uint8. R and C are powers of two, C at least 64.
+"""
+
+import triton
+import triton.language as tl
+
+from nvfp4.backends.triton import interpreting
+from nvfp4.spec import format as spec
+from nvfp4.spec import swiglu as spec_swiglu
+from nvfp4.spec import swizzle as spec_swizzle
+
+BLOCK = tl.constexpr(spec.BLOCK)
+E4M3_MAX = tl.constexpr(spec.E4M3_MAX)
+FLOAT32_MAX = tl.constexpr(spec.FLOAT32_MAX)
+FLOAT32_MIN_NORMAL = tl.constexpr(spec.FLOAT32_MIN_NORMAL)
+GLOBAL_SCALE_DIVISOR = tl.constexpr(spec.GLOBAL_SCALE_DIVISOR)
+NAN_SCALE = tl.constexpr(spec.NAN_SCALE)
+ONE_SIXTH = tl.constexpr(spec.ONE_SIXTH)
+
+TILE_ROWS = tl.constexpr(spec_swizzle.TILE_ROWS)
+TILE_BLOCKS = tl.constexpr(spec_swizzle.TILE_BLOCKS)
+
+NEG_LOG2_E = tl.constexpr(spec_swiglu.NEG_LOG2_E)
+EXP2_MIN = tl.constexpr(spec_swiglu.EXP2_MIN)
+EXP2_MAX = tl.constexpr(spec_swiglu.EXP2_MAX)
+ROUND_TO_INT = tl.constexpr(spec_swiglu.ROUND_TO_INT)
+EXP2_C1 = tl.constexpr(spec_swiglu.EXP2_COEFFICIENTS[0])
+EXP2_C2 = tl.constexpr(spec_swiglu.EXP2_COEFFICIENTS[1])
+EXP2_C3 = tl.constexpr(spec_swiglu.EXP2_COEFFICIENTS[2])
+EXP2_C4 = tl.constexpr(spec_swiglu.EXP2_COEFFICIENTS[3])
+EXP2_C5 = tl.constexpr(spec_swiglu.EXP2_COEFFICIENTS[4])
+
+INTERPRETED = tl.constexpr(interpreting())
+
+MAGNITUDE = tl.constexpr(0x7FFFFFFF)
+INF_BITS = tl.constexpr(0x7F800000)
+SIX_BITS = tl.constexpr(0x40C00000)
+ONE_BITS = tl.constexpr(0x3F800000)
+
+E2M1_F16_SCALE = tl.constexpr(2.0**14)
+"""e2m1_to_f16 returns the value over 2^14: float16's exponent bias is 14 above E2M1's."""
+
+
+@triton.jit
+def reciprocal(x):
+    """1 / x, correctly rounded: Triton's own `/` is approximate and flips scale bytes."""
+    return tl.div_rn(tl.full(x.shape, 1.0, tl.float32), x)
+
+
+# ---- bfloat16 -------------------------------------------------------------------------------
+# Triton's interpreter truncates where the hardware rounds, and loses subnormals on the way up. A
+# bfloat16 is the upper half of a float32, so there both are done on the bits.
+
+
+@triton.jit
+def to_f32(x):
+    """Any float -> float32, exact."""
+    if INTERPRETED and x.dtype == tl.bfloat16:
+        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return x.to(tl.float32)
+
+
+@triton.jit
+def from_f32(x, dtype: tl.constexpr):
+    """float32 -> dtype, nearest even."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        quiet_nan = (bits >> 16) | 0x40
+        is_nan = (bits & MAGNITUDE) > INF_BITS
+        return tl.where(is_nan, quiet_nan, rounded).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        return x.to(dtype)
+
+
+# ---- E2M1 and E4M3, to and from wider floats ------------------------------------------------
+
+
+@triton.jit
+def e2m1_to_f16(codes):
+    """Codes 0..15 in any integer type -> float16, the value over E2M1_F16_SCALE (exact; code 1 is subnormal)."""
+    bits = codes.to(tl.uint16)
+    return (((bits & 8) << 12) | ((bits & 7) << 9)).to(tl.float16, bitcast=True)
+
+
+@triton.jit
+def e4m3_to_f16(scales):
+    """uint8 -> float16 (exact): E4M3's bits seven up read as the value times 2^-8."""
+    bits = scales.to(tl.uint16)
+    value = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True) * 256.0
+    return tl.where((bits & 0x7F) == NAN_SCALE, float("nan"), value).to(tl.float16)
+
+
+@triton.jit
+def f32_to_e4m3(x):
+    """float32 in [0, Inf], not NaN -> uint8, nearest even, saturating at 448."""
+    x = tl.minimum(x, E4M3_MAX)
+    bits = x.to(tl.int32, bitcast=True)
+    normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - ((127 - 7) << 3)
+    # Below 2^-6 E4M3 counts in steps of 2^-9, which is what a float32 near 2^14 does.
+    subnormal = (x + 16384.0).to(tl.int32, bitcast=True) & 0xF
+    return tl.where(x < 0.015625, subnormal, normal).to(tl.uint8)
+
+
+@triton.jit
+def f32_to_e2m1(x, sign_mask, NATIVE: tl.constexpr):
+    """float32 -> int32 codes, nearest even, saturating at 6. sign_mask: 8, or 0 where x is NaN."""
+    if NATIVE:
+        codes = tl.inline_asm_elementwise(
+            """{
+            .reg .b8 code;
+            cvt.rn.satfinite.e2m1x2.f32 code, 0f00000000, $1;
+            mov.b32 $0, {code, code, code, code};
+            and.b32 $0, $0, 15;
+            }""",
+            "=r,f",
+            [x],
+            dtype=tl.int32,
+            is_pure=True,
+            pack=1,
+        )
+    else:
+        bits = x.to(tl.int32, bitcast=True)
+        magnitude = tl.minimum(bits & MAGNITUDE, SIX_BITS)
+        normal = ((magnitude + 0x1FFFFF + ((magnitude >> 22) & 1)) >> 22) - ((127 - 1) << 1)
+        # Below 1 E2M1 counts in halves, which is what a float32 near 2^22 does.
+        halves = (magnitude.to(tl.float32, bitcast=True) + 4194304.0).to(tl.int32, bitcast=True) & 3
+        codes = tl.where(magnitude < ONE_BITS, halves, normal) | ((bits >> 28) & sign_mask)
+    return codes
+
+
+# ---- the recipe of spec/quantize.py ---------------------------------------------------------
+
+
+@triton.jit
+def row_global_scale(x):
+    """x float32 [R, C] -> p float32 [R]: a NaN counts as 0, an Inf as FLT_MAX."""
+    bits = x.to(tl.int32, bitcast=True) & MAGNITUDE
+    bits = tl.where(bits > INF_BITS, 0, tl.minimum(bits, INF_BITS - 1))
+    amax = tl.max(bits, axis=1).to(tl.float32, bitcast=True)
+    p = tl.maximum(tl.div_rn(amax, tl.full(amax.shape, GLOBAL_SCALE_DIVISOR, tl.float32)), FLOAT32_MIN_NORMAL)
+    return tl.where(amax == 0.0, 1.0, p)
+
+
+@triton.jit
+def quantize_tile(x, p, R: tl.constexpr, C: tl.constexpr, NATIVE: tl.constexpr):
+    """x float32 [R, C], p float32 [R] -> words int32 [R, C/8], scales uint8 [R, C/16]."""
+    blocks = x.reshape(R, C // BLOCK, BLOCK)
+    # As integers, magnitudes order as floats do and a NaN is above Inf: the maximum keeps it.
+    amax_bits = tl.max(blocks.to(tl.int32, bitcast=True) & MAGNITUDE, axis=2)
+    is_nan = amax_bits > INF_BITS
+    amax = tl.where(is_nan, 0.0, amax_bits.to(tl.float32, bitcast=True))
+
+    enc = reciprocal(p) * ONE_SIXTH
+    scales = f32_to_e4m3(amax * enc[:, None])
+    sf = e4m3_to_f16(scales).to(tl.float32)
+    inverse = tl.minimum(reciprocal(sf * p[:, None]), FLOAT32_MAX)
+    inverse = tl.where(is_nan, float("nan"), tl.where(scales == 0, 0.0, inverse))
+
+    sign_mask = tl.where(is_nan, 0, 8)
+    codes = f32_to_e2m1(blocks * inverse[:, :, None], sign_mask[:, :, None], NATIVE)
+    # Eight codes fill disjoint nibbles of a word, so their sum is their union.
+    nibble = (tl.arange(0, BLOCK) % 8) * 4
+    words = tl.sum((codes << nibble[None, None, :]).reshape(R, C // 8, 8), axis=2)
+    return words, tl.where(is_nan, NAN_SCALE, scales).to(tl.uint8)
+
+
+@triton.jit
+def silu_mul(gate, up):
+    """silu(gate) * up, float32, operation for operation as spec/swiglu.py."""
+    t = tl.minimum(tl.maximum(gate * NEG_LOG2_E, EXP2_MIN), EXP2_MAX)
+    shifted = t + ROUND_TO_INT
+    f = t - (shifted - ROUND_TO_INT)
+    poly = EXP2_C5 * f + EXP2_C4
+    poly = poly * f + EXP2_C3
+    poly = poly * f + EXP2_C2
+    poly = poly * f + EXP2_C1
+    poly = poly * f + 1.0
+    exponent = shifted.to(tl.int32, bitcast=True) << 23
+    exp = (poly.to(tl.int32, bitcast=True) + exponent).to(tl.float32, bitcast=True)
+    return tl.div_rn(gate, exp + 1.0) * up
+
+
+# ---- addresses ------------------------------------------------------------------------------
+
+
+@triton.jit
+def scale_offsets(rows, blocks, row_stride, SWIZZLED: tl.constexpr):
+    """Byte offsets (int64) of the scales at rows [R, 1], blocks [1, C]; row_stride: Ksf, or Kp swizzled."""
+    if SWIZZLED:
+        tile = (rows // TILE_ROWS).to(tl.int64) * (row_stride // TILE_BLOCKS) + blocks // TILE_BLOCKS
+        within = (rows % 32) * 16 + (rows // 32 % 4) * TILE_BLOCKS + blocks % TILE_BLOCKS
+        return tile * (TILE_ROWS * TILE_BLOCKS) + within
+    else:
+        return rows.to(tl.int64) * row_stride + blocks
+
+
+@triton.jit
+def store_quantized(
+    x, p, data, scales, rows, column, M, K, scale_rows, scale_columns,
+    SWIZZLED: tl.constexpr, R: tl.constexpr, C: tl.constexpr, NATIVE: tl.constexpr,
+):  # fmt: skip
+    """Quantize the tile x [R, C] at (rows, column) and store it, the scales' padding included.
+
+    x holds zeros outside [M, K], and a zero block's scale is the padding byte 0x00.
+    """
+    words, sf = quantize_tile(x, p, R, C, NATIVE)
+    word = column // 8 + tl.arange(0, C // 8)
+    data = data.to(tl.pointer_type(tl.int32), bitcast=True)
+    offsets = rows.to(tl.int64)[:, None] * (K // 8) + word[None, :]
+    tl.store(data + offsets, words, mask=(rows < M)[:, None] & (word < K // 8)[None, :])
+
+    block = column // BLOCK + tl.arange(0, C // BLOCK)
+    offsets = scale_offsets(rows[:, None], block[None, :], scale_columns, SWIZZLED)
+    inside = (rows < scale_rows)[:, None] & (block < scale_columns)[None, :]
+    tl.store(scales + offsets, sf, mask=inside)

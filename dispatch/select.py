@@ -1,0 +1,66 @@
+"""The first backend with nothing in its way runs; one asked for by name runs or raises.
+
+An exception never means "unsupported": a backend says beforehand what it needs.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from nvfp4.backends.contract import Backend, Problem, target_of
+from nvfp4.dispatch.registry import BACKENDS
+
+ENVIRONMENT = "NVFP4_BACKEND"
+"""Names a backend for every call that does not name one itself."""
+
+
+class Verdict(NamedTuple):
+    """What one backend says to one problem: `reasons` it cannot, or why it does so `only_by_name`."""
+
+    backend: str
+    reasons: tuple[str, ...]
+    only_by_name: str
+
+    def __str__(self) -> str:
+        if self.reasons:
+            return "; ".join(self.reasons)
+        return f"by name only: {self.only_by_name}" if self.only_by_name else "ok"
+
+
+def verdicts(problem: Problem) -> tuple[Verdict, ...]:
+    return tuple(
+        Verdict(b.name, tuple(b.reasons(problem)), b.only_by_name(problem)) for b in BACKENDS
+    )
+
+
+def requested(backend: str) -> str:
+    """The backend asked for: by the call, else by the environment, else none ("")."""
+    return backend or os.environ.get(ENVIRONMENT, "")
+
+
+def choose(problem: Problem, name: str = "") -> Backend:
+    """The backend that runs the problem; ValueError with every backend's reasons if there is none."""
+    said = verdicts(problem)
+    for backend, verdict in zip(BACKENDS, said, strict=True):
+        wanted = backend.name == name if name else not verdict.only_by_name
+        if wanted and not verdict.reasons:
+            return backend
+    known = ", ".join(b.name for b in BACKENDS)
+    asked = f"backend {name!r} cannot" if name else "no backend can"
+    if name and name not in (b.name for b in BACKENDS):
+        raise ValueError(f"nvfp4::{problem.op}: backend needs one of {known}, got {name!r}")
+    lines = "".join(f"\n  {v.backend}: {v}" for v in said)
+    raise ValueError(f"nvfp4::{problem.op}: {asked} run this on {problem.target}:{lines}")
+
+
+def launcher(op: str, device: torch.device, backend: str = "") -> Callable[..., Any]:
+    """The function that runs `op` on tensors of `device`; `backend` names one, "" chooses."""
+    return _launcher(op, device, requested(backend))
+
+
+@functools.cache
+def _launcher(op: str, device: torch.device, name: str) -> Callable[..., Any]:
+    return choose(Problem(op, target_of(device)), name).launcher(op)

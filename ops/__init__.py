@@ -1,0 +1,28 @@
+"""What can be called: one file a contract, with its schema, its checks, its fake and its Python function.
+
+Importing this package registers torch.ops.nvfp4.*.
+"""
+
+from nvfp4.ops.dequantize import dequantize
+from nvfp4.ops.explain import Explanation, explain
+from nvfp4.ops.linear import linear
+from nvfp4.ops.mm import mm
+from nvfp4.ops.quantize import global_scale, quantize, quantize_weight
+from nvfp4.ops.quantize_dynamic import quantize_dynamic
+from nvfp4.ops.silu_mul_quantize import silu_mul_quantize
+from nvfp4.ops.tensor import QuantizedTensor, concatenate
+
+__all__ = [
+    "Explanation",
+    "QuantizedTensor",
+    "concatenate",
+    "dequantize",
+    "explain",
+    "global_scale",
+    "linear",
+    "mm",
+    "quantize",
+    "quantize_dynamic",
+    "quantize_weight",
+    "silu_mul_quantize",
+]

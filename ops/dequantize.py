@@ -1,0 +1,71 @@
+"""nvfp4::dequantize: packed data and scales back to floats."""
+
+import torch
+from torch import Tensor
+
+from nvfp4.dispatch import launcher
+from nvfp4.ops.checks import Checker, matrix
+from nvfp4.ops.library import define
+from nvfp4.ops.tensor import QuantizedTensor
+from nvfp4.spec.format import LINEAR, SWIZZLED
+from nvfp4.spec.packing import as_bytes
+
+SIGNATURE = """(Tensor data, Tensor scales, Tensor global_scale, ScalarType? out_dtype=None,
+    str scale_layout="swizzled", str backend="") -> Tensor"""
+
+
+def _check(
+    data: Tensor, scales: Tensor, p: Tensor, out_dtype: torch.dtype | None, scale_layout: str
+) -> tuple[Checker, int, int]:
+    check = Checker("dequantize", data)
+    rows, k = check.packed("data", data)
+    check.layout(scale_layout)
+    check.scales("scales", scales, (*data.shape[:-1], k), scale_layout)
+    check.global_scale("global_scale", p, rows)
+    check.out_dtype(out_dtype)
+    return check, rows, k
+
+
+def _run(
+    data: Tensor,
+    scales: Tensor,
+    global_scale: Tensor,
+    out_dtype: torch.dtype | None = None,
+    scale_layout: str = SWIZZLED,
+    backend: str = "",
+) -> Tensor:
+    check, rows, k = _check(data, scales, global_scale, out_dtype, scale_layout)
+    check.valid_values("global_scale", global_scale)
+    launch = launcher("dequantize", data.device, backend)
+    if rows == 0:
+        return _fake(data, scales, global_scale, out_dtype, scale_layout, backend)
+    if scale_layout == LINEAR:
+        scales = scales.reshape(rows, -1)
+    out = launch(
+        matrix(as_bytes(data), rows),
+        scales.contiguous(),
+        global_scale.reshape(-1),
+        out_dtype or torch.bfloat16,
+        scale_layout,
+    )
+    return out.view(*data.shape[:-1], k)
+
+
+def _fake(
+    data: Tensor,
+    scales: Tensor,
+    global_scale: Tensor,
+    out_dtype: torch.dtype | None = None,
+    scale_layout: str = SWIZZLED,
+    backend: str = "",
+) -> Tensor:
+    _, _, k = _check(data, scales, global_scale, out_dtype, scale_layout)
+    return data.new_empty((*data.shape[:-1], k), dtype=out_dtype or torch.bfloat16)
+
+
+define("dequantize", SIGNATURE, _run, _fake)
+
+
+def dequantize(q: QuantizedTensor, out_dtype: torch.dtype = torch.bfloat16, backend: str = "") -> Tensor:
+    """The values of q, [..., K] in out_dtype: e2m1 * scale * global_scale, rounded to float32 and then to out_dtype."""
+    return torch.ops.nvfp4.dequantize(q.data, q.scales, q.row_scales(), out_dtype, q.scale_layout, backend)

@@ -1,0 +1,47 @@
+"""nvfp4::quantize_dynamic: quantization with one global scale per row, found in the same pass."""
+
+import torch
+from torch import Tensor
+
+from nvfp4.dispatch import launcher
+from nvfp4.ops.checks import Checker, matrix
+from nvfp4.ops.library import define
+from nvfp4.ops.quantize import empty_quantized, restore_lead
+from nvfp4.ops.tensor import QuantizedTensor
+from nvfp4.spec.format import SWIZZLED
+
+SIGNATURE = '(Tensor x, str scale_layout="swizzled", str backend="") -> (Tensor data, Tensor scales, Tensor global_scale)'
+
+
+def _check(x: Tensor, scale_layout: str) -> tuple[int, int]:
+    check = Checker("quantize_dynamic", x)
+    check.layout(scale_layout)
+    return check.floats("x", x)
+
+
+def _run(x: Tensor, scale_layout: str = SWIZZLED, backend: str = "") -> tuple[Tensor, Tensor, Tensor]:
+    rows, _ = _check(x, scale_layout)
+    launch = launcher("quantize_dynamic", x.device, backend)
+    if rows == 0:
+        return _fake(x, scale_layout, backend)
+    data, scales, global_scale = launch(matrix(x, rows), scale_layout)
+    return *restore_lead(data, scales, tuple(x.shape[:-1]), scale_layout), global_scale
+
+
+def _fake(x: Tensor, scale_layout: str = SWIZZLED, backend: str = "") -> tuple[Tensor, Tensor, Tensor]:
+    rows, k = _check(x, scale_layout)
+    empty = empty_quantized(x, tuple(x.shape[:-1]), k, scale_layout)
+    return *empty, x.new_empty((rows,), dtype=torch.float32)
+
+
+define("quantize_dynamic", SIGNATURE, _run, _fake)
+
+
+def quantize_dynamic(x: Tensor, scale_layout: str = SWIZZLED, backend: str = "") -> QuantizedTensor:
+    """Quantize activations x [..., K]: each row (token) gets its own p = amax_row / 2688.
+
+    One pass, no host synchronization, and a row's result never depends on the other rows.
+    The result's global_scale is float32 [M], M the product of the leading dimensions.
+    """
+    data, scales, p = torch.ops.nvfp4.quantize_dynamic(x, scale_layout, backend)
+    return QuantizedTensor(data, scales, p, scale_layout)

@@ -1,0 +1,117 @@
+"""The quantization recipe, and its inverse, on 2-D tensors.
+
+All arithmetic is float32, each operation rounded once, nothing contracted; p is the global scale:
+
+    enc  = 1 / p
+    sf   = e4m3(amax_block * (enc * f32(1/6)))         no lower clamp: a zero block has scale 0x00
+    inv  = 0 if sf == 0 else min(1 / (sf * p), FLT_MAX)
+    code = e2m1(x * inv)
+
+The order of the multiplications is TransformerEngine's, cuBLAS's and CUTLASS's; another order
+changes 0.1 to 0.5 % of the scale bytes. NaN in x makes its block NaN (scale 0x7F, codes 0x7);
++-Inf saturates its block (scale 448, code +-6).
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from nvfp4.spec.format import (
+    BLOCK,
+    DATA_DTYPE,
+    FLOAT32_MAX,
+    FLOAT32_MIN_NORMAL,
+    GLOBAL_SCALE_DIVISOR,
+    NAN_BLOCK_CODE,
+    ONE_SIXTH,
+    SCALE_DTYPE,
+)
+from nvfp4.spec.packing import pack, unpack
+from nvfp4.spec.rounding import from_e2m1, from_e4m3, to_e2m1, to_e4m3
+
+CHUNK = 1 << 20
+"""Elements worked on at a time: the recipe's temporaries stay small whatever the tensor's size."""
+
+
+def _row_chunks(rows: int, k: int) -> Iterator[slice]:
+    step = max(1, CHUNK // max(k, 1))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def _finite_magnitude(x: Tensor) -> Tensor:
+    """|x| in float32 for a maximum: NaN counts as 0 and Inf as FLT_MAX, so that p is always valid."""
+    return x.float().abs().nan_to_num_(nan=0.0, posinf=FLOAT32_MAX)
+
+
+def _global_scale_of(amax: Tensor) -> Tensor:
+    """p = amax / 2688, kept normal; 1 where amax is 0."""
+    p = torch.div(amax, GLOBAL_SCALE_DIVISOR).clamp_(min=FLOAT32_MIN_NORMAL)
+    return torch.where(amax == 0, torch.ones_like(p), p)
+
+
+def global_scale(x: Tensor) -> Tensor:
+    """The per-tensor global scale of x [...]: float32 [], on x's device."""
+    amax = torch.zeros((), dtype=torch.float32, device=x.device)
+    flat = x.reshape(1, -1) if x.dim() < 2 else x.reshape(-1, x.shape[-1])
+    for rows in _row_chunks(*flat.shape):
+        if flat[rows].numel():
+            amax = torch.maximum(amax, _finite_magnitude(flat[rows]).amax())
+    return _global_scale_of(amax)
+
+
+def row_global_scales(x: Tensor) -> Tensor:
+    """One global scale per row of x [M, K]: float32 [M]."""
+    amax = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
+    for rows in _row_chunks(*x.shape):
+        amax[rows] = _finite_magnitude(x[rows]).amax(dim=1)
+    return _global_scale_of(amax)
+
+
+def _quantize_chunk(x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 x [m, K], p [m or 1, 1] -> data uint8 [m, K/2], scales float8_e4m3fn [m, K/16]."""
+    one = torch.ones_like(p)
+    blocks = x.view(x.shape[0], -1, BLOCK)
+    amax = blocks.abs().amax(dim=-1)
+    scales = to_e4m3(amax * (torch.div(one, p) * ONE_SIXTH))
+    sf = from_e4m3(scales)
+    inverse = torch.div(one, sf * p).clamp_(max=FLOAT32_MAX).masked_fill_(sf == 0, 0.0)
+    codes = to_e2m1(blocks * inverse.unsqueeze(-1))
+    codes.masked_fill_(amax.isnan().unsqueeze(-1), NAN_BLOCK_CODE)
+    return pack(codes.view(x.shape)), scales
+
+
+def quantize(x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    """x [M, K], p float32 [1] or [M] -> data uint8 [M, K/2], linear scales float8_e4m3fn [M, K/16].
+
+    Temporaries are bounded by CHUNK, so the peak is the outputs plus a few megabytes.
+    """
+    rows, k = x.shape
+    data = torch.empty(rows, k // 2, dtype=DATA_DTYPE, device=x.device)
+    scales = torch.empty(rows, k // BLOCK, dtype=SCALE_DTYPE, device=x.device)
+    p = p.view(-1, 1)
+    for chunk in _row_chunks(rows, k):
+        p_chunk = p if p.shape[0] == 1 else p[chunk]
+        data[chunk], scales[chunk] = _quantize_chunk(x[chunk].float().contiguous(), p_chunk)
+    return data, scales
+
+
+def decode(data: Tensor, scales: Tensor) -> Tensor:
+    """data uint8 [M, K/2], linear scales [M, K/16] -> e2m1 * sf in float32 [M, K], which is exact."""
+    values = from_e2m1(unpack(data)).view(data.shape[0], -1, BLOCK)
+    return values.mul_(from_e4m3(scales).unsqueeze(-1)).view(data.shape[0], -1)
+
+
+def dequantize(data: Tensor, scales: Tensor, p: Tensor, out_dtype: torch.dtype) -> Tensor:
+    """data [M, K/2], linear scales [M, K/16], p float32 [1] or [M] -> [M, K] in out_dtype.
+
+    (e2m1 * sf) is exact; the product with p is rounded to float32, then once to out_dtype.
+    """
+    rows, k = data.shape[0], data.shape[1] * 2
+    out = torch.empty(rows, k, dtype=out_dtype, device=data.device)
+    p = p.view(-1, 1)
+    for chunk in _row_chunks(rows, k):
+        p_chunk = p if p.shape[0] == 1 else p[chunk]
+        out[chunk] = decode(data[chunk], scales[chunk]).mul_(p_chunk)
+    return out

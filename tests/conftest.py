@@ -1,0 +1,50 @@
+"""Fixtures. Without a GPU the Triton kernels are interpreted, so every test runs everywhere."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported, which reads it once
+
+from nvfp4.dispatch import BACKENDS
+from nvfp4.ops.explain import STAGES, explain
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if DEVICE == "cpu":
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, got none"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`backend`: every registered backend that has the op a test is marked with (pytest.mark.op)."""
+    if "backend" in metafunc.fixturenames:
+        op = metafunc.definition.get_closest_marker("op").args[0]
+        names = [b.name for b in BACKENDS if all(stage in b.ops for stage in STAGES[op])]
+        metafunc.parametrize("backend", names, indirect=True)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> str:
+    """A backend's name; skipped with the backend's own reasons where it cannot run on this machine."""
+    op = request.node.get_closest_marker("op").args[0]
+    for stage in explain(op, DEVICE).stages:
+        for verdict in stage.verdicts:
+            if verdict.backend == request.param and verdict.reasons:
+                pytest.skip(f"{request.param}: {verdict}")
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def device() -> str:
+    return DEVICE

@@ -1,0 +1,93 @@
+"""An independent NVFP4: tables and float64, sharing no code with the package.
+
+Rounding is a search for the nearest table entry (ties to the even code); the recipe's intermediate
+products are numpy float32, as the specification says.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+F32 = np.float32
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=np.float64)
+
+
+def _e4m3_value(byte: int) -> float:
+    exponent, mantissa = byte >> 3 & 15, byte & 7
+    if byte & 0x7F == 0x7F:
+        return float("nan")
+    magnitude = mantissa / 8 * 2.0**-6 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7)
+    return -magnitude if byte & 0x80 else magnitude
+
+
+E4M3 = np.array([_e4m3_value(byte) for byte in range(256)])
+
+
+def nearest(values: npt.NDArray, table: npt.NDArray) -> npt.NDArray:
+    """Index of the entry of an increasing table nearest to each value; of two, the even index."""
+    values = np.minimum(np.asarray(values, np.float64), table[-1])[..., None]
+    distance = np.abs(values - table)
+    best = distance.min(-1, keepdims=True)
+    candidates = distance == best
+    even = candidates & (np.arange(len(table)) % 2 == 0)
+    return np.where(candidates.sum(-1) > 1, even.argmax(-1), candidates.argmax(-1))
+
+
+def quantize(x: npt.NDArray, p: npt.NDArray) -> tuple[npt.NDArray, npt.NDArray]:
+    """float32 x [M, K], p [M] -> codes [M, K] 0..15, scale bytes [M, K/16]."""
+    m, k = x.shape
+    codes, scales = np.zeros((m, k), np.uint8), np.zeros((m, k // 16), np.uint8)
+    with np.errstate(all="ignore"):
+        for row in range(m):
+            enc = F32(1) / F32(p[row])
+            for block in range(k // 16):
+                values = x[row, 16 * block : 16 * block + 16].astype(F32)
+                at = (row, slice(16 * block, 16 * block + 16))
+                if np.isnan(values).any():
+                    scales[row, block], codes[at] = 0x7F, 0x7
+                    continue
+                amax = np.abs(values).max()
+                byte = int(nearest(amax * (enc * F32(1 / 6)), E4M3[:0x7F]))
+                inverse = F32(0)
+                if byte:
+                    inverse = min(F32(1) / F32(F32(E4M3[byte]) * F32(p[row])), np.finfo(F32).max)
+                scaled = values * F32(inverse)
+                scales[row, block] = byte
+                codes[at] = nearest(np.abs(scaled), E2M1) + 8 * np.signbit(scaled)
+    return codes, scales
+
+
+def row_global_scale(x: npt.NDArray) -> npt.NDArray:
+    """float32 x [M, K] -> p [M]."""
+    magnitude = np.minimum(np.nan_to_num(np.abs(x.astype(F32)), nan=0, posinf=np.inf), np.finfo(F32).max)
+    amax = magnitude.max(-1).astype(F32)
+    p = np.maximum(amax / F32(2688), np.finfo(F32).tiny).astype(F32)
+    return np.where(amax == 0, F32(1), p)
+
+
+def pack(codes: npt.NDArray) -> npt.NDArray:
+    return (codes[..., 0::2] | codes[..., 1::2] << 4).astype(np.uint8)
+
+
+def swizzle(scales: npt.NDArray) -> npt.NDArray:
+    """Byte by byte, from the offset formula."""
+    m, ksf = scales.shape
+    mp, kp = -(-m // 128) * 128, -(-ksf // 4) * 4
+    out = np.zeros(mp * kp, np.uint8)
+    for i in range(m):
+        for j in range(ksf):
+            out[((i // 128) * (kp // 4) + j // 4) * 512 + (i % 32) * 16 + (i // 32 % 4) * 4 + j % 4] = scales[i, j]
+    return out.reshape(mp, kp)
+
+
+def decode(data: npt.NDArray, scales: npt.NDArray) -> npt.NDArray:
+    """data [M, K/2], linear scale bytes [M, K/16] -> e2m1 * sf in float64 [M, K]."""
+    codes = np.stack([data & 15, data >> 4], -1).reshape(len(data), -1)
+    signed = np.where(codes & 8, -E2M1[codes & 7], E2M1[codes & 7])
+    return signed * np.repeat(E4M3[scales], 16, axis=-1)
+
+
+def silu_mul(gate: npt.NDArray, up: npt.NDArray, limit: float | None) -> npt.NDArray:
+    gate, up = gate.astype(np.float64), up.astype(np.float64)
+    if limit is not None:
+        gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+    return gate / (1 + np.exp(-gate)) * up

@@ -1,0 +1,74 @@
+"""The house: imports point one way, and a fact is where it belongs."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = {
+    # room: the rooms it may import
+    "spec": set(),
+    "backends": {"spec"},
+    "dispatch": {"backends", "spec"},
+    "ops": {"dispatch", "backends", "spec"},
+    "layers": {"ops", "spec"},
+    "demo": {"layers", "ops", "dispatch", "backends", "spec"},
+    "bench": {"layers", "ops", "dispatch", "backends", "spec"},
+    "cli": {"bench", "demo", "layers", "ops", "dispatch", "backends", "spec"},
+}
+
+
+def _imports(path: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names.append(node.module or "")
+            if node.module in ("nvfp4", "nvfp4.backends"):
+                names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def _files(room: str) -> list[Path]:
+    return sorted((ROOT / room).rglob("*.py"))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_point_one_way(room):
+    assert _files(room)
+    for path in _files(room):
+        for name in _imports(path):
+            top, *rest = name.split(".")
+            assert top not in ROOMS, f"{path}: import nvfp4.{name}, not {name}"
+            if top == "nvfp4" and rest and rest[0] in ROOMS:
+                assert rest[0] in ROOMS[room] | {room}, f"{path} imports {name}"
+
+
+def test_spec_imports_torch_and_einops_alone():
+    allowed = {"torch", "einops", "nvfp4", "math", "collections", "typing"}
+    for path in _files("spec"):
+        assert {name.split(".")[0] for name in _imports(path)} <= allowed, path
+
+
+def test_no_backend_imports_another():
+    backends = {path.name for path in (ROOT / "backends").iterdir() if (path / "__init__.py").exists()}
+    for backend in backends:
+        for path in _files(f"backends/{backend}"):
+            for name in _imports(path):
+                if name.startswith("nvfp4.backends."):
+                    assert name.split(".")[2] not in backends - {backend}, f"{path} imports {name}"
+
+
+def test_kernels_are_imported_when_they_are_called():
+    """import nvfp4 costs torch alone: neither Triton's kernels nor CuTe DSL come with it."""
+    import subprocess
+    import sys
+
+    code = "import sys, nvfp4; print([m for m in sys.modules if m.startswith(('triton.language', 'cutlass', 'transformers'))])"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(ast.literal_eval(out.stdout))
+    bare = subprocess.run([sys.executable, "-c", code.replace(", nvfp4", ", torch")], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert loaded == set(ast.literal_eval(bare.stdout))

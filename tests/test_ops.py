@@ -1,0 +1,261 @@
+"""The contract of every op: schema, fake, torch.compile, empty, strided and misaligned inputs, bad input."""
+
+import pytest
+import torch
+from cases import same_bits
+
+import nvfp4
+
+OPS = torch.ops.nvfp4
+NAMES = ("quantize", "quantize_dynamic", "dequantize", "silu_mul_quantize", "mm", "linear")
+EACH_OP = pytest.mark.parametrize("name", NAMES)
+SCHEMAS = {
+    "quantize": 'nvfp4::quantize(Tensor x, Tensor global_scale, str scale_layout="swizzled", str backend="") -> (Tensor data, Tensor scales)',
+    "quantize_dynamic": 'nvfp4::quantize_dynamic(Tensor x, str scale_layout="swizzled", str backend="") -> (Tensor data, Tensor scales, Tensor global_scale)',
+    "dequantize": 'nvfp4::dequantize(Tensor data, Tensor scales, Tensor global_scale, ScalarType? out_dtype=None, str scale_layout="swizzled", str backend="") -> Tensor',
+    "mm": 'nvfp4::mm(Tensor a, Tensor b, Tensor a_scales, Tensor b_scales, Tensor alpha, Tensor? bias=None, ScalarType? out_dtype=None, str backend="") -> Tensor',
+    "silu_mul_quantize": 'nvfp4::silu_mul_quantize(Tensor gate_up, Tensor global_scale, float? limit=None, str scale_layout="swizzled", str backend="") -> (Tensor data, Tensor scales)',
+    "linear": 'nvfp4::linear(Tensor x, Tensor weight, Tensor weight_scales, Tensor weight_global_scale, Tensor? input_global_scale=None, Tensor? bias=None, str backend="") -> Tensor',
+}
+
+
+def arguments(name: str, m: int, device: str, layout: str = "swizzled") -> tuple:
+    """Valid arguments of an op for m rows."""
+    k, n = 96, 40
+    x = torch.randn(m, k, device=device, dtype=torch.bfloat16)
+    p = torch.tensor(0.002, device=device)
+    if name == "quantize":
+        return x, p, layout
+    if name == "quantize_dynamic":
+        return x, layout
+    if name == "silu_mul_quantize":
+        return x, p, 7.0, layout
+    if name == "dequantize":
+        data, scales = OPS.quantize(x, p, layout)
+        return data, scales, p, torch.float32, layout
+    w = nvfp4.quantize(torch.randn(n, k, device=device))
+    bias = torch.randn(n, device=device)
+    if name == "linear":
+        return x, w.data, w.scales, w.global_scale, None, bias
+    a = nvfp4.quantize(x, p)
+    return a.data, w.data, a.scales, w.scales, p * w.global_scale, bias, torch.float32
+
+
+def outputs(result: torch.Tensor | tuple) -> tuple[torch.Tensor, ...]:
+    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
+
+
+@EACH_OP
+def test_schema(name):
+    assert str(getattr(OPS, name).default._schema) == SCHEMAS[name]
+
+
+@EACH_OP
+@pytest.mark.parametrize("layout", ["swizzled", "linear"])
+def test_opcheck(name, layout, device):
+    """All of opcheck, but for its schema test where an input is float8: it compares with torch.allclose,
+    which has no float8. What that test checks is checked in test_inputs_are_not_changed."""
+    for m in (3, 130):
+        args = arguments(name, m, device, layout)
+        utils = ["test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
+        if not any(isinstance(a, torch.Tensor) and a.dtype == torch.float8_e4m3fn for a in args):
+            utils.append("test_schema")
+        torch.library.opcheck(getattr(OPS, name).default, args, test_utils=utils)
+
+
+@EACH_OP
+def test_compile_fullgraph_dynamic(name, device):
+    """One graph, no break, and no recompilation for a new number of rows."""
+    op = getattr(OPS, name)
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    compiled = torch.compile(lambda *args: op(*args), fullgraph=True, dynamic=True)
+    for m in (3, 130, 257):
+        args = arguments(name, m, device)
+        for got, want in zip(outputs(compiled(*args)), outputs(op(*args)), strict=True):
+            same_bits(got, want)
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] <= 2, counters["stats"]
+
+
+@EACH_OP
+def test_fake_has_the_shapes_dtypes_and_strides_of_the_real_outputs(name, device):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    for m in (1, 128, 129):
+        args = arguments(name, m, device)
+        with FakeTensorMode() as mode:
+            fake_args = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in args]
+            fakes = outputs(getattr(OPS, name)(*fake_args))
+        for fake, real in zip(fakes, outputs(getattr(OPS, name)(*args)), strict=True):
+            assert fake.shape == real.shape and fake.dtype == real.dtype and fake.stride() == real.stride()
+            assert real.is_contiguous()
+
+
+@EACH_OP
+def test_empty(name, device):
+    for result in outputs(getattr(OPS, name)(*arguments(name, 0, device))):
+        assert result.numel() == 0 and result.device.type == device
+
+
+@EACH_OP
+def test_inputs_are_not_changed(name, device):
+    args = arguments(name, 5, device)
+    before = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
+    getattr(OPS, name)(*args)
+    for now, then in zip(args, before, strict=True):
+        if isinstance(now, torch.Tensor):
+            same_bits(now, then)
+
+
+def _strided(x: torch.Tensor) -> torch.Tensor:
+    """The same values, every other element of a larger buffer along the last dimension."""
+    if x.dim() == 0:
+        return x
+    wide = torch.zeros(*x.shape[:-1], 2 * x.shape[-1], dtype=x.dtype, device=x.device)
+    wide[..., ::2] = x
+    return wide[..., ::2]
+
+
+def _row_strided(x: torch.Tensor) -> torch.Tensor:
+    """The same values, rows cut out of wider ones."""
+    if x.dim() < 2:
+        return x
+    wide = torch.zeros(x.shape[0], x.shape[1] + 7, dtype=x.dtype, device=x.device)
+    wide[:, 3:-4] = x
+    return wide[:, 3:-4]
+
+
+def _misaligned(x: torch.Tensor) -> torch.Tensor:
+    """The same values, one element off any alignment."""
+    flat = torch.zeros(x.numel() + 1, dtype=x.dtype, device=x.device)
+    flat[1:] = x.reshape(-1)
+    return flat[1:].view(x.shape)
+
+
+def _runnable(name: str, device: str) -> list[str]:
+    """The backends that can run every stage of an op here."""
+    stages = nvfp4.explain(name, device).stages
+    able = [{v.backend for v in stage.verdicts if not v.reasons} for stage in stages]
+    return sorted(set.intersection(*able))
+
+
+@EACH_OP
+@pytest.mark.parametrize("view", [_strided, _row_strided, _misaligned])
+def test_views(name, view, device):
+    args = arguments(name, 6, device)
+    viewed = [view(a) if isinstance(a, torch.Tensor) else a for a in args]
+    for backend in _runnable(name, device):
+        want = outputs(getattr(OPS, name)(*args, backend=backend))
+        for g, w in zip(outputs(getattr(OPS, name)(*viewed, backend=backend)), want, strict=True):
+            same_bits(g, w)
+
+
+def test_float4_view_is_accepted(device):
+    w = nvfp4.quantize(torch.randn(24, 32, device=device))
+    x = torch.randn(3, 32, device=device)
+    packed = w.data.view(torch.float4_e2m1fn_x2)
+    same_bits(OPS.linear(x, packed, w.scales, w.global_scale), OPS.linear(x, w.data, w.scales, w.global_scale))
+    same_bits(OPS.dequantize(packed, w.scales, w.global_scale), w.dequantize())
+    a = nvfp4.quantize(x)
+    got = OPS.mm(a.data.view(torch.float4_e2m1fn_x2), packed, a.scales, w.scales, torch.ones((), device=device))
+    same_bits(got, OPS.mm(a.data, w.data, a.scales, w.scales, torch.ones((), device=device)))
+
+
+def test_default_out_dtype_is_bfloat16(device):
+    w = nvfp4.quantize(torch.randn(24, 32, device=device))
+    assert OPS.dequantize(w.data, w.scales, w.global_scale).dtype == torch.bfloat16
+    one = torch.ones((), device=device)
+    assert OPS.mm(w.data, w.data, w.scales, w.scales, one).dtype == torch.bfloat16
+
+
+def _replaced(args: tuple, index: int, value: object) -> tuple:
+    return (*args[:index], value, *args[index + 1 :])
+
+
+def _bad_inputs() -> list:
+    f32, f64 = torch.float32, torch.float64
+    nan, inf = float("nan"), float("inf")
+    cases = [
+        ("quantize", 0, lambda x: x[:, :17], "x needs a last dimension that is a positive multiple of 16"),
+        ("quantize", 0, lambda x: x[:, :0], "x needs a last dimension"),
+        ("quantize", 0, lambda x: x.to(f64), "x needs dtype bfloat16 or float16 or float32, got float64"),
+        ("quantize", 0, lambda x: x.int(), "x needs dtype"),
+        ("quantize", 1, lambda p: p.to(f64), "global_scale needs dtype float32"),
+        ("quantize", 1, lambda p: p.expand(4), r"global_scale needs shape \[\], \[1\] or \[6\]"),
+        ("quantize", 1, lambda p: p.view(1, 1), "global_scale needs shape"),
+        ("quantize", 2, lambda _: "diagonal", "scale_layout needs 'swizzled' or 'linear', got 'diagonal'"),
+        ("quantize_dynamic", 0, lambda x: x[:, :8], "x needs a last dimension"),
+        ("quantize_dynamic", 1, lambda _: "", "scale_layout needs"),
+        ("dequantize", 0, lambda d: d[:, :5], "data needs a last dimension"),
+        ("dequantize", 0, lambda d: d.int(), "data needs dtype uint8 or float4_e2m1fn_x2"),
+        ("dequantize", 1, lambda s: s[:, :4], r"scales needs the swizzled shape \[128, 8\]"),
+        ("dequantize", 1, lambda s: s.view(torch.uint8), "scales needs dtype float8_e4m3fn"),
+        ("dequantize", 3, lambda _: torch.int8, "out_dtype needs one of"),
+        ("dequantize", 4, lambda _: "linear", "scales needs the linear shape"),
+        ("silu_mul_quantize", 0, lambda x: x[:, :48], "gate_up needs a last dimension that is a positive multiple of 32"),
+        ("silu_mul_quantize", 2, lambda _: -1.0, "limit needs a finite positive number"),
+        ("silu_mul_quantize", 2, lambda _: nan, "limit needs"),
+        ("mm", 0, lambda a: a[0], "a needs 2 dimensions"),
+        ("mm", 1, lambda b: b[:, :40], "b needs a's K = 96"),
+        ("mm", 2, lambda s: s[:, :6], r"a_scales needs the swizzled shape \[128, 8\]"),
+        ("mm", 3, lambda s: s.reshape(-1), "b_scales needs the swizzled shape"),
+        ("mm", 4, lambda p: p.expand(5), r"alpha needs shape"),
+        ("mm", 4, lambda p: p.expand(5, 1), r"alpha needs shape"),
+        ("mm", 4, lambda p: p.expand(1, 7), "alpha needs a number of segments that divides N = 40, got 7"),
+        ("mm", 4, lambda p: p.bfloat16(), "alpha needs dtype float32"),
+        ("mm", 5, lambda b: b[:-1], r"bias needs shape \[40\]"),
+        ("mm", 6, lambda _: torch.float64, "out_dtype needs one of"),
+        ("linear", 0, lambda x: x[:, :64], "weight needs x's K = 64"),
+        ("linear", 1, lambda w: w.float(), "weight needs dtype uint8"),
+        ("linear", 2, lambda s: s[:64], "weight_scales needs the swizzled shape"),
+        ("linear", 3, lambda p: p.expand(3), "weight_global_scale needs a number of segments that divides N = 40"),
+        ("linear", 4, lambda _: torch.ones(4), "input_global_scale needs shape"),
+        ("linear", 5, lambda b: b.double(), "bias needs dtype"),
+        ("linear", 5, lambda b: b[None], "bias needs shape"),
+    ]
+    for bad in (nan, inf, 0.0, -1.0):
+        for name, index, argument in [
+            ("quantize", 1, "global_scale"),
+            ("dequantize", 2, "global_scale"),
+            ("silu_mul_quantize", 1, "global_scale"),
+            ("mm", 4, "alpha"),
+            ("linear", 3, "weight_global_scale"),
+            ("linear", 4, "input_global_scale"),
+        ]:
+            made = lambda _, bad=bad: torch.tensor(bad)  # noqa: E731
+            cases.append((name, index, made, f"{argument} needs finite positive values, got {bad}"))
+    return cases
+
+
+@pytest.mark.parametrize("name, index, change, message", _bad_inputs())
+def test_bad_input(name, index, change, message):
+    args = arguments(name, 6, "cpu")
+    with pytest.raises(ValueError, match=rf"nvfp4::{name}: {message}"):
+        getattr(OPS, name)(*_replaced(args, index, change(args[index])))
+
+
+@EACH_OP
+def test_tensors_on_different_devices(name):
+    args = arguments(name, 6, "cpu")
+    tensors = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]
+    for index in tensors[1:]:
+        with pytest.raises(ValueError, match=rf"nvfp4::{name}: \w+ needs to be on cpu with the other tensors, got meta"):
+            getattr(OPS, name)(*_replaced(args, index, args[index].to("meta")))
+
+
+@EACH_OP
+def test_unknown_backend(name):
+    with pytest.raises(ValueError, match="backend needs one of cutedsl, triton, reference, got 'cublas'"):
+        getattr(OPS, name)(*arguments(name, 6, "cpu"), backend="cublas")
+
+
+def test_no_gradient_is_invented():
+    """The ops are for inference: an output asks for no gradient, so a backward raises instead of returning garbage."""
+    w = nvfp4.quantize(torch.randn(24, 32))
+    x = torch.randn(3, 32, requires_grad=True)
+    y = OPS.linear(x, w.data, w.scales, w.global_scale)
+    assert not y.requires_grad
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        y.sum().backward()
