@@ -252,10 +252,10 @@ def test_unknown_backend(name):
 
 
 def test_no_gradient_is_invented():
-    """The ops are for inference: an output asks for no gradient, so a backward raises instead of returning garbage."""
+    """The ops are for inference: torch warns on a backward through one, and no gradient comes out of it."""
     w = nvfp4.quantize(torch.randn(24, 32))
     x = torch.randn(3, 32, requires_grad=True)
     y = OPS.linear(x, w.data, w.scales, w.global_scale)
-    assert not y.requires_grad
-    with pytest.raises(RuntimeError, match="does not require grad"):
+    with pytest.warns(UserWarning, match="autograd kernel was not registered"):
         y.sum().backward()
+    assert x.grad is None

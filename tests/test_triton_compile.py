@@ -1,0 +1,39 @@
+"""Every Triton kernel compiles for every architecture on a machine without a GPU, to the instructions meant."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nvfp4.backends import triton
+
+SCRIPT = Path(__file__).parent / "compile_triton.py"
+ARCHITECTURES = (80, 86, 89, 90, 100, 103, 120)
+
+
+@pytest.mark.parametrize("sm", ARCHITECTURES)
+def test_every_kernel_compiles_to_the_instructions_meant(sm):
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent.parent)}
+    done = subprocess.run([sys.executable, str(SCRIPT), str(sm)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    instructions = json.loads(done.stdout)
+    assert set(instructions) == {*triton.BACKEND.ops, "row_scales"}
+
+    def has(kernel: str, *parts: str) -> bool:
+        return any(all(part in name for part in parts) for name in instructions[kernel])
+
+    # The GEMM runs on the tensor cores meant.
+    assert has("mm", "wgmma.mma_async", "f32.f16.f16") == (sm == 90)
+    assert has("mm", "tcgen05.mma", "mxf4nvf4", "block_scale") == (sm in (100, 103))
+    assert has("mm", "mma.sync", "mxf4nvf4", "block_scale") == (sm == 120)
+    assert has("mm", "mma.sync", "f32.f16.f16.f32") == (sm in (80, 86, 89))
+    for kernel in ("quantize", "quantize_dynamic", "silu_mul_quantize"):
+        # The hardware's conversion to E2M1 is used where it exists, and only there.
+        assert has(kernel, "cvt.rn.satfinite.e2m1x2.f32") == (sm >= 100)
+        # Rounding is the spec's: no fused multiply-add, no approximate division. sm_80 has no FP8 type.
+        assert has(kernel, "div.rn.f32")
+        for forbidden in ("fma", "div.full", "div.approx", "rcp.approx", "e4m3"):
+            assert not has(kernel, forbidden), forbidden
