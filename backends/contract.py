@@ -50,11 +50,9 @@ class Backend:
 
     def reasons(self, problem: Problem) -> list[str]:
         """Why this backend cannot run the problem; all the reasons, none if it can."""
-        missing = [] if problem.op in self.ops else [f"needs a kernel for {problem.op}, has {self._ops()}"]
+        kernels = ", ".join(self.ops) or "none yet"
+        missing = [] if problem.op in self.ops else [f"needs a kernel for this op, has {kernels}"]
         return missing + self.needs(problem)
-
-    def _ops(self) -> str:
-        return ", ".join(self.ops) or "none yet"
 
     def launcher(self, op: str) -> Callable[..., Any]:
         return getattr(import_module(f"nvfp4.backends.{self.name}.{op}"), op)

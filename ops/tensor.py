@@ -7,7 +7,7 @@ from math import gcd, prod
 import torch
 from torch import Tensor
 
-from nvfp4.spec.format import BLOCK, LINEAR, NAN_SCALE, SWIZZLED
+from nvfp4.spec.format import BLOCK, LINEAR, NAN_SCALE, SCALE_DTYPE, SWIZZLED
 from nvfp4.spec.swizzle import scales_shape, swizzle_scales, unswizzle_scales
 
 
@@ -51,6 +51,10 @@ class QuantizedTensor:
             global_scale=self.global_scale.to(device),
         )
 
+    def __reduce__(self) -> tuple:
+        # pickle cannot read a float8 tensor back (torch.save can), so the scales travel as bytes.
+        return _from_bytes, (self.data, self.scales.view(torch.uint8), self.global_scale, self.scale_layout)
+
     def linear_scales(self) -> Tensor:
         """The block scales as [M, K/16]."""
         k = self.shape[-1]
@@ -92,6 +96,10 @@ class QuantizedTensor:
             if not torch.equal(clean, self.scales.view(torch.uint8)):
                 raise ValueError("scales needs padding bytes 0x00, got others")
         return self
+
+
+def _from_bytes(data: Tensor, scales: Tensor, global_scale: Tensor, scale_layout: str) -> QuantizedTensor:
+    return QuantizedTensor(data, scales.view(SCALE_DTYPE), global_scale, scale_layout)
 
 
 def concatenate(parts: Sequence[QuantizedTensor]) -> QuantizedTensor:

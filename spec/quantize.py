@@ -47,7 +47,8 @@ def _finite_magnitude(x: Tensor) -> Tensor:
 
 def _global_scale_of(amax: Tensor) -> Tensor:
     """p = amax / 2688, kept normal; 1 where amax is 0."""
-    p = torch.div(amax, GLOBAL_SCALE_DIVISOR).clamp_(min=FLOAT32_MIN_NORMAL)
+    # Divided by a tensor: on CUDA torch divides by a number by multiplying with its inverse.
+    p = torch.div(amax, torch.full_like(amax, GLOBAL_SCALE_DIVISOR)).clamp_(min=FLOAT32_MIN_NORMAL)
     return torch.where(amax == 0, torch.ones_like(p), p)
 
 

@@ -1,0 +1,117 @@
+"""The jobs that are timed: what moves, what is computed, who else does it, and how a result is checked."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import nvfp4
+from nvfp4.bench.timing import Call
+
+OPS = torch.ops.nvfp4
+
+COLD_BYTES = 160 << 20
+"""Copies of the data are made until they exceed this: well past an H200's 60 MB of L2."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op at one shape. `variants` holds "nvfp4" and the peers, each over the same copies of the data."""
+
+    op: str
+    shape: str
+    bytes_moved: int
+    flops: int
+    variants: dict[str, Sequence[Call]]
+    check: Callable[[], None]
+
+
+def _copies(bytes_each: int, device: str) -> int:
+    return max(2, min(64, COLD_BYTES // bytes_each)) if device == "cuda" else 2
+
+
+def _poison(device: str, *nbytes: int) -> None:
+    """Leave NaN bytes in the memory that the allocator hands out next."""
+    for poisoned in [torch.full((n,), 0x7F, dtype=torch.uint8, device=device) for n in nbytes]:
+        del poisoned
+
+
+def _assert_same(op: str, got: Sequence[Tensor], want: Sequence[Tensor]) -> None:
+    for g, w in zip(got, want, strict=True):
+        g, w = g.view(torch.uint8), w.view(torch.uint8)
+        if not torch.equal(g, w):
+            raise AssertionError(f"{op}: {int((g != w).sum())} bytes differ from the reference")
+
+
+def quantizer(op: str, rows: int, k: int, device: str) -> Case:
+    """A memory-bound op on [rows, k] bf16, checked bit for bit against the reference."""
+    copies = _copies(rows * k * 2, device)
+    width = 2 * k if op == "silu_mul_quantize" else k
+    xs = [torch.randn(rows, width, device=device, dtype=torch.bfloat16) for _ in range(copies)]
+    p = nvfp4.global_scale(xs[0])
+    quantized = [OPS.quantize(x, p) for x in xs] if op == "dequantize" else []
+    packed_bytes = rows * k // 2 + rows * k // 16
+
+    def run(index: int, backend: str = "") -> tuple[Tensor, ...]:
+        if op == "quantize":
+            return OPS.quantize(xs[index], p, backend=backend)
+        if op == "quantize_dynamic":
+            return OPS.quantize_dynamic(xs[index], backend=backend)
+        if op == "silu_mul_quantize":
+            return OPS.silu_mul_quantize(xs[index], p, backend=backend)
+        return (OPS.dequantize(*quantized[index], p, backend=backend),)
+
+    def check() -> None:
+        for index in range(copies):
+            _poison(device, rows * k // 2, packed_bytes, rows * k * 2)
+            _assert_same(op, run(index), run(index, "reference"))
+
+    calls = [lambda i=i: run(i) for i in range(copies)]
+    return Case(op, f"{rows}x{k}", rows * width * 2 + packed_bytes, 0, {"nvfp4": calls}, check)
+
+
+def linear(m: int, n: int, k: int, device: str) -> Case:
+    """nvfp4::linear, activation quantization included, against bf16 and against dequantize + bf16."""
+    copies = _copies(n * k // 2, device)
+    floats = [torch.randn(n, k, device=device, dtype=torch.bfloat16) for _ in range(copies)]
+    weights = [nvfp4.quantize_weight(w) for w in floats]
+    x = torch.randn(m, k, device=device, dtype=torch.bfloat16)
+
+    def run(index: int, backend: str = "") -> Tensor:
+        w = weights[index]
+        return OPS.linear(x, w.data, w.scales, w.global_scale, backend=backend)
+
+    def check() -> None:
+        for index in range(min(copies, 3)):
+            _poison(device, m * n * 2)
+            got, want = run(index).double(), run(index, "reference").double()
+            error = float((got - want).norm() / want.norm())
+            if not error < 2**-8:  # both round to bf16, half an ulp (2^-9) each
+                raise AssertionError(f"linear {m}x{n}x{k}: relative error {error:.1e} against the reference")
+
+    variants = {
+        "nvfp4": [lambda i=i: run(i) for i in range(copies)],
+        "bf16": [lambda w=w: torch.nn.functional.linear(x, w) for w in floats],
+        "dequantize + bf16": [lambda w=w: torch.nn.functional.linear(x, w.dequantize()) for w in weights],
+    }
+    moved = n * k // 2 + n * k // 16 + m * k * 2 + m * n * 2
+    return Case("linear", f"{m}x{n}x{k}", moved, 2 * m * n * k, variants, check)
+
+
+def copy(device: str) -> Case:
+    """The ceiling of memory-bound ops: a copy, counting bytes read and bytes written."""
+    size = (256 << 20) if device == "cuda" else (32 << 20)
+    source, target = (torch.empty(size, dtype=torch.uint8, device=device).random_() for _ in range(2))
+    words = source.view(torch.int32), target.view(torch.int32)
+    # An elementwise kernel: a copy node in a CUDA graph is slower than a copying kernel.
+    calls = [lambda: torch.bitwise_not(words[0], out=words[1])]
+    return Case("copy", f"{size >> 20} MiB", 2 * size, 0, {"ceiling": calls}, lambda: None)
+
+
+def matmul(device: str) -> Case:
+    """The ceiling of GEMMs: a large bf16 product through torch."""
+    size = 8192 if device == "cuda" else 512
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    calls = [lambda: a @ b.T]
+    return Case("matmul", f"{size}^3", 3 * 2 * size * size, 2 * size**3, {"ceiling": calls}, lambda: None)

@@ -1,0 +1,83 @@
+"""Timing variants of one job side by side.
+
+A variant is a list of calls that do the same job on different copies of the data, so that the cache
+is cold. On a GPU a variant's calls are captured into one CUDA graph and replayed; the variants take
+turns within a round, so that a drift of the machine meets all of them alike.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+Call = Callable[[], object]
+
+
+class Timing(NamedTuple):
+    """Seconds a call: the median of the rounds, and their least and greatest."""
+
+    median: float
+    least: float
+    greatest: float
+
+
+def _graph_replay(calls: Sequence[Call]) -> Callable[[], float]:
+    for call in calls:  # compile, and let allocators and libraries settle
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+    def once() -> float:
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) * 1e-3 / len(calls)
+
+    return once
+
+
+def _host_loop(calls: Sequence[Call]) -> Callable[[], float]:
+    calls[0]()
+
+    def once() -> float:
+        begin = time.perf_counter()
+        for call in calls:
+            call()
+        return (time.perf_counter() - begin) / len(calls)
+
+    return once
+
+
+def compare(variants: Mapping[str, Sequence[Call]], device: str, rounds: int) -> dict[str, Timing]:
+    """Time every variant, interleaved."""
+    prepare = _graph_replay if device == "cuda" else _host_loop
+    timers = {name: prepare(calls) for name, calls in variants.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in timers}
+    for once in timers.values():
+        once()
+    for _ in range(rounds):
+        for name, once in timers.items():
+            seconds[name].append(once())
+    return {name: Timing(statistics.median(s), min(s), max(s)) for name, s in seconds.items()}
+
+
+def host_seconds(call: Call, repeats: int = 200) -> float:
+    """The CPU's time to issue one call, the device's own work not waited for."""
+    for _ in range(10):
+        call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    elapsed = time.perf_counter() - begin
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return elapsed / repeats

@@ -1,0 +1,32 @@
+"""python -m nvfp4 bench: the ops against this machine's ceilings and against peers."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+
+from nvfp4.bench.run import run
+from nvfp4.cli.errors import user_errors
+from nvfp4.cli.progress import steps
+
+
+def bench(
+    op: Annotated[str, typer.Option(help="One op; default all.")] = "",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each measurement.")] = 15,
+    out: Annotated[Path | None, typer.Option(help="A folder for NAME.json and NAME.md.")] = None,
+    name: Annotated[str, typer.Option(help="The results' name in it.")] = "ops",
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
+) -> None:
+    """Time every op, checked first, beside its peers and this run's ceilings. A CPU gets tiny shapes and no claim."""
+    with user_errors(), steps() as step:
+        results = run(op, rounds, step)
+        if out is not None:
+            results.write(out, name)
+    if as_json:
+        print(json.dumps(results.as_dict(), indent=1))
+    else:
+        console = Console()
+        console.print(Markdown(results.markdown()) if console.is_terminal else results.markdown(), soft_wrap=True)

@@ -1,0 +1,96 @@
+"""python -m nvfp4 info: this machine, and who runs what on it."""
+
+import json
+import platform
+from collections import defaultdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from nvfp4.backends.contract import target_of
+from nvfp4.cli.errors import user_errors
+from nvfp4.dispatch import BACKENDS
+from nvfp4.ops.explain import STAGES, explain
+from nvfp4.version import VERSION
+
+PACKAGES = ("torch", "triton", "nvidia-cutlass-dsl")
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _facts() -> dict[str, Any]:
+    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    return {
+        "nvfp4": VERSION,
+        "python": platform.python_version(),
+        "packages": {package: _installed(package) for package in PACKAGES},
+        "devices": {device: _device(torch.device(device)) for device in devices},
+    }
+
+
+def _device(device: torch.device) -> dict[str, Any]:
+    target = target_of(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    found = {op: explain(op, device) for op in STAGES}
+    verdicts = {
+        backend.name: {
+            stage.op: str(verdict)
+            for explanation in found.values()
+            for stage in explanation.stages
+            for verdict in stage.verdicts
+            if verdict.backend == backend.name
+        }
+        for backend in BACKENDS
+    }
+    return {
+        "name": name,
+        "target": str(target),
+        "runs": {op: explanation.backend for op, explanation in found.items()},
+        "backends": verdicts,
+    }
+
+
+def info(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
+    """Say what this machine has, and which backend runs each op on it, and why."""
+    with user_errors():
+        facts = _facts()
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    console = Console(soft_wrap=True, highlight=False)
+    packages = ", ".join(f"{name} {found}" for name, found in facts["packages"].items())
+    console.print(f"nvfp4 {facts['nvfp4']}, Python {facts['python']}, {packages}")
+    for device, about in facts["devices"].items():
+        _print_device(device, about, console)
+
+
+def _print_device(device: str, about: dict[str, Any], console: Console) -> None:
+    """A table of verdicts in a word each, and below it what every backend said, in full."""
+    table = Table("op", "runs on", *about["backends"], title=f"{device}: {about['name']}, {about['target']}")
+    for op, runs in about["runs"].items():
+        table.add_row(op, runs, *(_word([said[stage] for stage in STAGES[op]]) for said in about["backends"].values()))
+    console.print(table)
+    for backend, said in about["backends"].items():
+        reasons: dict[str, list[str]] = defaultdict(list)
+        for op, verdict in said.items():
+            for reason in verdict.split("; "):
+                reasons[reason].append(op)
+        for reason, ops in reasons.items():
+            console.print(f"  {backend}: {reason}" + ("" if len(ops) == len(said) else f" ({', '.join(ops)})"))
+
+
+def _word(verdicts: list[str]) -> str:
+    """The verdicts on an op's stages in a word."""
+    if all(verdict == "ok" for verdict in verdicts):
+        return "ok"
+    able = all(verdict == "ok" or verdict.startswith("by name") for verdict in verdicts)
+    return "by name" if able else "no"
