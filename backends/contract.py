@@ -10,7 +10,9 @@ import torch
 
 
 class Target(NamedTuple):
-    """Where the tensors are: a torch device type, and an NVIDIA GPU's architecture (90 for sm_90, else 0)."""
+    """Where the tensors are: a torch device type, and an NVIDIA GPU's architecture (90 for sm_90,
+    else 0).
+    """
 
     device: str
     sm: int = 0
@@ -28,7 +30,9 @@ def target_of(device: torch.device) -> Target:
 
 
 class Problem(NamedTuple):
-    """What decides who can run a call: deciding facts only, since a selection is cached under them."""
+    """What decides who can run a call: deciding facts only, since a selection is cached under
+    them.
+    """
 
     op: str
     target: Target

@@ -1,1 +1,3 @@
-"""How fast the ops are: against the machine's own ceilings and against peers, side by side in one run."""
+"""How fast the ops are: against the machine's own ceilings and against peers, side by side in one
+run.
+"""

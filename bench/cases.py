@@ -1,9 +1,13 @@
-"""The jobs that are timed: what moves, what is computed, who else does it, and how a result is checked."""
+"""The jobs that are timed: what moves, what is computed, who else does it, and how a result is
+checked.
+"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import nvfp4
@@ -17,13 +21,15 @@ COLD_BYTES = 160 << 20
 
 @dataclass(frozen=True)
 class Case:
-    """One op at one shape. `variants` holds "nvfp4" and the peers, each over the same copies of the data."""
+    """One op at one shape. `variants` holds "nvfp4" and the peers, each over the same copies of
+    the data.
+    """
 
     op: str
     shape: str
     bytes_moved: int
     flops: int
-    variants: dict[str, Sequence[Call]]
+    variants: Mapping[str, Sequence[Call]]
     check: Callable[[], None]
 
 
@@ -67,12 +73,12 @@ def quantizer(op: str, rows: int, k: int, device: str) -> Case:
             _poison(device, rows * k // 2, packed_bytes, rows * k * 2)
             _assert_same(op, run(index), run(index, "reference"))
 
-    calls = [lambda i=i: run(i) for i in range(copies)]
+    calls = [partial(run, index) for index in range(copies)]
     return Case(op, f"{rows}x{k}", rows * width * 2 + packed_bytes, 0, {"nvfp4": calls}, check)
 
 
 def linear(m: int, n: int, k: int, device: str) -> Case:
-    """nvfp4::linear, activation quantization included, against bf16 and against dequantize + bf16."""
+    """nvfp4::linear, activation quantization included, against bf16 and dequantize + bf16."""
     copies = _copies(n * k // 2, device)
     floats = [torch.randn(n, k, device=device, dtype=torch.bfloat16) for _ in range(copies)]
     weights = [nvfp4.quantize_weight(w) for w in floats]
@@ -88,12 +94,17 @@ def linear(m: int, n: int, k: int, device: str) -> Case:
             got, want = run(index).double(), run(index, "reference").double()
             error = float((got - want).norm() / want.norm())
             if not error < 2**-8:  # both round to bf16, half an ulp (2^-9) each
-                raise AssertionError(f"linear {m}x{n}x{k}: relative error {error:.1e} against the reference")
+                raise AssertionError(
+                    f"linear {m}x{n}x{k}: relative error {error:.1e} against the reference"
+                )
 
-    variants = {
-        "nvfp4": [lambda i=i: run(i) for i in range(copies)],
-        "bf16": [lambda w=w: torch.nn.functional.linear(x, w) for w in floats],
-        "dequantize + bf16": [lambda w=w: torch.nn.functional.linear(x, w.dequantize()) for w in weights],
+    def dequantize_and_multiply(w: nvfp4.QuantizedTensor) -> Tensor:
+        return F.linear(x, w.dequantize())
+
+    variants: dict[str, Sequence[Call]] = {
+        "nvfp4": [partial(run, index) for index in range(copies)],
+        "bf16": [partial(F.linear, x, w) for w in floats],
+        "dequantize + bf16": [partial(dequantize_and_multiply, w) for w in weights],
     }
     moved = n * k // 2 + n * k // 16 + m * k * 2 + m * n * 2
     return Case("linear", f"{m}x{n}x{k}", moved, 2 * m * n * k, variants, check)
@@ -102,7 +113,9 @@ def linear(m: int, n: int, k: int, device: str) -> Case:
 def copy(device: str) -> Case:
     """The ceiling of memory-bound ops: a copy, counting bytes read and bytes written."""
     size = (256 << 20) if device == "cuda" else (32 << 20)
-    source, target = (torch.empty(size, dtype=torch.uint8, device=device).random_() for _ in range(2))
+    source, target = (
+        torch.empty(size, dtype=torch.uint8, device=device).random_() for _ in range(2)
+    )
     words = source.view(torch.int32), target.view(torch.int32)
     # An elementwise kernel: a copy node in a CUDA graph is slower than a copying kernel.
     calls = [lambda: torch.bitwise_not(words[0], out=words[1])]
@@ -114,4 +127,6 @@ def matmul(device: str) -> Case:
     size = 8192 if device == "cuda" else 512
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     calls = [lambda: a @ b.T]
-    return Case("matmul", f"{size}^3", 3 * 2 * size * size, 2 * size**3, {"ceiling": calls}, lambda: None)
+    return Case(
+        "matmul", f"{size}^3", 3 * 2 * size * size, 2 * size**3, {"ceiling": calls}, lambda: None
+    )

@@ -28,7 +28,9 @@ CPU_TOKENS = (1, 32)
 @dataclass(frozen=True)
 class Row:
     """One measured op. Times in microseconds; `of_ceiling` is the fraction of this run's copy rate
-    (memory-bound ops) or bf16 matmul rate (GEMMs); `ratios` are peer time / our time: over 1, ours is faster."""
+    (memory-bound ops) or bf16 matmul rate (GEMMs); `ratios` are peer time / our time: over 1, ours
+    is faster.
+    """
 
     op: str
     shape: str
@@ -54,8 +56,21 @@ class Results:
     def markdown(self) -> str:
         """A table a section: the ops, and below it the machine."""
         peers = sorted({peer for row in self.rows for peer in row.ratios})
-        head = ["op", "shape", "backend", "µs", "least–greatest", "GB/s", "TFLOP/s", "of ceiling", "host µs"]
-        lines = [_line([*head, *(f"vs {peer}" for peer in peers)]), _line(["---"] * (len(head) + len(peers)))]
+        head = [
+            "op",
+            "shape",
+            "backend",
+            "µs",
+            "least–greatest",
+            "GB/s",
+            "TFLOP/s",
+            "of ceiling",
+            "host µs",
+        ]
+        lines = [
+            _line([*head, *(f"vs {peer}" for peer in peers)]),
+            _line(["---"] * (len(head) + len(peers))),
+        ]
         for row in self.rows:
             cells = [
                 row.op,
@@ -68,7 +83,9 @@ class Results:
                 f"{row.of_ceiling:.0%}",
                 f"{row.host_microseconds:.0f}",
             ]
-            lines.append(_line([*cells, *(f"{row.ratios[p]:.2f}" if p in row.ratios else "" for p in peers)]))
+            lines.append(
+                _line([*cells, *(f"{row.ratios[p]:.2f}" if p in row.ratios else "" for p in peers)])
+            )
         facts = "\n".join(f"- {name}: {value}" for name, value in self.machine.items())
         return "\n".join(lines) + f"\n\n{facts}\n"
 
@@ -91,13 +108,17 @@ def _version(package: str) -> str:
 
 def _commit() -> str:
     here = Path(__file__).resolve().parent
-    told = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    told = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True
+    )
     return told.stdout.strip() or "unknown"
 
 
 def _jobs(device: str, only: str) -> Iterator[Callable[[], cases.Case]]:
     rows, weights, tokens = (
-        (GPU_ROWS, GPU_WEIGHTS, GPU_TOKENS) if device == "cuda" else (CPU_ROWS, CPU_WEIGHTS, CPU_TOKENS)
+        (GPU_ROWS, GPU_WEIGHTS, GPU_TOKENS)
+        if device == "cuda"
+        else (CPU_ROWS, CPU_WEIGHTS, CPU_TOKENS)
     )
     for op in QUANTIZERS:
         if only in ("", op):
@@ -110,7 +131,9 @@ def _jobs(device: str, only: str) -> Iterator[Callable[[], cases.Case]]:
 def run(only: str, rounds: int, step: Callable[[str, int], Callable[[], None]]) -> Results:
     """Run the benchmark on this machine; `only` names one op, "" runs all."""
     if only not in ("", "linear", *QUANTIZERS):
-        raise ValueError(f"nvfp4 bench: --op needs one of {', '.join(QUANTIZERS)}, linear, got {only!r}")
+        raise ValueError(
+            f"nvfp4 bench: --op needs one of {', '.join(QUANTIZERS)}, linear, got {only!r}"
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     ceilings = {}
     for case in (cases.copy(device), cases.matmul(device)):
@@ -155,6 +178,7 @@ def _measure(case: cases.Case, device: str, rounds: int, ceilings: dict[str, flo
         teraflops=compute / 1e12,
         # What binds: the larger of the two fractions.
         of_ceiling=max(rate / ceilings["copy"], compute / ceilings["matmul"]),
-        host_microseconds=host_seconds(case.variants["nvfp4"][0], 200 if device == "cuda" else 3) * 1e6,
+        host_microseconds=host_seconds(case.variants["nvfp4"][0], 200 if device == "cuda" else 3)
+        * 1e6,
         ratios={peer: timing.median / ours.median for peer, timing in timings.items()},
     )

@@ -20,7 +20,9 @@ def bench(
     name: Annotated[str, typer.Option(help="The results' name in it.")] = "ops",
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
 ) -> None:
-    """Time every op, checked first, beside its peers and this run's ceilings. A CPU gets tiny shapes and no claim."""
+    """Time every op, checked first, beside its peers and this run's ceilings. A CPU gets tiny
+    shapes and no claim.
+    """
     with user_errors(), steps() as step:
         results = run(op, rounds, step)
         if out is not None:
@@ -29,4 +31,7 @@ def bench(
         print(json.dumps(results.as_dict(), indent=1))
     else:
         console = Console()
-        console.print(Markdown(results.markdown()) if console.is_terminal else results.markdown(), soft_wrap=True)
+        console.print(
+            Markdown(results.markdown()) if console.is_terminal else results.markdown(),
+            soft_wrap=True,
+        )

@@ -14,14 +14,19 @@ from nvfp4.demo.run import Report, run
 
 
 def demo(
-    model: Annotated[Path | None, typer.Option(help="A GGUF file or a Hugging Face folder; default SmolLM2-135M.")] = None,
-    text: Annotated[Path | None, typer.Option(help="What perplexity is measured on; default a shipped text.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A GGUF file or a Hugging Face folder; default SmolLM2-135M."),
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="What perplexity is measured on; default a shipped text.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=2, help="How much of the text to use.")] = 1024,
     new_tokens: Annotated[int, typer.Option(min=1, help="How much each model writes.")] = 40,
     backend: Annotated[str, typer.Option(help="A backend's name; default: chosen per op.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
 ) -> None:
-    """Quantize every linear layer of a language model to NVFP4, run it, and compare it with bf16."""
+    """Run a language model with every linear layer in NVFP4, and compare it with bf16."""
     with user_errors(), steps() as step:
         report = run(model, text, max_tokens, new_tokens, backend, step)
     if as_json:
@@ -36,7 +41,9 @@ def _print(report: Report, console: Console) -> None:
     table.add_column("bf16", justify="right")
     table.add_column("NVFP4", justify="right")
     table.add_row(
-        f"perplexity, {report.tokens} tokens", f"{report.perplexity_bf16:.3f}", f"{report.perplexity_nvfp4:.3f}"
+        f"perplexity, {report.tokens} tokens",
+        f"{report.perplexity_bf16:.3f}",
+        f"{report.perplexity_nvfp4:.3f}",
     )
     table.add_row(
         f"weights of {report.layers} linear layers",
@@ -44,7 +51,11 @@ def _print(report: Report, console: Console) -> None:
         f"{report.linear_bytes_nvfp4 / 1e6:.1f} MB",
     )
     table.add_row("projections' cosine, median", "1", f"{report.cosine_median:.4f}")
-    table.add_row("projections' cosine, worst", "1", f"{report.cosine_worst:.4f} ({report.cosine_worst_projection})")
+    table.add_row(
+        "projections' cosine, worst",
+        "1",
+        f"{report.cosine_worst:.4f} ({report.cosine_worst_projection})",
+    )
     console.print(table)
     for name, written in (("bf16", report.continuation_bf16), ("NVFP4", report.continuation_nvfp4)):
         console.print(f"\n[bold]{name}[/bold]: {report.prompt}", end="")

@@ -1,4 +1,6 @@
-"""How a command fails: one line on stderr and exit status 2, no traceback for what a user can mend."""
+"""How a command fails: one line on stderr and exit status 2, no traceback for what a user can
+mend.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -59,7 +59,9 @@ def _device(device: torch.device) -> dict[str, Any]:
     }
 
 
-def info(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
     """Say what this machine has, and which backend runs each op on it, and why."""
     with user_errors():
         facts = _facts()
@@ -75,9 +77,15 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.
 
 def _print_device(device: str, about: dict[str, Any], console: Console) -> None:
     """A table of verdicts in a word each, and below it what every backend said, in full."""
-    table = Table("op", "runs on", *about["backends"], title=f"{device}: {about['name']}, {about['target']}")
+    table = Table(
+        "op", "runs on", *about["backends"], title=f"{device}: {about['name']}, {about['target']}"
+    )
     for op, runs in about["runs"].items():
-        table.add_row(op, runs, *(_word([said[stage] for stage in STAGES[op]]) for said in about["backends"].values()))
+        table.add_row(
+            op,
+            runs,
+            *(_word([said[stage] for stage in STAGES[op]]) for said in about["backends"].values()),
+        )
     console.print(table)
     for backend, said in about["backends"].items():
         reasons: dict[str, list[str]] = defaultdict(list)
@@ -85,7 +93,9 @@ def _print_device(device: str, about: dict[str, Any], console: Console) -> None:
             for reason in verdict.split("; "):
                 reasons[reason].append(op)
         for reason, ops in reasons.items():
-            console.print(f"  {backend}: {reason}" + ("" if len(ops) == len(said) else f" ({', '.join(ops)})"))
+            console.print(
+                f"  {backend}: {reason}" + ("" if len(ops) == len(said) else f" ({', '.join(ops)})")
+            )
 
 
 def _word(verdicts: list[str]) -> str:

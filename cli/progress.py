@@ -12,7 +12,12 @@ Step = Callable[[str, int], Callable[[], None]]
 @contextmanager
 def steps() -> Iterator[Step]:
     """A function that opens a bar (title, total) and returns the function that advances it."""
-    columns = [TextColumn("{task.description:26}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    columns = [
+        TextColumn("{task.description:26}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    ]
     with Progress(*columns, console=Console(stderr=True)) as progress:
 
         def step(title: str, total: int) -> Callable[[], None]:

@@ -26,25 +26,33 @@ def block_linears(model: Any) -> Iterator[tuple[str, nn.Linear]]:
 
 
 def quantize_linears(model: Any, backend: str, done: Progress) -> tuple[int, int]:
-    """Replace every block's linear layers by NVFP4 ones; returns their weights' bytes before and after."""
+    """Replace every block's linear layers by NVFP4 ones; returns their weights' bytes before and
+    after.
+    """
     before = after = 0
     for name, linear in list(block_linears(model)):
         layer = Linear.from_float(linear, backend=backend)
         model.model.layers.set_submodule(name, layer)
         before += linear.weight.nbytes
-        after += sum(t.nbytes for t in (layer.weight, layer.weight_scales, layer.weight_global_scale))
+        after += sum(
+            t.nbytes for t in (layer.weight, layer.weight_scales, layer.weight_global_scale)
+        )
         done()
     return before, after
 
 
 @torch.inference_mode()
-def projection_cosines(model: Any, quantized: Any, tokens: Tensor, done: Progress) -> list[Projection]:
+def projection_cosines(
+    model: Any, quantized: Any, tokens: Tensor, done: Progress
+) -> list[Projection]:
     """Each projection's output in NVFP4 against bf16, both on the bf16 model's own activations."""
     found = []
 
     def compare(name: str, layer: Linear) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
-            cosine = F.cosine_similarity(layer(*args).double().flatten(), output.double().flatten(), dim=0)
+            cosine = F.cosine_similarity(
+                layer(*args).double().flatten(), output.double().flatten(), dim=0
+            )
             found.append(Projection(name, cosine.item()))
             done()
 
@@ -75,6 +83,11 @@ def continuation(model: Any, tokenizer: Any, prompt: str, new_tokens: int) -> st
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
     # Greedy whatever sampling defaults the checkpoint came with.
     written = model.generate(
-        **inputs, max_new_tokens=new_tokens, do_sample=False, temperature=None, top_p=None, top_k=None
+        **inputs,
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
     )
     return tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

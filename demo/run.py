@@ -53,7 +53,9 @@ def run(
     backend: str,
     step: Callable[[str, int], measure.Progress],
 ) -> Report:
-    """Run the demo. `step(title, total)` opens a progress bar and returns the function that advances it."""
+    """Run the demo. `step(title, total)` opens a progress bar and returns the function that
+    advances it.
+    """
     start = time.perf_counter()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     explanation = explain("linear", device, backend)
@@ -64,12 +66,18 @@ def run(
     done()
     layers = sum(1 for _ in measure.block_linears(model))
     text_path = text or TEXT
-    tokens = tokenizer(text_path.read_text(), return_tensors="pt")["input_ids"][:, :max_tokens].to(device)
+    tokens = tokenizer(text_path.read_text(), return_tensors="pt")["input_ids"][:, :max_tokens].to(
+        device
+    )
     if tokens.shape[1] < 2:
-        raise ValueError(f"nvfp4 demo: --text needs at least 2 tokens, got {tokens.shape[1]} in {text_path}")
+        raise ValueError(
+            f"nvfp4 demo: --text needs at least 2 tokens, got {tokens.shape[1]} in {text_path}"
+        )
 
     quantized = copy.deepcopy(model)
-    before, after = measure.quantize_linears(quantized, backend, step("quantize the linear layers", layers))
+    before, after = measure.quantize_linears(
+        quantized, backend, step("quantize the linear layers", layers)
+    )
     projections = measure.projection_cosines(
         model, quantized, tokens[:, :512], step("compare the projections", layers)
     )

@@ -1,4 +1,6 @@
-"""Who runs a call: the registry of backends, and the choice among them, made per call on real tensors."""
+"""Who runs a call: the registry of backends, and the choice among them, made per call on real
+tensors.
+"""
 
 from nvfp4.dispatch.registry import BACKENDS
 from nvfp4.dispatch.select import Verdict, choose, launcher, verdicts

@@ -18,7 +18,7 @@ ENVIRONMENT = "NVFP4_BACKEND"
 
 
 class Verdict(NamedTuple):
-    """What one backend says to one problem: `reasons` it cannot, or why it does so `only_by_name`."""
+    """What a backend says to a problem: `reasons` it cannot, or why it does so `only_by_name`."""
 
     backend: str
     reasons: tuple[str, ...]
@@ -42,7 +42,7 @@ def requested(backend: str) -> str:
 
 
 def choose(problem: Problem, name: str = "") -> Backend:
-    """The backend that runs the problem; ValueError with every backend's reasons if there is none."""
+    """The backend that runs the problem; ValueError with all their reasons if there is none."""
     said = verdicts(problem)
     for backend, verdict in zip(BACKENDS, said, strict=True):
         wanted = backend.name == name if name else not verdict.only_by_name

@@ -50,8 +50,9 @@ class Linear(nn.Module):
         bias = None if linear.bias is None else linear.bias.detach()
         return cls(weight, bias, input_global_scale, backend)
 
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        # nn.Module.to(dtype) casts every floating buffer; scales in another dtype are other numbers.
+    def _apply(self, fn, recurse: bool = True):
+        # nn.Module.to(dtype) casts every floating buffer; scales in another dtype are other
+        # numbers.
         def moved_only(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
@@ -82,4 +83,5 @@ class Linear(nn.Module):
     def extra_repr(self) -> str:
         n, half_k = self.weight.shape
         scale = "dynamic" if self.input_global_scale is None else "static"
-        return f"in_features={2 * half_k}, out_features={n}, bias={self.bias is not None}, input_scale={scale}"
+        shape = f"in_features={2 * half_k}, out_features={n}"
+        return f"{shape}, bias={self.bias is not None}, input_scale={scale}"

@@ -1,4 +1,4 @@
-"""What can be called: one file a contract, with its schema, its checks, its fake and its Python function.
+"""What can be called: one file a contract, with its schema, checks, fake and Python function.
 
 Importing this package registers torch.ops.nvfp4.*.
 """

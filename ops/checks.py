@@ -18,7 +18,9 @@ PACKED_DTYPES = (DATA_DTYPE, torch.float4_e2m1fn_x2)
 
 
 class Checker:
-    """The checks of one op's arguments; `reference` is the tensor whose device the others must share."""
+    """The checks of one op's arguments; `reference` is the tensor whose device the others must
+    share.
+    """
 
     def __init__(self, op: str, reference: Tensor) -> None:
         self.op = op
@@ -37,7 +39,11 @@ class Checker:
         """x [..., K] with K a positive multiple; returns (rows, K)."""
         self.tensor(argument, x, FLOAT_DTYPES)
         if x.dim() == 0 or x.shape[-1] == 0 or x.shape[-1] % multiple:
-            self.fail(argument, f"a last dimension that is a positive multiple of {multiple}", f"shape {list(x.shape)}")
+            self.fail(
+                argument,
+                f"a last dimension that is a positive multiple of {multiple}",
+                f"shape {list(x.shape)}",
+            )
         return prod(x.shape[:-1]), x.shape[-1]
 
     def packed(self, argument: str, data: Tensor, dim: int | None = None) -> tuple[int, int]:
@@ -54,18 +60,30 @@ class Checker:
         if scale_layout not in SCALE_LAYOUTS:
             self.fail("scale_layout", " or ".join(map(repr, SCALE_LAYOUTS)), repr(scale_layout))
 
-    def scales(self, argument: str, scales: Tensor, shape: Sequence[int], scale_layout: str) -> None:
+    def scales(
+        self, argument: str, scales: Tensor, shape: Sequence[int], scale_layout: str
+    ) -> None:
         """The block scales of a logical tensor of `shape` [..., K]."""
         self.tensor(argument, scales, (SCALE_DTYPE,))
         need = scales_shape(shape, scale_layout)
         if tuple(scales.shape) != tuple(need):
-            hint = " (nvfp4.swizzle_scales makes it from linear scales)" if scale_layout == SWIZZLED else ""
-            self.fail(argument, f"the {scale_layout} shape {list(need)}{hint}", f"shape {list(scales.shape)}")
+            hint = (
+                " (nvfp4.swizzle_scales makes it from linear scales)"
+                if scale_layout == SWIZZLED
+                else ""
+            )
+            self.fail(
+                argument,
+                f"the {scale_layout} shape {list(need)}{hint}",
+                f"shape {list(scales.shape)}",
+            )
 
     def global_scale(self, argument: str, p: Tensor, rows: int) -> None:
         self.tensor(argument, p, (torch.float32,))
         if p.dim() > 1 or (p.dim() == 1 and p.shape[0] != 1 and p.shape[0] != rows):
-            self.fail(argument, f"shape [], [1] or [{rows}] (one per row)", f"shape {list(p.shape)}")
+            self.fail(
+                argument, f"shape [], [1] or [{rows}] (one per row)", f"shape {list(p.shape)}"
+            )
 
     def segments(self, argument: str, count: int, n: int) -> None:
         if count == 0 or n % count:
@@ -79,12 +97,20 @@ class Checker:
 
     def out_dtype(self, out_dtype: torch.dtype | None) -> None:
         if out_dtype is not None and out_dtype not in FLOAT_DTYPES:
-            self.fail("out_dtype", "one of " + ", ".join(map(_name, FLOAT_DTYPES)), _name(out_dtype))
+            self.fail(
+                "out_dtype", "one of " + ", ".join(map(_name, FLOAT_DTYPES)), _name(out_dtype)
+            )
 
     def valid_values(self, argument: str, p: Tensor) -> None:
-        """Scales must be finite and positive; looked at on a CPU only, where it costs no synchronization."""
+        """Scales must be finite and positive; looked at on a CPU only, where it costs no
+        synchronization.
+        """
         if p.device.type == "cpu" and not bool(((p > 0) & (p < torch.inf)).all()):
-            self.fail(argument, "finite positive values", p[~((p > 0) & (p < torch.inf))].flatten()[0].item())
+            self.fail(
+                argument,
+                "finite positive values",
+                p[~((p > 0) & (p < torch.inf))].flatten()[0].item(),
+            )
 
 
 def _name(dtype: object) -> str:
@@ -92,6 +118,6 @@ def _name(dtype: object) -> str:
 
 
 def matrix(x: Tensor, rows: int) -> Tensor:
-    """x [..., K] as [rows, K] whose rows are contiguous; a copy only where the strides force one."""
+    """x [..., K] as [rows, K] with contiguous rows; a copy only where the strides force one."""
     x = x.reshape(rows, x.shape[-1])
     return x if x.stride(1) == 1 else x.contiguous()

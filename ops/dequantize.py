@@ -66,6 +66,12 @@ def _fake(
 define("dequantize", SIGNATURE, _run, _fake)
 
 
-def dequantize(q: QuantizedTensor, out_dtype: torch.dtype = torch.bfloat16, backend: str = "") -> Tensor:
-    """The values of q, [..., K] in out_dtype: e2m1 * scale * global_scale, rounded to float32 and then to out_dtype."""
-    return torch.ops.nvfp4.dequantize(q.data, q.scales, q.row_scales(), out_dtype, q.scale_layout, backend)
+def dequantize(
+    q: QuantizedTensor, out_dtype: torch.dtype = torch.bfloat16, backend: str = ""
+) -> Tensor:
+    """The values of q, [..., K] in out_dtype: e2m1 * scale * global_scale, rounded to float32 and
+    then to out_dtype.
+    """
+    return torch.ops.nvfp4.dequantize(
+        q.data, q.scales, q.row_scales(), out_dtype, q.scale_layout, backend
+    )

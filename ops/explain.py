@@ -22,7 +22,9 @@ STAGES = {
 
 
 class Stage(NamedTuple):
-    """One choice: the backend ("" if none can run it) and what every backend said, in order of preference."""
+    """One choice: the backend ("" if none can run it) and what every backend said, in order of
+    preference.
+    """
 
     op: str
     backend: str
@@ -51,7 +53,9 @@ class Explanation(NamedTuple):
         return "\n".join(lines)
 
 
-def explain(op: str, where: Tensor | torch.device | str | None = None, backend: str = "") -> Explanation:
+def explain(
+    op: str, where: Tensor | torch.device | str | None = None, backend: str = ""
+) -> Explanation:
     """Which backend would run nvfp4::op, and what every backend says to it.
 
     Args:

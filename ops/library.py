@@ -11,7 +11,9 @@ import torch
 
 
 def _for_inference(run: Callable[..., Any]) -> Callable[..., Any]:
-    """`run` without gradients: one through a rounding would be wrong, and autograd must not invent it."""
+    """`run` without gradients: one through a rounding would be wrong, and autograd must not invent
+    it.
+    """
 
     @functools.wraps(run)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -24,8 +26,12 @@ def _for_inference(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def define(name: str, signature: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Register nvfp4::name. `run` gets real tensors and picks a backend; `fake` gives shapes alone."""
+    """Register nvfp4::name. `run` gets real tensors and picks a backend; `fake` gives shapes
+    alone.
+    """
     qualified = f"nvfp4::{name}"
-    torch.library.define(qualified, " ".join(signature.split()), tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.define(
+        qualified, " ".join(signature.split()), tags=(torch.Tag.pt2_compliant_tag,)
+    )
     torch.library.impl(qualified, ("cpu", "cuda"), _for_inference(run))
     torch.library.register_fake(qualified, fake)

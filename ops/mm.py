@@ -16,8 +16,8 @@ from nvfp4.ops.tensor import QuantizedTensor
 from nvfp4.spec.format import SWIZZLED
 from nvfp4.spec.packing import as_bytes
 
-SIGNATURE = """(Tensor a, Tensor b, Tensor a_scales, Tensor b_scales, Tensor alpha, Tensor? bias=None,
-    ScalarType? out_dtype=None, str backend="") -> Tensor"""
+SIGNATURE = """(Tensor a, Tensor b, Tensor a_scales, Tensor b_scales, Tensor alpha,
+    Tensor? bias=None, ScalarType? out_dtype=None, str backend="") -> Tensor"""
 
 
 def _check(

@@ -11,7 +11,8 @@ from nvfp4.spec.format import DATA_DTYPE, SCALE_DTYPE, SWIZZLED
 from nvfp4.spec.quantize import global_scale
 from nvfp4.spec.swizzle import scales_shape
 
-SIGNATURE = '(Tensor x, Tensor global_scale, str scale_layout="swizzled", str backend="") -> (Tensor data, Tensor scales)'
+SIGNATURE = """(Tensor x, Tensor global_scale, str scale_layout="swizzled", str backend="")
+    -> (Tensor data, Tensor scales)"""
 
 
 def _check(x: Tensor, p: Tensor, scale_layout: str) -> tuple[Checker, int, int]:
@@ -22,20 +23,26 @@ def _check(x: Tensor, p: Tensor, scale_layout: str) -> tuple[Checker, int, int]:
     return check, rows, k
 
 
-def empty_quantized(like: Tensor, lead: tuple[int, ...], k: int, scale_layout: str) -> tuple[Tensor, Tensor]:
+def empty_quantized(
+    like: Tensor, lead: tuple[int, ...], k: int, scale_layout: str
+) -> tuple[Tensor, Tensor]:
     """Unwritten outputs of a quantizer for a logical [*lead, k] tensor."""
     data = like.new_empty((*lead, k // 2), dtype=DATA_DTYPE)
     return data, like.new_empty(scales_shape((*lead, k), scale_layout), dtype=SCALE_DTYPE)
 
 
-def restore_lead(data: Tensor, scales: Tensor, lead: tuple[int, ...], scale_layout: str) -> tuple[Tensor, Tensor]:
+def restore_lead(
+    data: Tensor, scales: Tensor, lead: tuple[int, ...], scale_layout: str
+) -> tuple[Tensor, Tensor]:
     """A launcher's 2-D outputs in the caller's leading dimensions."""
     if scale_layout != SWIZZLED:
         scales = scales.view(*lead, scales.shape[-1])
     return data.view(*lead, data.shape[-1]), scales
 
 
-def _run(x: Tensor, global_scale: Tensor, scale_layout: str = SWIZZLED, backend: str = "") -> tuple[Tensor, Tensor]:
+def _run(
+    x: Tensor, global_scale: Tensor, scale_layout: str = SWIZZLED, backend: str = ""
+) -> tuple[Tensor, Tensor]:
     check, rows, k = _check(x, global_scale, scale_layout)
     check.valid_values("global_scale", global_scale)
     launch = launcher("quantize", x.device, backend)
@@ -46,7 +53,9 @@ def _run(x: Tensor, global_scale: Tensor, scale_layout: str = SWIZZLED, backend:
     return restore_lead(data, scales, lead, scale_layout)
 
 
-def _fake(x: Tensor, global_scale: Tensor, scale_layout: str = SWIZZLED, backend: str = "") -> tuple[Tensor, Tensor]:
+def _fake(
+    x: Tensor, global_scale: Tensor, scale_layout: str = SWIZZLED, backend: str = ""
+) -> tuple[Tensor, Tensor]:
     _, _, k = _check(x, global_scale, scale_layout)
     return empty_quantized(x, tuple(x.shape[:-1]), k, scale_layout)
 
@@ -74,7 +83,9 @@ def quantize(
     return QuantizedTensor(data, scales, p, scale_layout)
 
 
-def quantize_weight(w: Tensor, k_dim: int = -1, global_scale: Tensor | None = None, backend: str = "") -> QuantizedTensor:
+def quantize_weight(
+    w: Tensor, k_dim: int = -1, global_scale: Tensor | None = None, backend: str = ""
+) -> QuantizedTensor:
     """Quantize a weight [N, K] (k_dim=-1 or 1) or [K, N] (k_dim=0) for nvfp4.mm and nvfp4.linear.
 
     Blocks and packing run along K whichever way the weight is stored; the result is always
@@ -83,7 +94,9 @@ def quantize_weight(w: Tensor, k_dim: int = -1, global_scale: Tensor | None = No
     if w.dim() != 2:
         raise ValueError(f"nvfp4.quantize_weight: w needs 2 dimensions, got shape {list(w.shape)}")
     if k_dim not in (-2, -1, 0, 1):
-        raise ValueError(f"nvfp4.quantize_weight: k_dim needs a dimension of w (-2 to 1), got {k_dim}")
+        raise ValueError(
+            f"nvfp4.quantize_weight: k_dim needs a dimension of w (-2 to 1), got {k_dim}"
+        )
     return quantize(w.T if k_dim in (0, -2) else w, global_scale, SWIZZLED, backend)
 
 

@@ -10,7 +10,8 @@ from nvfp4.ops.quantize import empty_quantized, restore_lead
 from nvfp4.ops.tensor import QuantizedTensor
 from nvfp4.spec.format import SWIZZLED
 
-SIGNATURE = '(Tensor x, str scale_layout="swizzled", str backend="") -> (Tensor data, Tensor scales, Tensor global_scale)'
+SIGNATURE = """(Tensor x, str scale_layout="swizzled", str backend="")
+    -> (Tensor data, Tensor scales, Tensor global_scale)"""
 
 
 def _check(x: Tensor, scale_layout: str) -> tuple[int, int]:
@@ -19,7 +20,9 @@ def _check(x: Tensor, scale_layout: str) -> tuple[int, int]:
     return check.floats("x", x)
 
 
-def _run(x: Tensor, scale_layout: str = SWIZZLED, backend: str = "") -> tuple[Tensor, Tensor, Tensor]:
+def _run(
+    x: Tensor, scale_layout: str = SWIZZLED, backend: str = ""
+) -> tuple[Tensor, Tensor, Tensor]:
     rows, _ = _check(x, scale_layout)
     launch = launcher("quantize_dynamic", x.device, backend)
     if rows == 0:
@@ -28,7 +31,9 @@ def _run(x: Tensor, scale_layout: str = SWIZZLED, backend: str = "") -> tuple[Te
     return *restore_lead(data, scales, tuple(x.shape[:-1]), scale_layout), global_scale
 
 
-def _fake(x: Tensor, scale_layout: str = SWIZZLED, backend: str = "") -> tuple[Tensor, Tensor, Tensor]:
+def _fake(
+    x: Tensor, scale_layout: str = SWIZZLED, backend: str = ""
+) -> tuple[Tensor, Tensor, Tensor]:
     rows, k = _check(x, scale_layout)
     empty = empty_quantized(x, tuple(x.shape[:-1]), k, scale_layout)
     return *empty, x.new_empty((rows,), dtype=torch.float32)

@@ -1,4 +1,6 @@
-"""nvfp4::silu_mul_quantize: SwiGLU's elementwise half and the quantization of its result, in one pass."""
+"""nvfp4::silu_mul_quantize: SwiGLU's elementwise half and the quantization of its result, in one
+pass.
+"""
 
 import torch
 from torch import Tensor
@@ -14,7 +16,9 @@ SIGNATURE = """(Tensor gate_up, Tensor global_scale, float? limit=None, str scal
     str backend="") -> (Tensor data, Tensor scales)"""
 
 
-def _check(gate_up: Tensor, p: Tensor, limit: float | None, scale_layout: str) -> tuple[Checker, int, int]:
+def _check(
+    gate_up: Tensor, p: Tensor, limit: float | None, scale_layout: str
+) -> tuple[Checker, int, int]:
     check = Checker("silu_mul_quantize", gate_up)
     rows, k2 = check.floats("gate_up", gate_up, multiple=2 * BLOCK)
     check.layout(scale_layout)
@@ -72,5 +76,7 @@ def silu_mul_quantize(
     The arithmetic is float32 throughout and the same to the bit on every backend (spec/swiglu.py).
     Returns data [..., I/2] and its scales.
     """
-    data, scales = torch.ops.nvfp4.silu_mul_quantize(gate_up, global_scale, limit, scale_layout, backend)
+    data, scales = torch.ops.nvfp4.silu_mul_quantize(
+        gate_up, global_scale, limit, scale_layout, backend
+    )
     return QuantizedTensor(data, scales, global_scale, scale_layout)

@@ -53,7 +53,12 @@ class QuantizedTensor:
 
     def __reduce__(self) -> tuple:
         # pickle cannot read a float8 tensor back (torch.save can), so the scales travel as bytes.
-        return _from_bytes, (self.data, self.scales.view(torch.uint8), self.global_scale, self.scale_layout)
+        return _from_bytes, (
+            self.data,
+            self.scales.view(torch.uint8),
+            self.global_scale,
+            self.scale_layout,
+        )
 
     def linear_scales(self) -> Tensor:
         """The block scales as [M, K/16]."""
@@ -82,10 +87,15 @@ class QuantizedTensor:
         """
         need = scales_shape(self.shape, self.scale_layout)
         if tuple(self.scales.shape) != tuple(need):
-            raise ValueError(f"scales needs the {self.scale_layout} shape {list(need)}, got {list(self.scales.shape)}")
+            raise ValueError(
+                f"scales needs the {self.scale_layout} shape {list(need)}, "
+                f"got {list(self.scales.shape)}"
+            )
         p = self.global_scale
         if p.numel() == 0 or self.rows % p.numel():
-            raise ValueError(f"global_scale needs a size that divides the {self.rows} rows, got {list(p.shape)}")
+            raise ValueError(
+                f"global_scale needs a size that divides the {self.rows} rows, got {list(p.shape)}"
+            )
         if not bool(((p > 0) & (p < torch.inf)).all()):
             raise ValueError(f"global_scale needs finite positive values, got {p.tolist()}")
         linear = self.linear_scales()
@@ -98,19 +108,24 @@ class QuantizedTensor:
         return self
 
 
-def _from_bytes(data: Tensor, scales: Tensor, global_scale: Tensor, scale_layout: str) -> QuantizedTensor:
+def _from_bytes(
+    data: Tensor, scales: Tensor, global_scale: Tensor, scale_layout: str
+) -> QuantizedTensor:
     return QuantizedTensor(data, scales.view(SCALE_DTYPE), global_scale, scale_layout)
 
 
 def concatenate(parts: Sequence[QuantizedTensor]) -> QuantizedTensor:
-    """Stack matrices [N_i, K] along N into one fused weight whose parts keep their own global scales.
+    """Stack matrices [N_i, K] along N into a fused weight whose parts keep their global scales.
 
     The result's global_scale is [S], one per segment of gcd(N_i) rows; its scales are swizzled.
     """
     if not parts:
         raise ValueError("nvfp4.concatenate: parts needs at least one tensor, got none")
     if len({part.shape[1:] for part in parts}) != 1 or any(len(part.shape) != 2 for part in parts):
-        raise ValueError(f"nvfp4.concatenate: parts needs [N, K] with one K, got {[list(p.shape) for p in parts]}")
+        raise ValueError(
+            "nvfp4.concatenate: parts needs [N, K] with one K, "
+            f"got {[list(part.shape) for part in parts]}"
+        )
     width = gcd(*(part.rows // part.global_scale.numel() for part in parts))
     segments = [
         p.reshape(-1).repeat_interleave(part.rows // width // p.numel())

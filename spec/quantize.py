@@ -41,7 +41,7 @@ def _row_chunks(rows: int, k: int) -> Iterator[slice]:
 
 
 def _finite_magnitude(x: Tensor) -> Tensor:
-    """|x| in float32 for a maximum: NaN counts as 0 and Inf as FLT_MAX, so that p is always valid."""
+    """|x| in float32 for a maximum: NaN counts as 0, Inf as FLT_MAX, so that p is valid."""
     return x.float().abs().nan_to_num_(nan=0.0, posinf=FLOAT32_MAX)
 
 
@@ -99,7 +99,7 @@ def quantize(x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decode(data: Tensor, scales: Tensor) -> Tensor:
-    """data uint8 [M, K/2], linear scales [M, K/16] -> e2m1 * sf in float32 [M, K], which is exact."""
+    """data uint8 [M, K/2], linear scales [M, K/16] -> e2m1 * sf, exact in float32 [M, K]."""
     values = from_e2m1(unpack(data)).view(data.shape[0], -1, BLOCK)
     return values.mul_(from_e4m3(scales).unsqueeze(-1)).view(data.shape[0], -1)
 

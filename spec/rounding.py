@@ -10,7 +10,7 @@ from nvfp4.spec.format import E4M3_MAX, SCALE_DTYPE
 
 
 def to_e2m1(x: Tensor) -> Tensor:
-    """float32 [...] -> uint8 codes 0..15 [...]. |x| > 5 (infinity included) gives 6; -0.0 keeps its sign.
+    """float32 [...] -> uint8 codes 0..15 [...]; |x| > 5 (Inf too) gives 6, -0.0 keeps its sign.
 
     A code counts the midpoints below |x|; a midpoint itself goes to its even neighbour. NaN is
     above none of them: who needs another rule for it decides before or after.
@@ -38,7 +38,9 @@ def from_e2m1(codes: Tensor) -> Tensor:
 
 
 def to_e4m3(x: Tensor) -> Tensor:
-    """float32 [...], not negative -> float8_e4m3fn [...], saturating at 448 (infinity too); NaN stays NaN."""
+    """float32 [...], not negative -> float8_e4m3fn [...], saturating at 448 (infinity too); NaN
+    stays NaN.
+    """
     return x.clamp(max=E4M3_MAX).to(SCALE_DTYPE)
 
 

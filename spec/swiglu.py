@@ -13,7 +13,8 @@ NEG_LOG2_E = -1.44269502162933349609375
 """float32(-log2(e))."""
 
 EXP2_MIN, EXP2_MAX = -126.0, 128.0
-"""2^t is clamped to [2^-126, Inf]: the ends are reached only where silu is g or 0 to the last bit."""
+"""2^t is clamped to [2^-126, Inf]: the ends are reached only where silu is g or 0 to the last bit.
+"""
 
 ROUND_TO_INT = 12582912.0
 """1.5 * 2^23: adding it to a float32 below 2^22 leaves round(t) in the low mantissa bits."""
@@ -40,7 +41,9 @@ def _exp2(t: Tensor) -> Tensor:
 
 
 def silu_mul(gate: Tensor, up: Tensor, limit: float | None) -> Tensor:
-    """silu(gate) * up in float32. With a limit L: gate = min(gate, L) before SiLU, up = clamp(up, -L, L)."""
+    """silu(gate) * up in float32. With a limit L: gate = min(gate, L) before SiLU, up = clamp(up,
+    -L, L).
+    """
     if limit is not None:
         gate = gate.clamp(max=limit)
         up = up.clamp(-limit, limit)

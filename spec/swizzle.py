@@ -48,7 +48,9 @@ def scales_shape(shape: Sequence[int], scale_layout: str) -> tuple[int, ...]:
 
 
 def swizzle_scales(scales: Tensor) -> Tensor:
-    """Linear scales [..., K/16] -> the swizzled buffer [Mp, Kp], M the product of the leading dimensions."""
+    """Linear scales [..., K/16] -> the swizzled buffer [Mp, Kp], M the product of the leading
+    dimensions.
+    """
     flat = scales.reshape(-1, scales.shape[-1])
     rows, blocks = flat.shape
     padded_rows, padded_blocks = swizzled_shape(rows, blocks * BLOCK)
@@ -61,8 +63,10 @@ def swizzle_scales(scales: Tensor) -> Tensor:
 def unswizzle_scales(scales: Tensor, rows: int, k: int) -> Tensor:
     """The swizzled buffer [Mp, Kp] -> linear scales [rows, k/16]."""
     padded_rows, padded_blocks = swizzled_shape(rows, k)
-    tiles = scales.reshape(-1).view(torch.uint8).view(
-        padded_rows // TILE_ROWS, padded_blocks // TILE_BLOCKS, 32, 4, TILE_BLOCKS
+    tiles = (
+        scales.reshape(-1)
+        .view(torch.uint8)
+        .view(padded_rows // TILE_ROWS, padded_blocks // TILE_BLOCKS, 32, 4, TILE_BLOCKS)
     )
     padded = rearrange(tiles, "mt kt r q c -> (mt q r) (kt c)")
     return padded[:rows, : k // BLOCK].contiguous().view(scales.dtype)

@@ -27,7 +27,9 @@ GEMM_SHAPES = [
     Shape(200, 136, 544),
     Shape(300, 130, 128),
 ]
-"""Square and ragged: K a multiple of 16 and no more, rows around the 128-row tile, N odd in eights."""
+"""Square and ragged: K a multiple of 16 and no more, rows around the 128-row tile, N odd in
+eights.
+"""
 
 
 def activations(rows: int, k: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -56,7 +58,12 @@ def specials(k: int = 64) -> Tensor:
 
 def same_bits(got: Tensor, want: Tensor) -> None:
     """Bitwise equality; a failure names the first place."""
-    assert got.shape == want.shape and got.dtype == want.dtype, (got.shape, want.shape, got.dtype, want.dtype)
+    assert got.shape == want.shape and got.dtype == want.dtype, (
+        got.shape,
+        want.shape,
+        got.dtype,
+        want.dtype,
+    )
     view = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[got.element_size()]
     different = got.cpu().contiguous().view(view) != want.cpu().contiguous().view(view)
     if different.any():

@@ -1,8 +1,8 @@
-"""Compile every Triton kernel for one architecture, without a GPU; print the PTX instructions as JSON.
+"""Compile every Triton kernel for one architecture; print the PTX instructions as JSON.
 
     python tests/compile_triton.py SM
 
-A program of its own, since Triton decides once a process whether kernels are compiled or interpreted.
+A program of its own, since Triton decides once a process whether it compiles or interprets.
 """
 
 import collections
@@ -36,15 +36,22 @@ def _quantizers(sm: int) -> Iterator[tuple[str, Launch]]:
         yield "silu_mul_quantize", silu_mul_quantize.plan(x, p, 7.0, layout, sm)[-1]
         data = _meta(300, 3584, dtype=torch.uint8)
         shape = swizzled_shape(300, 7168) if layout == "swizzled" else (300, 448)
-        yield "dequantize", dequantize.plan(data, _meta(*shape, dtype=torch.uint8), p, dtype, layout)[-1]
+        yield (
+            "dequantize",
+            dequantize.plan(data, _meta(*shape, dtype=torch.uint8), p, dtype, layout)[-1],
+        )
     yield "row_scales", quantize_dynamic.plan_row_scales(_meta(3, 100_000))[-1]
 
 
 def _gemms(sm: int) -> Iterator[tuple[str, Launch]]:
     def operand(rows: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return _meta(rows, k // 2, dtype=torch.uint8), _meta(*swizzled_shape(rows, k), dtype=torch.uint8)
+        return _meta(rows, k // 2, dtype=torch.uint8), _meta(
+            *swizzled_shape(rows, k), dtype=torch.uint8
+        )
 
-    for (m, k), dtype in zip([(1, 576), (24, 7168), (64, 576), (300, 7168)], itertools.cycle(FLOAT_DTYPES)):
+    for (m, k), dtype in zip(
+        [(1, 576), (24, 7168), (64, 576), (300, 7168)], itertools.cycle(FLOAT_DTYPES)
+    ):
         (a, a_scales), (b, b_scales) = operand(m, k), operand(6144, k)
         for row_scale, bias in [(None, None), (_meta(m), _meta(6144, dtype=torch.bfloat16))]:
             launch = mm.plan(a, b, a_scales, b_scales, _meta(1, 2), row_scale, bias, dtype, sm)[-1]
@@ -56,7 +63,9 @@ def main(sm: int) -> None:
     for name, launch in itertools.chain(_quantizers(sm), _gemms(sm)):
         compiled = compile_launch(launch, sm)
         assert compiled.asm["cubin"]
-        found[name].update(re.findall(r"^\s*(?:@!?%p\d+ )?([a-z][\w.:]+)", compiled.asm["ptx"], re.M))
+        found[name].update(
+            re.findall(r"^\s*(?:@!?%p\d+ )?([a-z][\w.:]+)", compiled.asm["ptx"], re.M)
+        )
     print(json.dumps({name: dict(counts) for name, counts in found.items()}))
 
 

@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`backend`: every registered backend that has the op a test is marked with (pytest.mark.op)."""
+    """`backend`: every registered backend that has the op of the test's mark, pytest.mark.op."""
     if "backend" in metafunc.fixturenames:
         op = metafunc.definition.get_closest_marker("op").args[0]
         names = [b.name for b in BACKENDS if all(stage in b.ops for stage in STAGES[op])]
@@ -31,7 +31,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> str:
-    """A backend's name; skipped with the backend's own reasons where it cannot run on this machine."""
+    """A backend's name; skipped with the backend's own reasons where it cannot run on this
+    machine.
+    """
     op = request.node.get_closest_marker("op").args[0]
     for stage in explain(op, DEVICE).stages:
         for verdict in stage.verdicts:

@@ -15,7 +15,9 @@ def _e4m3_value(byte: int) -> float:
     exponent, mantissa = byte >> 3 & 15, byte & 7
     if byte & 0x7F == 0x7F:
         return float("nan")
-    magnitude = mantissa / 8 * 2.0**-6 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7)
+    magnitude = (
+        mantissa / 8 * 2.0**-6 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7)
+    )
     return -magnitude if byte & 0x80 else magnitude
 
 
@@ -58,7 +60,9 @@ def quantize(x: npt.NDArray, p: npt.NDArray) -> tuple[npt.NDArray, npt.NDArray]:
 
 def row_global_scale(x: npt.NDArray) -> npt.NDArray:
     """float32 x [M, K] -> p [M]."""
-    magnitude = np.minimum(np.nan_to_num(np.abs(x.astype(F32)), nan=0, posinf=np.inf), np.finfo(F32).max)
+    magnitude = np.minimum(
+        np.nan_to_num(np.abs(x.astype(F32)), nan=0, posinf=np.inf), np.finfo(F32).max
+    )
     amax = magnitude.max(-1).astype(F32)
     p = np.maximum(amax / F32(2688), np.finfo(F32).tiny).astype(F32)
     return np.where(amax == 0, F32(1), p)
@@ -75,7 +79,9 @@ def swizzle(scales: npt.NDArray) -> npt.NDArray:
     out = np.zeros(mp * kp, np.uint8)
     for i in range(m):
         for j in range(ksf):
-            out[((i // 128) * (kp // 4) + j // 4) * 512 + (i % 32) * 16 + (i // 32 % 4) * 4 + j % 4] = scales[i, j]
+            out[
+                ((i // 128) * (kp // 4) + j // 4) * 512 + (i % 32) * 16 + (i // 32 % 4) * 4 + j % 4
+            ] = scales[i, j]
     return out.reshape(mp, kp)
 
 

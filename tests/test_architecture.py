@@ -54,7 +54,9 @@ def test_spec_imports_torch_and_einops_alone():
 
 
 def test_no_backend_imports_another():
-    backends = {path.name for path in (ROOT / "backends").iterdir() if (path / "__init__.py").exists()}
+    backends = {
+        path.name for path in (ROOT / "backends").iterdir() if (path / "__init__.py").exists()
+    }
     for backend in backends:
         for path in _files(f"backends/{backend}"):
             for name in _imports(path):
@@ -67,8 +69,17 @@ def test_kernels_are_imported_when_they_are_called():
     import subprocess
     import sys
 
-    code = "import sys, nvfp4; print([m for m in sys.modules if m.startswith(('triton.language', 'cutlass', 'transformers'))])"
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    kernels = ("triton.language", "cutlass", "transformers")
+    code = f"import sys, nvfp4; print([m for m in sys.modules if m.startswith({kernels})])"
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     loaded = set(ast.literal_eval(out.stdout))
-    bare = subprocess.run([sys.executable, "-c", code.replace(", nvfp4", ", torch")], cwd=ROOT, capture_output=True, text=True, check=True)
+    bare = subprocess.run(
+        [sys.executable, "-c", code.replace(", nvfp4", ", torch")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert loaded == set(ast.literal_eval(bare.stdout))

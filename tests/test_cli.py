@@ -30,7 +30,9 @@ def test_info_json(run):
 
 
 def test_bench(run, tmp_path):
-    result = run("bench", "--op", "linear", "--rounds", "2", "--out", str(tmp_path), "--name", "x", "--json")
+    result = run(
+        "bench", "--op", "linear", "--rounds", "2", "--out", str(tmp_path), "--name", "x", "--json"
+    )
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)["rows"]
     assert rows == json.loads((tmp_path / "x.json").read_text())["rows"]
@@ -44,5 +46,8 @@ def test_a_user_error_is_one_line_and_status_2(run, tmp_path):
     assert result.exit_code == 2 and result.stderr.strip().endswith("got 'conv2d'")
     missing = tmp_path / "missing.gguf"
     result = run("demo", "--model", str(missing))
-    assert result.exit_code == 2 and f"--model needs an existing file or folder, got {missing}" in result.stderr
+    assert (
+        result.exit_code == 2
+        and f"--model needs an existing file or folder, got {missing}" in result.stderr
+    )
     assert "Traceback" not in result.output

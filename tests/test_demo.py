@@ -1,4 +1,6 @@
-"""The demo on a small random model of the same architecture, end to end; and on the real one where it is installed."""
+"""The demo on a small random model of the same architecture, end to end; and on the real one where
+it is installed.
+"""
 
 import json
 from importlib.util import find_spec
@@ -10,7 +12,9 @@ from typer.testing import CliRunner
 from nvfp4.cli import app
 from nvfp4.demo.model import WEIGHTS_PACKAGE
 
-needs_transformers = pytest.mark.skipif(find_spec("transformers") is None, reason="needs the package transformers")
+needs_transformers = pytest.mark.skipif(
+    find_spec("transformers") is None, reason="needs the package transformers"
+)
 
 
 @pytest.fixture
@@ -19,13 +23,41 @@ def small_model(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    words = sorted(set("once upon a time in small village by the sea there lived alice rabbit was and of to".split()))
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<unk>", *words])}, unk_token="<unk>"))
+    words = sorted(
+        set(
+            [
+                "once",
+                "upon",
+                "a",
+                "time",
+                "in",
+                "small",
+                "village",
+                "by",
+                "the",
+                "sea",
+                "there",
+                "lived",
+                "alice",
+                "rabbit",
+                "was",
+                "and",
+                "of",
+                "to",
+            ]
+        )
+    )
+    tokenizer = Tokenizer(
+        models.WordLevel({w: i for i, w in enumerate(["<unk>", *words])}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<unk>").save_pretrained(tmp_path)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<unk>"
+    ).save_pretrained(tmp_path)
     config = LlamaConfig(
         vocab_size=len(words) + 1, hidden_size=48, intermediate_size=80, num_hidden_layers=2,
-        num_attention_heads=3, num_key_value_heads=1, pad_token_id=0, bos_token_id=0, eos_token_id=0,
+        num_attention_heads=3, num_key_value_heads=1,
+        pad_token_id=0, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     return tmp_path
@@ -34,7 +66,8 @@ def small_model(tmp_path):
 @needs_transformers
 def test_demo(small_model):
     result = CliRunner().invoke(
-        app, ["demo", "--model", str(small_model), "--max-tokens", "64", "--new-tokens", "3", "--json"]
+        app,
+        ["demo", "--model", str(small_model), "--max-tokens", "64", "--new-tokens", "3", "--json"],
     )
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
@@ -42,18 +75,23 @@ def test_demo(small_model):
     assert 0.95 < report["cosine_worst"] <= report["cosine_median"] < 1
     assert report["perplexity_nvfp4"] == pytest.approx(report["perplexity_bf16"], rel=0.2)
     assert report["perplexity_nvfp4"] != report["perplexity_bf16"]
-    # 4 bits and a scale byte per 16: at least 4.5 bits a weight against 16, plus padding to 128 rows.
+    # 4 bits and a scale byte per 16: at least 4.5 bits a weight against 16, plus padding to 128
+    # rows.
     assert report["linear_bytes_nvfp4"] > report["linear_bytes_bf16"] * 4.5 / 16
     assert set(report["backends"]) == {"quantize_dynamic", "mm"}
 
 
 @needs_transformers
-@pytest.mark.skipif(find_spec(WEIGHTS_PACKAGE) is None, reason=f"needs the package {WEIGHTS_PACKAGE}")
+@pytest.mark.skipif(
+    find_spec(WEIGHTS_PACKAGE) is None, reason=f"needs the package {WEIGHTS_PACKAGE}"
+)
 def test_demo_on_the_real_model():
     result = CliRunner().invoke(app, ["demo", "--max-tokens", "256", "--new-tokens", "8", "--json"])
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
-    assert report["layers"] == 210 and report["cosine_median"] > 0.99 and report["cosine_worst"] > 0.96
+    assert (
+        report["layers"] == 210 and report["cosine_median"] > 0.99 and report["cosine_worst"] > 0.96
+    )
     assert report["perplexity_bf16"] < report["perplexity_nvfp4"] < 2.5 * report["perplexity_bf16"]
     assert report["linear_bytes_nvfp4"] < 0.3 * report["linear_bytes_bf16"]
     assert torch.isfinite(torch.tensor(report["perplexity_nvfp4"]))

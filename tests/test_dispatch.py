@@ -9,7 +9,12 @@ from nvfp4.backends.contract import Problem, Target
 from nvfp4.dispatch import BACKENDS, choose, select
 from nvfp4.ops.explain import STAGES
 
-CPU, HOPPER, BLACKWELL, TURING = Target("cpu"), Target("cuda", 90), Target("cuda", 100), Target("cuda", 75)
+CPU, HOPPER, BLACKWELL, TURING = (
+    Target("cpu"),
+    Target("cuda", 90),
+    Target("cuda", 100),
+    Target("cuda", 75),
+)
 
 
 def _choose(op: str, target: Target, name: str = "") -> str:
@@ -48,13 +53,18 @@ def test_all_reasons_of_all_backends_are_told(compiled_triton):
 
 
 def test_cutedsl_reasons():
-    assert cutedsl.BACKEND.reasons(Problem("mm", HOPPER))[1] == "needs sm_100 or sm_103, got cuda sm_90"
+    assert (
+        cutedsl.BACKEND.reasons(Problem("mm", HOPPER))[1]
+        == "needs sm_100 or sm_103, got cuda sm_90"
+    )
     assert "needs sm_100" not in " ".join(cutedsl.BACKEND.reasons(Problem("mm", BLACKWELL)))
 
 
 def test_a_missing_package_is_a_reason(monkeypatch, compiled_triton):
     monkeypatch.setattr(cutedsl, "find_spec", lambda name: None)
-    assert "needs the package nvidia-cutlass-dsl, got none" in cutedsl.BACKEND.reasons(Problem("mm", BLACKWELL))
+    assert "needs the package nvidia-cutlass-dsl, got none" in cutedsl.BACKEND.reasons(
+        Problem("mm", BLACKWELL)
+    )
     monkeypatch.setattr(triton, "version", lambda name: "3.5.1")
     assert triton.BACKEND.reasons(Problem("mm", HOPPER)) == ["needs triton >= 3.6, got 3.5.1"]
 
@@ -86,5 +96,9 @@ def test_every_launcher_that_a_backend_names_is_there():
 
 
 def test_every_op_is_explained():
-    registered = {name.removeprefix("nvfp4::").split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith("nvfp4::")}
+    registered = {
+        name.removeprefix("nvfp4::").split(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("nvfp4::")
+    }
     assert registered == set(STAGES)

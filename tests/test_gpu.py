@@ -37,7 +37,13 @@ def test_every_quantizer_under_a_cuda_graph():
 
     def call() -> list[torch.Tensor]:
         data, scales = OPS.quantize(x, p)
-        return [*OPS.quantize_dynamic(x), *OPS.silu_mul_quantize(x, p, 7.0), OPS.dequantize(data, scales, p), data, scales]
+        return [
+            *OPS.quantize_dynamic(x),
+            *OPS.silu_mul_quantize(x, p, 7.0),
+            OPS.dequantize(data, scales, p),
+            data,
+            scales,
+        ]
 
     call()
     graph = torch.cuda.CUDAGraph()
@@ -52,7 +58,9 @@ def test_every_quantizer_under_a_cuda_graph():
 def test_compiled_with_cuda_graphs():
     w = _weight(128, 256)
     fn = torch.compile(
-        lambda x: torch.relu(OPS.linear(x, w.data, w.scales, w.global_scale)), fullgraph=True, mode="reduce-overhead"
+        lambda x: torch.relu(OPS.linear(x, w.data, w.scales, w.global_scale)),
+        fullgraph=True,
+        mode="reduce-overhead",
     )
     for _ in range(3):
         x = torch.randn(16, 256, device="cuda", dtype=torch.bfloat16)
@@ -60,7 +68,9 @@ def test_compiled_with_cuda_graphs():
 
 
 def test_new_sizes_and_addresses_use_the_kernels_that_are_there():
-    """A new number of rows, and new allocations, compile nothing (M and pointers are run-time values)."""
+    """A new number of rows, and new allocations, compile nothing (M and pointers are run-time
+    values).
+    """
     from nvfp4.backends.triton import mm, quantize_dynamic
 
     w = _weight(256, 512)
@@ -72,7 +82,9 @@ def test_new_sizes_and_addresses_use_the_kernels_that_are_there():
     def run(m: int) -> None:
         x = torch.randn(m, 512, device="cuda", dtype=torch.bfloat16)
         got = OPS.linear(x, w.data, w.scales, w.global_scale)
-        want = OPS.linear(x.cpu(), *(t.cpu() for t in (w.data, w.scales, w.global_scale)), backend="reference")
+        want = OPS.linear(
+            x.cpu(), *(t.cpu() for t in (w.data, w.scales, w.global_scale)), backend="reference"
+        )
         torch.testing.assert_close(got.cpu(), want, rtol=2**-7, atol=1e-2)
 
     run(128 * 3 + 16), run(128 * 3 + 5)  # a multiple of 16, and not
@@ -121,7 +133,11 @@ def test_a_gemm_output_of_more_than_2_to_the_31_elements():
 def test_quantizers_allocate_their_outputs_alone():
     x = torch.randn(4096, 8192, device="cuda", dtype=torch.bfloat16)
     p = nvfp4.global_scale(x)
-    for call in (lambda: OPS.quantize(x, p), lambda: OPS.quantize_dynamic(x), lambda: OPS.silu_mul_quantize(x, p)):
+    for call in (
+        lambda: OPS.quantize(x, p),
+        lambda: OPS.quantize_dynamic(x),
+        lambda: OPS.silu_mul_quantize(x, p),
+    ):
         call()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

@@ -1,4 +1,6 @@
-"""nvfp4::mm and nvfp4::linear against float64, within the derived bound, and exactly where arithmetic allows."""
+"""nvfp4::mm and nvfp4::linear against float64, within the derived bound, and exactly where
+arithmetic allows.
+"""
 
 import oracle
 import pytest
@@ -28,7 +30,9 @@ def _operands(shape: Shape) -> tuple[nvfp4.QuantizedTensor, nvfp4.QuantizedTenso
     return a, b
 
 
-def _check(got: torch.Tensor, a, b, alpha: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> None:
+def _check(
+    got: torch.Tensor, a, b, alpha: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
+) -> None:
     x, w = _values(a), _values(b)
     exact = (x @ w.T) * alpha.double()
     bound = gemm_bound(x, w, alpha.double(), exact, dtype)
@@ -37,7 +41,9 @@ def _check(got: torch.Tensor, a, b, alpha: torch.Tensor, bias: torch.Tensor | No
         bound = bound + bias.double().abs() * torch.finfo(dtype).eps
     error = (got.cpu().double() - exact).abs()
     worst = (error / bound).nan_to_num(0).argmax()
-    assert (error <= bound).all(), f"at {divmod(int(worst), exact.shape[1])}: error {error.flatten()[worst]}"
+    assert (error <= bound).all(), (
+        f"at {divmod(int(worst), exact.shape[1])}: error {error.flatten()[worst]}"
+    )
 
 
 def _run(a, b, alpha, bias, dtype, device, backend):
@@ -86,7 +92,11 @@ def test_bias_of_any_dtype(backend, device, dtype):
     _check(got, a, b, torch.full((5, 32), 0.1), bias, torch.float32)
 
 
-@pytest.mark.parametrize("shape", [Shape(m, 72, k) for m, k in [(1, 16), (17, 576), (33, 1024), (65, 128), (129, 272)]], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [Shape(m, 72, k) for m, k in [(1, 16), (17, 576), (33, 1024), (65, 128), (129, 272)]],
+    ids=str,
+)
 def test_exact_where_float32_sums_are_exact(backend, device, shape):
     """Scales of 1/2, 1 and 2 make every partial sum a float32: no backend may be off by a bit."""
 
@@ -112,7 +122,9 @@ def test_dirty_padding_is_not_read(backend, device):
         scales = torch.full_like(q.scales.view(torch.uint8), 0x7F)
         clean = nvfp4.swizzle_scales(torch.ones_like(q.linear_scales())).view(torch.uint8) != 0
         scales[clean] = q.scales.view(torch.uint8)[clean]
-        dirty.append(nvfp4.QuantizedTensor(q.data, scales.view(torch.float8_e4m3fn), q.global_scale))
+        dirty.append(
+            nvfp4.QuantizedTensor(q.data, scales.view(torch.float8_e4m3fn), q.global_scale)
+        )
     same_bits(_run(*dirty, torch.tensor(1.0), None, torch.float32, device, backend), want)
 
 
@@ -162,8 +174,13 @@ def test_a_token_does_not_depend_on_its_neighbours(backend, device):
 
 @pytest.mark.op("linear")
 def test_fused_parts_keep_their_own_global_scales(backend, device):
-    """q, k, v (and gate, up) of different sizes, fused: each part equals itself run alone, bit for bit."""
-    parts = [nvfp4.quantize(torch.randn(n, 64) * scale, backend="reference") for n, scale in [(48, 1), (16, 30), (16, 0.01)]]
+    """q, k, v (and gate, up) of different sizes, fused: each part equals itself run alone, bit for
+    bit.
+    """
+    parts = [
+        nvfp4.quantize(torch.randn(n, 64) * scale, backend="reference")
+        for n, scale in [(48, 1), (16, 30), (16, 0.01)]
+    ]
     fused = nvfp4.concatenate(parts).validate().to(device)
     assert fused.global_scale.numel() == 5
     x = activations(9, 64).to(device)
@@ -173,7 +190,10 @@ def test_fused_parts_keep_their_own_global_scales(backend, device):
         for w in (part.to(device) for part in parts)
     ]
     same_bits(got, torch.cat(alone, 1))
-    same_bits(fused.dequantize(backend=backend), torch.cat([p.to(device).dequantize(backend=backend) for p in parts]))
+    same_bits(
+        fused.dequantize(backend=backend),
+        torch.cat([p.to(device).dequantize(backend=backend) for p in parts]),
+    )
 
 
 @pytest.mark.op("linear")
@@ -183,4 +203,7 @@ def test_linear_keeps_leading_dimensions(backend, device, lead):
     x = torch.randn(*lead, 32, device=device)
     got = OPS.linear(x, w.data, w.scales, w.global_scale, None, None, backend)
     assert got.shape == (*lead, 24) and got.dtype == x.dtype
-    same_bits(got.reshape(-1, 24), OPS.linear(x.reshape(-1, 32), w.data, w.scales, w.global_scale, None, None, backend))
+    same_bits(
+        got.reshape(-1, 24),
+        OPS.linear(x.reshape(-1, 32), w.data, w.scales, w.global_scale, None, None, backend),
+    )

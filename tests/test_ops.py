@@ -1,4 +1,6 @@
-"""The contract of every op: schema, fake, torch.compile, empty, strided and misaligned inputs, bad input."""
+"""The contract of every op: schema, fake, torch.compile, empty, strided and misaligned inputs, bad
+input.
+"""
 
 import pytest
 import torch
@@ -53,8 +55,8 @@ def test_schema(name):
 @EACH_OP
 @pytest.mark.parametrize("layout", ["swizzled", "linear"])
 def test_opcheck(name, layout, device):
-    """All of opcheck, but for its schema test where an input is float8: it compares with torch.allclose,
-    which has no float8. What that test checks is checked in test_inputs_are_not_changed."""
+    """All of opcheck, but for its schema test where an input is float8: it compares with
+    torch.allclose, which has no float8. What that test checks is checked in test_inputs_are_not_changed."""
     for m in (3, 130):
         args = arguments(name, m, device, layout)
         utils = ["test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
@@ -89,7 +91,11 @@ def test_fake_has_the_shapes_dtypes_and_strides_of_the_real_outputs(name, device
             fake_args = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in args]
             fakes = outputs(getattr(OPS, name)(*fake_args))
         for fake, real in zip(fakes, outputs(getattr(OPS, name)(*args)), strict=True):
-            assert fake.shape == real.shape and fake.dtype == real.dtype and fake.stride() == real.stride()
+            assert (
+                fake.shape == real.shape
+                and fake.dtype == real.dtype
+                and fake.stride() == real.stride()
+            )
             assert real.is_contiguous()
 
 
@@ -156,10 +162,19 @@ def test_float4_view_is_accepted(device):
     w = nvfp4.quantize(torch.randn(24, 32, device=device))
     x = torch.randn(3, 32, device=device)
     packed = w.data.view(torch.float4_e2m1fn_x2)
-    same_bits(OPS.linear(x, packed, w.scales, w.global_scale), OPS.linear(x, w.data, w.scales, w.global_scale))
+    same_bits(
+        OPS.linear(x, packed, w.scales, w.global_scale),
+        OPS.linear(x, w.data, w.scales, w.global_scale),
+    )
     same_bits(OPS.dequantize(packed, w.scales, w.global_scale), w.dequantize())
     a = nvfp4.quantize(x)
-    got = OPS.mm(a.data.view(torch.float4_e2m1fn_x2), packed, a.scales, w.scales, torch.ones((), device=device))
+    got = OPS.mm(
+        a.data.view(torch.float4_e2m1fn_x2),
+        packed,
+        a.scales,
+        w.scales,
+        torch.ones((), device=device),
+    )
     same_bits(got, OPS.mm(a.data, w.data, a.scales, w.scales, torch.ones((), device=device)))
 
 
@@ -175,17 +190,32 @@ def _replaced(args: tuple, index: int, value: object) -> tuple:
 
 
 def _bad_inputs() -> list:
-    f32, f64 = torch.float32, torch.float64
+    f64 = torch.float64
     nan, inf = float("nan"), float("inf")
     cases = [
-        ("quantize", 0, lambda x: x[:, :17], "x needs a last dimension that is a positive multiple of 16"),
+        (
+            "quantize",
+            0,
+            lambda x: x[:, :17],
+            "x needs a last dimension that is a positive multiple of 16",
+        ),
         ("quantize", 0, lambda x: x[:, :0], "x needs a last dimension"),
-        ("quantize", 0, lambda x: x.to(f64), "x needs dtype bfloat16 or float16 or float32, got float64"),
+        (
+            "quantize",
+            0,
+            lambda x: x.to(f64),
+            "x needs dtype bfloat16 or float16 or float32, got float64",
+        ),
         ("quantize", 0, lambda x: x.int(), "x needs dtype"),
         ("quantize", 1, lambda p: p.to(f64), "global_scale needs dtype float32"),
         ("quantize", 1, lambda p: p.expand(4), r"global_scale needs shape \[\], \[1\] or \[6\]"),
         ("quantize", 1, lambda p: p.view(1, 1), "global_scale needs shape"),
-        ("quantize", 2, lambda _: "diagonal", "scale_layout needs 'swizzled' or 'linear', got 'diagonal'"),
+        (
+            "quantize",
+            2,
+            lambda _: "diagonal",
+            "scale_layout needs 'swizzled' or 'linear', got 'diagonal'",
+        ),
         ("quantize_dynamic", 0, lambda x: x[:, :8], "x needs a last dimension"),
         ("quantize_dynamic", 1, lambda _: "", "scale_layout needs"),
         ("dequantize", 0, lambda d: d[:, :5], "data needs a last dimension"),
@@ -194,7 +224,12 @@ def _bad_inputs() -> list:
         ("dequantize", 1, lambda s: s.view(torch.uint8), "scales needs dtype float8_e4m3fn"),
         ("dequantize", 3, lambda _: torch.int8, "out_dtype needs one of"),
         ("dequantize", 4, lambda _: "linear", "scales needs the linear shape"),
-        ("silu_mul_quantize", 0, lambda x: x[:, :48], "gate_up needs a last dimension that is a positive multiple of 32"),
+        (
+            "silu_mul_quantize",
+            0,
+            lambda x: x[:, :48],
+            "gate_up needs a last dimension that is a positive multiple of 32",
+        ),
         ("silu_mul_quantize", 2, lambda _: -1.0, "limit needs a finite positive number"),
         ("silu_mul_quantize", 2, lambda _: nan, "limit needs"),
         ("mm", 0, lambda a: a[0], "a needs 2 dimensions"),
@@ -203,14 +238,24 @@ def _bad_inputs() -> list:
         ("mm", 3, lambda s: s.reshape(-1), "b_scales needs the swizzled shape"),
         ("mm", 4, lambda p: p.expand(5), r"alpha needs shape"),
         ("mm", 4, lambda p: p.expand(5, 1), r"alpha needs shape"),
-        ("mm", 4, lambda p: p.expand(1, 7), "alpha needs a number of segments that divides N = 40, got 7"),
+        (
+            "mm",
+            4,
+            lambda p: p.expand(1, 7),
+            "alpha needs a number of segments that divides N = 40, got 7",
+        ),
         ("mm", 4, lambda p: p.bfloat16(), "alpha needs dtype float32"),
         ("mm", 5, lambda b: b[:-1], r"bias needs shape \[40\]"),
         ("mm", 6, lambda _: torch.float64, "out_dtype needs one of"),
         ("linear", 0, lambda x: x[:, :64], "weight needs x's K = 64"),
         ("linear", 1, lambda w: w.float(), "weight needs dtype uint8"),
         ("linear", 2, lambda s: s[:64], "weight_scales needs the swizzled shape"),
-        ("linear", 3, lambda p: p.expand(3), "weight_global_scale needs a number of segments that divides N = 40"),
+        (
+            "linear",
+            3,
+            lambda p: p.expand(3),
+            "weight_global_scale needs a number of segments that divides N = 40",
+        ),
         ("linear", 4, lambda _: torch.ones(4), "input_global_scale needs shape"),
         ("linear", 5, lambda b: b.double(), "bias needs dtype"),
         ("linear", 5, lambda b: b[None], "bias needs shape"),
@@ -241,18 +286,25 @@ def test_tensors_on_different_devices(name):
     args = arguments(name, 6, "cpu")
     tensors = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]
     for index in tensors[1:]:
-        with pytest.raises(ValueError, match=rf"nvfp4::{name}: \w+ needs to be on cpu with the other tensors, got meta"):
+        with pytest.raises(
+            ValueError,
+            match=rf"nvfp4::{name}: \w+ needs to be on cpu with the other tensors, got meta",
+        ):
             getattr(OPS, name)(*_replaced(args, index, args[index].to("meta")))
 
 
 @EACH_OP
 def test_unknown_backend(name):
-    with pytest.raises(ValueError, match="backend needs one of cutedsl, triton, reference, got 'cublas'"):
+    with pytest.raises(
+        ValueError, match="backend needs one of cutedsl, triton, reference, got 'cublas'"
+    ):
         getattr(OPS, name)(*arguments(name, 6, "cpu"), backend="cublas")
 
 
 def test_no_gradient_is_invented():
-    """The ops are for inference: torch warns on a backward through one, and no gradient comes out of it."""
+    """The ops are for inference: torch warns on a backward through one, and no gradient comes out
+    of it.
+    """
     w = nvfp4.quantize(torch.randn(24, 32))
     x = torch.randn(3, 32, requires_grad=True)
     y = OPS.linear(x, w.data, w.scales, w.global_scale)

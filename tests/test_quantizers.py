@@ -1,4 +1,6 @@
-"""quantize, quantize_dynamic, dequantize, silu_mul_quantize: bit for bit the same on every backend."""
+"""quantize, quantize_dynamic, dequantize, silu_mul_quantize: bit for bit the same on every
+backend.
+"""
 
 import pytest
 import torch
@@ -45,7 +47,10 @@ def test_quantize(backend, device, rows, k, layout, dtype):
 @BY_DTYPE
 def test_quantize_dynamic(backend, device, rows, k, layout, dtype):
     x = activations(rows, k, dtype)
-    _same(OPS.quantize_dynamic(x.to(device), layout, backend), OPS.quantize_dynamic(x, layout, "reference"))
+    _same(
+        OPS.quantize_dynamic(x.to(device), layout, backend),
+        OPS.quantize_dynamic(x, layout, "reference"),
+    )
 
 
 def test_quantize_dynamic_of_rows_longer_than_a_program_holds(backend, device):
@@ -60,8 +65,14 @@ def test_quantize_dynamic_of_rows_longer_than_a_program_holds(backend, device):
 def test_specials(backend, device, layout):
     x = specials()
     p = torch.tensor(3e-4)
-    _same(OPS.quantize(x.to(device), p.to(device), layout, backend), OPS.quantize(x, p, layout, "reference"))
-    _same(OPS.quantize_dynamic(x.to(device), layout, backend), OPS.quantize_dynamic(x, layout, "reference"))
+    _same(
+        OPS.quantize(x.to(device), p.to(device), layout, backend),
+        OPS.quantize(x, p, layout, "reference"),
+    )
+    _same(
+        OPS.quantize_dynamic(x.to(device), layout, backend),
+        OPS.quantize_dynamic(x, layout, "reference"),
+    )
     gate_up = torch.cat([specials(), specials()], 1)
     want = OPS.silu_mul_quantize(gate_up, p, 5.0, layout, "reference")
     _same(OPS.silu_mul_quantize(gate_up.to(device), p.to(device), 5.0, layout, backend), want)
@@ -72,7 +83,8 @@ def test_bfloat16_subnormals(backend, device):
     assert x.abs().max() < torch.finfo(torch.bfloat16).tiny
     p = torch.tensor(2e-38)
     _same(
-        OPS.quantize(x.to(device), p.to(device), "linear", backend), OPS.quantize(x, p, "linear", "reference")
+        OPS.quantize(x.to(device), p.to(device), "linear", backend),
+        OPS.quantize(x, p, "linear", "reference"),
     )
 
 
@@ -94,27 +106,38 @@ def test_dequantize(backend, device, rows, k, layout, dtype):
     data, scales, p = OPS.quantize_dynamic(activations(rows, k), layout, "reference")
     for scale in (p, p[:1]):
         want = OPS.dequantize(data, scales, scale, dtype, layout, "reference")
-        got = OPS.dequantize(data.to(device), scales.to(device), scale.to(device), dtype, layout, backend)
+        got = OPS.dequantize(
+            data.to(device), scales.to(device), scale.to(device), dtype, layout, backend
+        )
         same_bits(got, want)
 
 
 @BY_DTYPE
 def test_dequantize_every_code_under_every_scale(backend, device, dtype):
     data = torch.arange(256, dtype=torch.uint8).repeat(256, 1)
-    scales = torch.arange(256, dtype=torch.uint8).view(256, 1).repeat(1, 32).view(torch.float8_e4m3fn)
+    scales = (
+        torch.arange(256, dtype=torch.uint8).view(256, 1).repeat(1, 32).view(torch.float8_e4m3fn)
+    )
     p = torch.tensor(0.7)
     want = OPS.dequantize(data, scales, p, dtype, "linear", "reference")
-    got = OPS.dequantize(data.to(device), scales.to(device), p.to(device), dtype, "linear", backend).cpu()
+    got = OPS.dequantize(
+        data.to(device), scales.to(device), p.to(device), dtype, "linear", backend
+    ).cpu()
     nan = want.isnan()
     assert torch.equal(got.isnan(), nan) and nan.sum() == 2 * 512
     same_bits(got.masked_fill(nan, 0), want.masked_fill(nan, 0))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(rows=st.integers(1, 140), blocks=st.integers(1, 40), seed=st.integers(0, 2**30))
 def test_any_shape(backend, device, rows, blocks, seed):
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, blocks * 16, generator=generator) * torch.rand(rows, 1, generator=generator).exp()
+    x = (
+        torch.randn(rows, blocks * 16, generator=generator)
+        * torch.rand(rows, 1, generator=generator).exp()
+    )
     want = OPS.quantize_dynamic(x, "swizzled", "reference")
     got = OPS.quantize_dynamic(x.to(device), "swizzled", backend)
     _same(got, want)

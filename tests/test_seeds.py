@@ -14,7 +14,9 @@ import nvfp4
 
 OPS = torch.ops.nvfp4
 ROOT = Path(__file__).parent.parent
-HOT_PATH = [path for room in ("spec", "ops", "dispatch", "backends") for path in (ROOT / room).rglob("*.py")]
+HOT_PATH = [
+    path for room in ("spec", "ops", "dispatch", "backends") for path in (ROOT / room).rglob("*.py")
+]
 
 
 def _sources_with(pattern: str) -> list[str]:
@@ -37,7 +39,9 @@ def test_debug_prints_on_the_hot_path():
 
 def test_host_tensor_copied_to_the_device_under_graph_capture():
     """torch.tensor(...) builds on the host and copies, which a capture forbids."""
-    assert not _sources_with(r"torch\.(tensor|as_tensor|from_numpy)\(|new_tensor\(|\.item\(\)(?!\)$)")
+    assert not _sources_with(
+        r"torch\.(tensor|as_tensor|from_numpy)\(|new_tensor\(|\.item\(\)(?!\)$)"
+    )
 
 
 def test_cosine_half_when_a_kernel_is_reused_with_other_allocations(device):
@@ -59,7 +63,9 @@ def test_wrong_memory_access_after_a_dummy_shape_was_compiled(device):
             w = nvfp4.quantize_weight(torch.randn(n, k, device=device))
             x = torch.randn(m, k, device=device)
             got = OPS.linear(x, w.data, w.scales, w.global_scale, backend=backend)
-            want = nvfp4.quantize_dynamic(x).dequantize(torch.float32) @ w.dequantize(torch.float32).T
+            want = (
+                nvfp4.quantize_dynamic(x).dequantize(torch.float32) @ w.dequantize(torch.float32).T
+            )
             torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
 
 
@@ -82,14 +88,18 @@ def test_n_was_doubled_as_if_it_were_packed(device):
     x = torch.randn(1, 16, device=device)
     assert OPS.linear(x, w.data, w.scales, w.global_scale).shape == (1, 9216)
     a = nvfp4.quantize(x)
-    assert OPS.mm(a.data, w.data, a.scales, w.scales, torch.ones((), device=device)).shape == (1, 9216)
+    assert OPS.mm(a.data, w.data, a.scales, w.scales, torch.ones((), device=device)).shape == (
+        1,
+        9216,
+    )
 
 
 MEMORY = """
 import re, torch, nvfp4
 
 def resident(line):
-    return int(re.search(line + r":\\s+(\\d+) kB", open("/proc/self/status").read()).group(1)) * 1024
+    status = open("/proc/self/status").read()
+    return int(re.search(line + r":\\s+(\\d+) kB", status).group(1)) * 1024
 
 x = torch.empty(4096, 8192, dtype=torch.{dtype}).normal_()
 p = nvfp4.global_scale(x[:1])
@@ -103,23 +113,31 @@ print(resident("VmHWM") - before, x.numel() * 4)
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("layout", ["swizzled", "linear"])
-@pytest.mark.parametrize("op", ["quantize(x, p, '{}', 'reference')", "quantize_dynamic(x, '{}', 'reference')"])
+@pytest.mark.parametrize(
+    "op", ["quantize(x, p, '{}', 'reference')", "quantize_dynamic(x, '{}', 'reference')"]
+)
 def test_out_of_memory_in_the_quantizer(dtype, layout, op):
-    """It used to take 32 times the input; the whole peak is at most 2, here far less: measured by the kernel."""
+    """It used to take 32 times the input; the whole peak is at most 2, here far less: measured by
+    the kernel.
+    """
     code = MEMORY.format(dtype=dtype, layout=layout, op=op.format(layout))
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     grown, float32_input = map(int, done.stdout.split())
     assert 0 < grown <= 0.75 * float32_input
 
 
 def test_swiglu_gate_was_clamped_after_silu(device):
-    """limit: gate = min(gate, L) before SiLU. At gate = 20, L = 7: silu(7), not min(silu(20), 7)."""
+    """gate = min(gate, L) before SiLU. At gate = 20, L = 7: silu(7), not min(silu(20), 7)."""
     gate_up = torch.cat([torch.full((1, 16), 20.0), torch.ones(1, 16)], 1).to(device)
     silu_of_limit = 7 / (1 + torch.exp(torch.tensor(-7.0)))
     p = (silu_of_limit / 2688).to(device)
     for backend in ("reference", "triton"):
         q = nvfp4.silu_mul_quantize(gate_up, p, 7.0, backend=backend)
-        torch.testing.assert_close(q.dequantize(torch.float32).cpu(), silu_of_limit.expand(1, 16), rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            q.dequantize(torch.float32).cpu(), silu_of_limit.expand(1, 16), rtol=1e-5, atol=0
+        )
 
 
 @pytest.mark.parametrize("rows", [1, 127, 128, 129])
@@ -132,7 +150,9 @@ def test_activation_scales_were_not_padded_to_128_rows(device, rows):
 def test_dynamo_could_not_trace_through_the_kernel(device):
     w = nvfp4.quantize_weight(torch.randn(48, 64, device=device))
     fn = torch.compile(
-        lambda x: OPS.linear(x, w.data, w.scales, w.global_scale).sum(-1), fullgraph=True, backend="aot_eager"
+        lambda x: OPS.linear(x, w.data, w.scales, w.global_scale).sum(-1),
+        fullgraph=True,
+        backend="aot_eager",
     )
     x = torch.randn(5, 64, device=device)
     same_bits(fn(x), OPS.linear(x, w.data, w.scales, w.global_scale).sum(-1))

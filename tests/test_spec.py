@@ -17,7 +17,13 @@ from nvfp4.spec.packing import as_bytes, pack, unpack
 def _around(points: np.ndarray) -> np.ndarray:
     """Each point and its float32 neighbours."""
     points = points.astype(np.float32)
-    return np.concatenate([points, np.nextafter(points, np.float32(-np.inf)), np.nextafter(points, np.float32(np.inf))])
+    return np.concatenate(
+        [
+            points,
+            np.nextafter(points, np.float32(-np.inf)),
+            np.nextafter(points, np.float32(np.inf)),
+        ]
+    )
 
 
 def test_all_16_codes():
@@ -35,7 +41,9 @@ def test_all_256_scale_bytes():
 def test_e2m1_rounding_at_every_tie_and_value():
     midpoints = (oracle.E2M1[1:] + oracle.E2M1[:-1]) / 2
     values = _around(np.concatenate([midpoints, oracle.E2M1[1:], [5.0, 7.0, 1e30, 1e-40]]))
-    values = np.concatenate([values, -values, [np.float32(np.inf), np.float32(-0.0)]]).astype(np.float32)
+    values = np.concatenate([values, -values, [np.float32(np.inf), np.float32(-0.0)]]).astype(
+        np.float32
+    )
     want = oracle.nearest(np.abs(values), oracle.E2M1) + 8 * np.signbit(values)
     np.testing.assert_array_equal(rounding.to_e2m1(torch.from_numpy(values)).numpy(), want)
 
@@ -48,7 +56,9 @@ def test_e2m1_ties_go_to_the_even_code():
 
 def test_e4m3_rounding_at_every_tie_and_value():
     table = oracle.E4M3[:0x7F]
-    values = _around(np.concatenate([(table[1:] + table[:-1]) / 2, table[1:], [460.0, 464.0, 1e30]]))
+    values = _around(
+        np.concatenate([(table[1:] + table[:-1]) / 2, table[1:], [460.0, 464.0, 1e30]])
+    )
     want = oracle.nearest(values, table)
     got = rounding.to_e4m3(torch.from_numpy(values)).view(torch.uint8).numpy()
     np.testing.assert_array_equal(got, want)
@@ -66,7 +76,9 @@ def test_packing_puts_even_k_in_the_low_nibble():
 
 @given(rows=st.integers(1, 300), blocks=st.integers(1, 20))
 def test_swizzle_is_the_offset_formula(rows: int, blocks: int):
-    scales = np.random.default_rng(rows * 100 + blocks).integers(1, 127, (rows, blocks), dtype=np.uint8)
+    scales = np.random.default_rng(rows * 100 + blocks).integers(
+        1, 127, (rows, blocks), dtype=np.uint8
+    )
     linear = from_numpy(scales).view(torch.float8_e4m3fn)
     swizzled = nvfp4.swizzle_scales(linear)
     np.testing.assert_array_equal(swizzled.view(torch.uint8).numpy(), oracle.swizzle(scales))
@@ -103,7 +115,9 @@ def test_specials():
     codes, bytes_ = oracle.quantize(x.numpy(), p.numpy())
     same_bits(data, from_numpy(oracle.pack(codes)))
     same_bits(scales.view(torch.uint8), from_numpy(bytes_))
-    assert bytes_[0, 0] == spec.NAN_SCALE and bytes_[0, 1] != spec.NAN_SCALE, "a NaN stays in its block"
+    assert bytes_[0, 0] == spec.NAN_SCALE and bytes_[0, 1] != spec.NAN_SCALE, (
+        "a NaN stays in its block"
+    )
     assert bytes_[1, 0] == 0x7E and codes[1, 5] == 7 and codes[1, 9] == 15, "an infinity saturates"
     assert (codes[6] == np.tile([0, 8], 32)).all(), "a zero keeps its sign"
     assert p[6] == 1, "an all-zero row has p = 1"

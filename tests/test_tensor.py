@@ -59,13 +59,28 @@ def _scale_byte(q: nvfp4.QuantizedTensor, row: int, block: int, byte: int) -> to
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda q: {"scales": q.scales[:64]}, r"scales needs the swizzled shape \[128, 8\], got \[64, 8\]"),
-        (lambda q: {"scales": _scale_byte(q, 0, 0, 0x7F)}, "scales needs bytes 0x00 to 0x7E, got 1 that are NaN"),
+        (
+            lambda q: {"scales": q.scales[:64]},
+            r"scales needs the swizzled shape \[128, 8\], got \[64, 8\]",
+        ),
+        (
+            lambda q: {"scales": _scale_byte(q, 0, 0, 0x7F)},
+            "scales needs bytes 0x00 to 0x7E, got 1 that are NaN",
+        ),
         (lambda q: {"scales": _scale_byte(q, 0, 0, 0x90)}, "scales needs bytes 0x00 to 0x7E"),
         (lambda q: {"scales": _scale_byte(q, 127, 7, 1)}, "scales needs padding bytes 0x00"),
-        (lambda q: {"global_scale": q.global_scale * 0}, "global_scale needs finite positive values, got 0.0"),
-        (lambda q: {"global_scale": q.global_scale * torch.inf}, "global_scale needs finite positive values, got inf"),
-        (lambda q: {"global_scale": q.global_scale.expand(4)}, "global_scale needs a size that divides the 6 rows"),
+        (
+            lambda q: {"global_scale": q.global_scale * 0},
+            "global_scale needs finite positive values, got 0.0",
+        ),
+        (
+            lambda q: {"global_scale": q.global_scale * torch.inf},
+            "global_scale needs finite positive values, got inf",
+        ),
+        (
+            lambda q: {"global_scale": q.global_scale.expand(4)},
+            "global_scale needs a size that divides the 6 rows",
+        ),
     ],
 )
 def test_validate(q, damage, message):
@@ -75,7 +90,9 @@ def test_validate(q, damage, message):
 
 def test_concatenate_refuses_other_shapes():
     a, b = nvfp4.quantize(torch.randn(4, 32)), nvfp4.quantize(torch.randn(4, 48))
-    with pytest.raises(ValueError, match=r"parts needs \[N, K\] with one K, got \[\[4, 32\], \[4, 48\]\]"):
+    with pytest.raises(
+        ValueError, match=r"parts needs \[N, K\] with one K, got \[\[4, 32\], \[4, 48\]\]"
+    ):
         nvfp4.concatenate([a, b])
     with pytest.raises(ValueError, match="parts needs at least one tensor"):
         nvfp4.concatenate([])

@@ -1,4 +1,6 @@
-"""Every Triton kernel compiles for every architecture on a machine without a GPU, to the instructions meant."""
+"""Every Triton kernel compiles for every architecture on a machine without a GPU, to the
+instructions meant.
+"""
 
 import json
 import os
@@ -17,7 +19,9 @@ ARCHITECTURES = (80, 86, 89, 90, 100, 103, 120)
 @pytest.mark.parametrize("sm", ARCHITECTURES)
 def test_every_kernel_compiles_to_the_instructions_meant(sm):
     environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent.parent)}
-    done = subprocess.run([sys.executable, str(SCRIPT), str(sm)], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(sm)], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     instructions = json.loads(done.stdout)
     assert set(instructions) == {*triton.BACKEND.ops, "row_scales"}
@@ -33,7 +37,8 @@ def test_every_kernel_compiles_to_the_instructions_meant(sm):
     for kernel in ("quantize", "quantize_dynamic", "silu_mul_quantize"):
         # The hardware's conversion to E2M1 is used where it exists, and only there.
         assert has(kernel, "cvt.rn.satfinite.e2m1x2.f32") == (sm >= 100)
-        # Rounding is the spec's: no fused multiply-add, no approximate division. sm_80 has no FP8 type.
+        # Rounding is the spec's: no fused multiply-add, no approximate division. sm_80 has no FP8
+        # type.
         assert has(kernel, "div.rn.f32")
         for forbidden in ("fma", "div.full", "div.approx", "rcp.approx", "e4m3"):
             assert not has(kernel, forbidden), forbidden

@@ -1,4 +1,6 @@
-"""Triton kernels: one source for every NVIDIA GPU from sm_80 on, and for Triton's interpreter on a CPU."""
+"""Triton kernels: one source for every NVIDIA GPU from sm_80 on, and for Triton's interpreter on a
+CPU.
+"""
 
 import os
 from importlib.metadata import PackageNotFoundError, version
@@ -10,7 +12,9 @@ OLDEST_SM = 80
 
 
 def interpreting() -> bool:
-    """Whether Triton's kernels are interpreted in this process; Triton reads the variable once, at import."""
+    """Whether Triton's kernels are interpreted in this process; Triton reads the variable once, at
+    import.
+    """
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
@@ -24,7 +28,9 @@ def _needs(problem: Problem) -> list[str]:
         needs.append("needs the package triton, got none")
     target = problem.target
     if not interpreting() and target.sm < OLDEST_SM:
-        needs.append(f"needs an NVIDIA GPU of sm_{OLDEST_SM} or later, or TRITON_INTERPRET=1, got {target}")
+        needs.append(
+            f"needs an NVIDIA GPU of sm_{OLDEST_SM} or later, or TRITON_INTERPRET=1, got {target}"
+        )
     return needs
 
 

@@ -23,8 +23,8 @@ _DIVISIBLE = [["tt.divisibility", 16]]
 def compile_launch(launch: Launch, sm: int) -> CompiledKernel:
     """Compile what `launch` would run on an sm_<sm> GPU; its tensors may be meta tensors.
 
-    Arguments are specialized as a launch specializes them: None and 1 are constants, pointers (fresh
-    allocations are aligned) and multiples of 16 are marked divisible.
+    Arguments are specialized as a launch specializes them: None and 1 are constants; pointers
+    (fresh allocations are aligned) and multiples of 16 are marked divisible.
     """
     signature: dict[str, str] = {}
     constants: dict[str, Any] = dict(launch.constants)

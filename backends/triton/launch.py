@@ -22,7 +22,11 @@ class Launch(NamedTuple):
     @property
     def options(self) -> dict[str, Any]:
         # The spec rounds after every operation; a fused multiply-add would not.
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": False}
+        return {
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "enable_fp_fusion": False,
+        }
 
     def run(self) -> None:
         device = self.args[0].device

@@ -17,7 +17,15 @@ from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton.architecture import is_blackwell
 from nvfp4.backends.triton.launch import Launch, cdiv
 from nvfp4.backends.triton.mm_config import choose_config
-from nvfp4.backends.triton.tiles import BLOCK, E2M1_F16_SCALE, e2m1_to_f16, e4m3_to_f16, from_f32, scale_offsets, to_f32
+from nvfp4.backends.triton.tiles import (
+    BLOCK,
+    E2M1_F16_SCALE,
+    e2m1_to_f16,
+    e4m3_to_f16,
+    from_f32,
+    scale_offsets,
+    to_f32,
+)
 from nvfp4.spec.format import DATA_DTYPE
 
 
@@ -34,8 +42,10 @@ def _decode(packed, scales, R: tl.constexpr, BK: tl.constexpr):
 
 
 @triton.jit
-def _load_step(data, scales, rows, k, stride, scale_stride, K, BK: tl.constexpr, EVEN_K: tl.constexpr):
-    """One step of an operand: packed uint8 [R, BK/2] and scales uint8 [R, BK/16], zeros beyond K."""
+def _load_step(
+    data, scales, rows, k, stride, scale_stride, K, BK: tl.constexpr, EVEN_K: tl.constexpr
+):
+    """One step of an operand: packed uint8 [R, BK/2], scales uint8 [R, BK/16]; zeros beyond K."""
     byte = k // 2 + tl.arange(0, BK // 2)
     block = k // BLOCK + tl.arange(0, BK // BLOCK)
     data_at = data + rows[:, None].to(tl.int64) * stride + byte[None, :]
@@ -73,7 +83,9 @@ def _mm_kernel(
     if not NATIVE:
         acc *= E2M1_F16_SCALE * E2M1_F16_SCALE
 
-    factor = tl.load(alpha + m_read[None, :].to(tl.int64) * alpha_stride + (n_read // segment)[:, None])
+    factor = tl.load(
+        alpha + m_read[None, :].to(tl.int64) * alpha_stride + (n_read // segment)[:, None]
+    )
     if HAS_ROW_SCALE:
         factor *= tl.load(row_scale + m_read * row_scale_stride)[None, :]
     acc *= factor
@@ -94,7 +106,9 @@ def plan(
     out_dtype: torch.dtype,
     sm: int,
 ) -> tuple[Tensor, Launch]:
-    """a [M, K/2], b [N, K/2], alpha float32 [1 or M, S], row_scale float32 [1] or [M]; sm: plan for it."""
+    """a [M, K/2], b [N, K/2], alpha float32 [1 or M, S], row_scale float32 [1] or [M]; sm: plan
+    for it.
+    """
     m, n, k = a.shape[0], b.shape[0], a.shape[1] * 2
     out = torch.empty(m, n, dtype=out_dtype, device=a.device)
     config = choose_config(m, n, sm)
@@ -102,8 +116,9 @@ def plan(
         _mm_kernel,
         (cdiv(n, config.BN), cdiv(m, config.BM)),
         (
-            a, b, a_scales.view(DATA_DTYPE), b_scales.view(DATA_DTYPE), alpha, row_scale, bias, out, m, n, k,
-            a.stride(0), b.stride(0), a_scales.shape[1], alpha.shape[1] if alpha.shape[0] > 1 else 0,
+            a, b, a_scales.view(DATA_DTYPE), b_scales.view(DATA_DTYPE), alpha, row_scale, bias, out,
+            m, n, k, a.stride(0), b.stride(0), a_scales.shape[1],
+            alpha.shape[1] if alpha.shape[0] > 1 else 0,
             int(row_scale is not None and row_scale.numel() > 1), n // alpha.shape[1],
         ),
         {
@@ -131,6 +146,8 @@ def mm(
     bias: Tensor | None,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    out, launch = plan(a, b, a_scales, b_scales, alpha, row_scale, bias, out_dtype, target_of(a.device).sm)
+    out, launch = plan(
+        a, b, a_scales, b_scales, alpha, row_scale, bias, out_dtype, target_of(a.device).sm
+    )
     launch.run()
     return out

@@ -27,17 +27,34 @@ def _quantize_kernel(
     values = to_f32(tl.load(x + offsets, mask=inside, other=0.0))
     p = tl.load(global_scale + rows * p_stride, mask=rows < M, other=1.0)
     store_quantized(
-        values, p, data, scales, rows, column, M, K, scale_rows, scale_columns, SWIZZLED, R, C, NATIVE
+        values,
+        p,
+        data,
+        scales,
+        rows,
+        column,
+        M,
+        K,
+        scale_rows,
+        scale_columns,
+        SWIZZLED,
+        R,
+        C,
+        NATIVE,
     )
 
 
-def empty_outputs(rows: int, k: int, scale_layout: str, device: torch.device) -> tuple[Tensor, Tensor]:
+def empty_outputs(
+    rows: int, k: int, scale_layout: str, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """data uint8 [rows, k/2] and the scales' buffer, both as bytes."""
     data = torch.empty(rows, k // 2, dtype=DATA_DTYPE, device=device)
     return data, torch.empty(scales_shape((rows, k), scale_layout), dtype=DATA_DTYPE, device=device)
 
 
-def plan(x: Tensor, global_scale: Tensor, scale_layout: str, sm: int) -> tuple[Tensor, Tensor, Launch]:
+def plan(
+    x: Tensor, global_scale: Tensor, scale_layout: str, sm: int
+) -> tuple[Tensor, Tensor, Launch]:
     """x [M, K], global_scale float32 [1] or [M]; sm: the architecture to plan for."""
     m, k = x.shape
     data, scales = empty_outputs(m, k, scale_layout, x.device)
@@ -50,7 +67,12 @@ def plan(x: Tensor, global_scale: Tensor, scale_layout: str, sm: int) -> tuple[T
             x, global_scale, data, scales, m, k, x.stride(0), int(global_scale.numel() > 1),
             scale_rows, scale_columns,
         ),
-        {"SWIZZLED": scale_layout == SWIZZLED, "R": tile.rows, "C": tile.columns, "NATIVE": is_blackwell(sm)},
+        {
+            "SWIZZLED": scale_layout == SWIZZLED,
+            "R": tile.rows,
+            "C": tile.columns,
+            "NATIVE": is_blackwell(sm),
+        },
         num_warps=tile.num_warps,
     )  # fmt: skip
     return data, scales, launch

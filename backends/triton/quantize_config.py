@@ -9,7 +9,8 @@ TILE_ELEMENTS = 4096
 """A tile's size: 32 elements a thread with 4 warps, two 16-byte loads of bf16 in flight."""
 
 MIN_COLUMNS = 64
-"""One swizzled tile's width in elements; narrower tiles would write parts of a 4-byte scale group."""
+"""One swizzled tile's width in elements; narrower tiles would write parts of a 4-byte scale group.
+"""
 
 LONGEST_ROW = 65536
 """The longest row that one program keeps in registers: 64 float32 a thread in 32 warps."""

@@ -1,4 +1,6 @@
-"""Quantization with one global scale per row, found on the way: a program holds whole rows, so x is read once."""
+"""Quantization with one global scale per row, found on the way: a program holds whole rows, so x
+is read once.
+"""
 
 import torch
 import triton
@@ -26,7 +28,9 @@ def _quantize_rows_kernel(
     values = to_f32(tl.load(x + offsets, mask=inside, other=0.0))
     p = row_global_scale(values)
     tl.store(global_scale + rows, p, mask=rows < M)
-    store_quantized(values, p, data, scales, rows, 0, M, K, scale_rows, scale_columns, SWIZZLED, R, C, NATIVE)
+    store_quantized(
+        values, p, data, scales, rows, 0, M, K, scale_rows, scale_columns, SWIZZLED, R, C, NATIVE
+    )
 
 
 @triton.jit
@@ -53,7 +57,12 @@ def plan(x: Tensor, scale_layout: str, sm: int) -> tuple[Tensor, Tensor, Tensor,
         _quantize_rows_kernel,
         (cdiv(scale_rows, tile.rows),),
         (x, data, scales, global_scale, m, k, x.stride(0), scale_rows, scale_columns),
-        {"SWIZZLED": scale_layout == SWIZZLED, "R": tile.rows, "C": tile.columns, "NATIVE": is_blackwell(sm)},
+        {
+            "SWIZZLED": scale_layout == SWIZZLED,
+            "R": tile.rows,
+            "C": tile.columns,
+            "NATIVE": is_blackwell(sm),
+        },
         num_warps=tile.num_warps,
     )
     return data, scales, global_scale, launch

@@ -67,6 +67,8 @@ def plan(
 def silu_mul_quantize(
     gate_up: Tensor, global_scale: Tensor, limit: float | None, scale_layout: str
 ) -> tuple[Tensor, Tensor]:
-    data, scales, launch = plan(gate_up, global_scale, limit, scale_layout, target_of(gate_up.device).sm)
+    data, scales, launch = plan(
+        gate_up, global_scale, limit, scale_layout, target_of(gate_up.device).sm
+    )
     launch.run()
     return data, scales.view(SCALE_DTYPE)

@@ -83,7 +83,9 @@ def from_f32(x, dtype: tl.constexpr):
 
 @triton.jit
 def e2m1_to_f16(codes):
-    """Codes 0..15 in any integer type -> float16, the value over E2M1_F16_SCALE (exact; code 1 is subnormal)."""
+    """Codes 0..15 in any integer type -> float16, the value over E2M1_F16_SCALE (exact; code 1 is
+    subnormal).
+    """
     bits = codes.to(tl.uint16)
     return (((bits & 8) << 12) | ((bits & 7) << 9)).to(tl.float16, bitcast=True)
 
@@ -143,7 +145,9 @@ def row_global_scale(x):
     bits = x.to(tl.int32, bitcast=True) & MAGNITUDE
     bits = tl.where(bits > INF_BITS, 0, tl.minimum(bits, INF_BITS - 1))
     amax = tl.max(bits, axis=1).to(tl.float32, bitcast=True)
-    p = tl.maximum(tl.div_rn(amax, tl.full(amax.shape, GLOBAL_SCALE_DIVISOR, tl.float32)), FLOAT32_MIN_NORMAL)
+    p = tl.maximum(
+        tl.div_rn(amax, tl.full(amax.shape, GLOBAL_SCALE_DIVISOR, tl.float32)), FLOAT32_MIN_NORMAL
+    )
     return tl.where(amax == 0.0, 1.0, p)
 
 
@@ -191,9 +195,13 @@ def silu_mul(gate, up):
 
 @triton.jit
 def scale_offsets(rows, blocks, row_stride, SWIZZLED: tl.constexpr):
-    """Byte offsets (int64) of the scales at rows [R, 1], blocks [1, C]; row_stride: Ksf, or Kp swizzled."""
+    """Byte offsets (int64) of the scales at rows [R, 1], blocks [1, C]; row_stride: Ksf, or Kp
+    swizzled.
+    """
     if SWIZZLED:
-        tile = (rows // TILE_ROWS).to(tl.int64) * (row_stride // TILE_BLOCKS) + blocks // TILE_BLOCKS
+        tile = (rows // TILE_ROWS).to(tl.int64) * (
+            row_stride // TILE_BLOCKS
+        ) + blocks // TILE_BLOCKS
         within = (rows % 32) * 16 + (rows // 32 % 4) * TILE_BLOCKS + blocks % TILE_BLOCKS
         return tile * (TILE_ROWS * TILE_BLOCKS) + within
     else:
