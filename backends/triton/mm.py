@@ -16,7 +16,7 @@ from torch import Tensor
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton.architecture import is_blackwell
 from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.mm_config import choose_config
+from nvfp4.backends.triton.mm_config import MmConfig, choose_config
 from nvfp4.backends.triton.tiles import (
     BLOCK,
     E2M1_F16_SCALE,
@@ -105,13 +105,14 @@ def plan(
     bias: Tensor | None,
     out_dtype: torch.dtype,
     sm: int,
+    config: MmConfig | None = None,
 ) -> tuple[Tensor, Launch]:
     """a [M, K/2], b [N, K/2], alpha float32 [1 or M, S], row_scale float32 [1] or [M]; sm: plan
     for it.
     """
     m, n, k = a.shape[0], b.shape[0], a.shape[1] * 2
     out = torch.empty(m, n, dtype=out_dtype, device=a.device)
-    config = choose_config(m, n, sm)
+    config = config or choose_config(m, n, sm)
     launch = Launch(
         _mm_kernel,
         (cdiv(n, config.BN), cdiv(m, config.BM)),

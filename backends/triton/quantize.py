@@ -8,7 +8,7 @@ from torch import Tensor
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton.architecture import is_blackwell
 from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.quantize_config import choose_tile
+from nvfp4.backends.triton.quantize_config import Tile, choose_tile
 from nvfp4.backends.triton.tiles import store_quantized, to_f32
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, SCALE_DTYPE, SWIZZLED
 from nvfp4.spec.swizzle import scales_shape
@@ -53,13 +53,13 @@ def empty_outputs(
 
 
 def plan(
-    x: Tensor, global_scale: Tensor, scale_layout: str, sm: int
+    x: Tensor, global_scale: Tensor, scale_layout: str, sm: int, tile: Tile | None = None
 ) -> tuple[Tensor, Tensor, Launch]:
     """x [M, K], global_scale float32 [1] or [M]; sm: the architecture to plan for."""
     m, k = x.shape
     data, scales = empty_outputs(m, k, scale_layout, x.device)
     scale_rows, scale_columns = scales.shape
-    tile = choose_tile(k)
+    tile = tile or choose_tile(k)
     launch = Launch(
         _quantize_kernel,
         (cdiv(scale_rows, tile.rows), cdiv(scale_columns * BLOCK, tile.columns)),

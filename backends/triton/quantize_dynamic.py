@@ -11,7 +11,7 @@ from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton.architecture import is_blackwell
 from nvfp4.backends.triton.launch import Launch, cdiv
 from nvfp4.backends.triton.quantize import empty_outputs, quantize
-from nvfp4.backends.triton.quantize_config import LONGEST_ROW, choose_row_tile
+from nvfp4.backends.triton.quantize_config import LONGEST_ROW, Tile, choose_row_tile
 from nvfp4.backends.triton.tiles import row_global_scale, store_quantized, to_f32
 from nvfp4.spec.format import SCALE_DTYPE, SWIZZLED
 
@@ -46,13 +46,15 @@ def _row_scales_kernel(x, global_scale, K, x_stride, C: tl.constexpr):
     tl.store(global_scale + row + tl.arange(0, 1), row_global_scale(largest))
 
 
-def plan(x: Tensor, scale_layout: str, sm: int) -> tuple[Tensor, Tensor, Tensor, Launch]:
+def plan(
+    x: Tensor, scale_layout: str, sm: int, tile: Tile | None = None
+) -> tuple[Tensor, Tensor, Tensor, Launch]:
     """x [M, K], K <= LONGEST_ROW; sm: the architecture to plan for."""
     m, k = x.shape
     data, scales = empty_outputs(m, k, scale_layout, x.device)
     global_scale = torch.empty(m, dtype=torch.float32, device=x.device)
     scale_rows, scale_columns = scales.shape
-    tile = choose_row_tile(k)
+    tile = tile or choose_row_tile(k)
     launch = Launch(
         _quantize_rows_kernel,
         (cdiv(scale_rows, tile.rows),),

@@ -8,7 +8,7 @@ from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton.architecture import is_blackwell
 from nvfp4.backends.triton.launch import Launch, cdiv
 from nvfp4.backends.triton.quantize import empty_outputs
-from nvfp4.backends.triton.quantize_config import choose_tile
+from nvfp4.backends.triton.quantize_config import Tile, choose_tile
 from nvfp4.backends.triton.tiles import silu_mul, store_quantized, to_f32
 from nvfp4.spec.format import BLOCK, SCALE_DTYPE, SWIZZLED
 
@@ -38,13 +38,18 @@ def _silu_mul_quantize_kernel(
 
 
 def plan(
-    gate_up: Tensor, global_scale: Tensor, limit: float | None, scale_layout: str, sm: int
+    gate_up: Tensor,
+    global_scale: Tensor,
+    limit: float | None,
+    scale_layout: str,
+    sm: int,
+    tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor, Launch]:
     """gate_up [M, 2I], global_scale float32 [1] or [M]; sm: the architecture to plan for."""
     m, k = gate_up.shape[0], gate_up.shape[1] // 2
     data, scales = empty_outputs(m, k, scale_layout, gate_up.device)
     scale_rows, scale_columns = scales.shape
-    tile = choose_tile(k)
+    tile = tile or choose_tile(k)
     launch = Launch(
         _silu_mul_quantize_kernel,
         (cdiv(scale_rows, tile.rows), cdiv(scale_columns * BLOCK, tile.columns)),

@@ -1,0 +1,175 @@
+"""Which tiles are fast on this GPU: python -m nvfp4.bench.sweep {mm,quantizers} [--out FILE]
+
+Every tile is compiled (in parallel), checked, and timed beside the others on cold data. A GEMM tile
+is also compared bit for bit with the first one: tiles that sum K alike can be mixed without a
+row's result depending on the batch it came in. Its findings are the tables of
+backends/triton/*_config.py.
+"""
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+import nvfp4
+from nvfp4.backends.contract import target_of
+from nvfp4.backends.triton import mm, quantize, quantize_dynamic, silu_mul_quantize
+from nvfp4.backends.triton.launch import Launch
+from nvfp4.backends.triton.mm_config import MmConfig
+from nvfp4.backends.triton.quantize_config import Tile
+from nvfp4.bench.timing import compare
+
+COPIES = 12
+"""Weights rotate: 12 copies of the smallest one swept exceed an H200's 60 MB of L2."""
+
+Made = tuple[torch.Tensor, Launch]
+Makers = list[Callable[[], Made]]
+
+
+def _mm_makers(m: int, n: int, k: int, copies: int = COPIES) -> Callable[[MmConfig], Makers]:
+    torch.manual_seed(0)
+    x = nvfp4.quantize_dynamic(torch.randn(m, k, device="cuda", dtype=torch.bfloat16))
+    w = nvfp4.quantize_weight(torch.randn(n, k, device="cuda", dtype=torch.bfloat16))
+    weights = [(w.data.clone(), w.scales.clone()) for _ in range(copies)]
+    sm = target_of(x.device).sm
+
+    def makers(config: MmConfig) -> Makers:
+        alpha = w.global_scale.view(1, 1)
+        return [
+            partial(mm.plan, x.data, data, x.scales, scales, alpha, x.global_scale, None,
+                    torch.bfloat16, sm, config)
+            for data, scales in weights
+        ]  # fmt: skip
+
+    return makers
+
+
+def _quantizer_makers(op: str, m: int, k: int, copies: int = 2) -> Callable[[Tile], Makers]:
+    torch.manual_seed(0)
+    width = 2 * k if op == "silu_mul_quantize" else k
+    xs = [torch.randn(m, width, device="cuda", dtype=torch.bfloat16) for _ in range(copies)]
+    p, sm = torch.full((1,), 1e-3, device="cuda"), target_of(xs[0].device).sm
+
+    def makers(tile: Tile) -> Makers:
+        def make(x: torch.Tensor) -> Made:
+            if op == "quantize":
+                data, _, launch = quantize.plan(x, p, "swizzled", sm, tile)
+            elif op == "quantize_dynamic":
+                data, _, _, launch = quantize_dynamic.plan(x, "swizzled", sm, tile)
+            else:
+                data, _, launch = silu_mul_quantize.plan(x, p, None, "swizzled", sm, tile)
+            return data, launch
+
+        return [partial(make, x) for x in xs]
+
+    return makers
+
+
+def _mm_configs(m: int) -> Iterator[MmConfig]:
+    tiles = itertools.product(
+        (16, 32, 64, 128, 256), (32, 64, 128, 256), (128, 256), (4, 8), (2, 3, 4)
+    )
+    for bm, bn, bk, warps, stages in tiles:
+        accumulators = bm * bn // (warps * 32)  # a thread
+        if bm <= max(16, m) and bm * bn <= 128 * 256 and 4 <= accumulators <= 128:
+            yield MmConfig(bm, bn, bk, warps, stages)
+
+
+def _tiles(op: str, k: int) -> Iterator[Tile]:
+    if op == "quantize_dynamic":
+        columns = 1 << (k - 1).bit_length()
+        for rows, warps in itertools.product((1, 2), (4, 8, 16, 32)):
+            yield Tile(rows, columns, warps)
+        return
+    for columns, elements, warps in itertools.product(
+        (64, 128, 256, 512, 1024), (1024, 2048, 4096, 8192), (1, 2, 4, 8)
+    ):
+        if (
+            elements // columns <= 128
+            and elements >= columns
+            and 8 <= elements // (32 * warps) <= 64
+        ):
+            yield Tile(elements // columns, columns, warps)
+
+
+def _problem(kind: str, shape: tuple[int, ...], op: str, copies: int) -> Callable[[Any], Makers]:
+    return _mm_makers(*shape, copies) if kind == "mm" else _quantizer_makers(op, *shape, copies)
+
+
+def _compile(kind: str, shape: tuple[int, ...], op: str, share: list[Any]) -> None:
+    """A worker's share: run each configuration once, which leaves it in Triton's disk cache."""
+    makers = _problem(kind, shape, op, 1)
+    for config in share:
+        try:
+            makers(config)[0]()[-1].run()
+        except Exception:  # what does not fit is reported by the parent, which meets it again
+            continue
+    torch.cuda.synchronize()
+
+
+def _sweep(kind: str, op: str, shape: tuple[int, ...], configs: list[Any]) -> list[dict[str, Any]]:
+    workers = max(1, (os.cpu_count() or 2) - 1)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        shares = [configs[i::workers] for i in range(workers)]
+        list(pool.map(partial(_compile, kind, shape, op), shares))
+
+    makers = _problem(kind, shape, op, COPIES if kind == "mm" else 2)
+    rows, calls, first = [], {}, None
+    for config in configs:
+        try:
+            out, launch = makers(config)[0]()
+            out.view(torch.uint8).fill_(0x7F)
+            launch.run()
+            torch.cuda.synchronize()
+        except Exception as error:  # too much shared memory or too many registers for this GPU
+            rows.append({"config": config._asdict(), "error": str(error)[:80]})
+            continue
+        first = out if first is None else first
+        same = torch.equal(out.view(torch.uint8), first.view(torch.uint8))
+        close = same or bool((out.float() - first.float()).norm() <= 2**-7 * first.float().norm())
+        rows.append(
+            {
+                "config": config._asdict(),
+                "same_bits": same,
+                "right": same or (kind == "mm" and close),
+            }
+        )
+        calls[str(len(rows) - 1)] = [lambda make=make: make()[-1].run() for make in makers(config)]
+    for index, timing in compare(calls, "cuda", 7).items():
+        rows[int(index)]["microseconds"] = timing.median * 1e6
+    return sorted(rows, key=lambda row: row.get("microseconds", float("inf")))
+
+
+def main(
+    kind: str,
+    shapes: Annotated[str, typer.Option(help="MxNxK,… for mm; MxK,… for quantizers.")],
+    out: Path | None = None,
+    show: int = 6,
+) -> None:
+    """Time every tile of a kind of kernel, and print the fastest of each shape."""
+    ops = ("mm",) if kind == "mm" else ("quantize", "quantize_dynamic", "silu_mul_quantize")
+    found = {}
+    for text, op in itertools.product(shapes.split(","), ops):
+        shape = tuple(map(int, text.split("x")))
+        configs = list(_mm_configs(shape[0]) if kind == "mm" else _tiles(op, shape[1]))
+        rows = found[f"{op} {text}"] = _sweep(kind, op, shape, configs)
+        print(f"{op} {text}: {len(rows)} tiles", flush=True)
+        for row in rows[:show]:
+            print(f"  {row.get('microseconds', 0):8.1f} us {row}", flush=True)
+        for row in rows:
+            if not row.get("right", True):
+                print(f"  WRONG {row}", flush=True)
+    if out is not None:
+        out.write_text(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
