@@ -23,6 +23,10 @@ from nvfp4.backends.triton.launch import Launch
 from nvfp4.spec.format import FLOAT_DTYPES, SCALE_LAYOUTS
 from nvfp4.spec.swizzle import swizzled_shape
 
+SHARED_MEMORY = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99}
+SHARED_MEMORY = {sm: kib * 1024 for sm, kib in SHARED_MEMORY.items()}
+"""What one block may ask for, by architecture (CUDA C++ programming guide, compute capabilities)."""
+
 
 def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
@@ -50,7 +54,7 @@ def _gemms(sm: int) -> Iterator[tuple[str, Launch]]:
         )
 
     for (m, k), dtype in zip(
-        [(1, 576), (24, 7168), (64, 576), (300, 7168)], itertools.cycle(FLOAT_DTYPES)
+        [(1, 576), (24, 7168), (64, 576), (300, 7168), (4096, 7168)], itertools.cycle(FLOAT_DTYPES)
     ):
         (a, a_scales), (b, b_scales) = operand(m, k), operand(6144, k)
         for row_scale, bias in [(None, None), (_meta(m), _meta(6144, dtype=torch.bfloat16))]:
@@ -63,6 +67,7 @@ def main(sm: int) -> None:
     for name, launch in itertools.chain(_quantizers(sm), _gemms(sm)):
         compiled = compile_launch(launch, sm)
         assert compiled.asm["cubin"]
+        assert compiled.metadata.shared <= SHARED_MEMORY[sm], (name, compiled.metadata.shared)
         found[name].update(
             re.findall(r"^\s*(?:@!?%p\d+ )?([a-z][\w.:]+)", compiled.asm["ptx"], re.M)
         )

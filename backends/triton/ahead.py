@@ -12,6 +12,7 @@ from nvfp4.backends.triton.launch import Launch
 
 _POINTERS = {
     torch.uint8: "*u8",
+    torch.uint16: "*u16",
     torch.int32: "*i32",
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",

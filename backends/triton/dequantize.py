@@ -52,7 +52,7 @@ def plan(
     """data uint8 [M, K/2], scales in the layout named, global_scale float32 [1] or [M]."""
     m, k = data.shape[0], data.shape[1] * 2
     out = torch.empty(m, k, dtype=out_dtype, device=data.device)
-    tile = choose_tile(k)
+    tile = choose_tile(k, elements=4096, widest=512, num_warps=4)
     launch = Launch(
         _dequantize_kernel,
         (cdiv(m, tile.rows), cdiv(k, tile.columns)),

@@ -16,10 +16,12 @@ from torch import Tensor
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton.architecture import is_blackwell
 from nvfp4.backends.triton.launch import Launch, cdiv
+from nvfp4.backends.triton.mm_config import GROUP as GROUP_
 from nvfp4.backends.triton.mm_config import MmConfig, choose_config
 from nvfp4.backends.triton.tiles import (
     BLOCK,
     E2M1_F16_SCALE,
+    INTERPRETED,
     e2m1_to_f16,
     e4m3_to_f16,
     from_f32,
@@ -28,33 +30,91 @@ from nvfp4.backends.triton.tiles import (
 )
 from nvfp4.spec.format import DATA_DTYPE
 
+GROUP = tl.constexpr(GROUP_)
+
 
 @triton.jit
-def _decode(packed, scales, R: tl.constexpr, BK: tl.constexpr):
-    """packed uint8 [R, BK/2], scales uint8 [R, BK/16] -> float16 [R, BK], e2m1 * sf * 2^-14.
+def _planes(words, sf):
+    """uint16 words of four codes, float16 scales -> four float16 tensors, e2m1 * sf * 2^-14.
 
-    The low nibbles of a step come before the high ones: the same order of K in both operands, and
-    cheaper than interleaving them.
+    Plane i holds nibble i of every word. With that nibble at the top of its word, its sign is
+    float16's and its other bits go three down. Two words fill a register and are decoded at once.
     """
-    sf = tl.broadcast_to(e4m3_to_f16(scales)[:, :, None], (R, BK // 16, 8)).reshape(R, BK // 2)
-    planes = tl.join(e2m1_to_f16(packed & 0xF) * sf, e2m1_to_f16(packed >> 4) * sf)
-    return planes.permute(0, 2, 1).reshape(R, BK)
+    if INTERPRETED:
+        p0 = e2m1_to_f16(words & 0xF) * sf
+        p1 = e2m1_to_f16((words >> 4) & 0xF) * sf
+        p2 = e2m1_to_f16((words >> 8) & 0xF) * sf
+        p3 = e2m1_to_f16(words >> 12) * sf
+        return p0, p1, p2, p3
+    else:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .b32 top, sign, rest;
+            shl.b32 top, $4, 12;
+            and.b32 sign, top, 0x80008000;
+            shr.b32 rest, top, 3;
+            and.b32 rest, rest, 0x0E000E00;
+            or.b32 rest, rest, sign;
+            mul.rn.f16x2 $0, rest, $5;
+            shl.b32 top, $4, 8;
+            and.b32 sign, top, 0x80008000;
+            shr.b32 rest, top, 3;
+            and.b32 rest, rest, 0x0E000E00;
+            or.b32 rest, rest, sign;
+            mul.rn.f16x2 $1, rest, $5;
+            shl.b32 top, $4, 4;
+            and.b32 sign, top, 0x80008000;
+            shr.b32 rest, top, 3;
+            and.b32 rest, rest, 0x0E000E00;
+            or.b32 rest, rest, sign;
+            mul.rn.f16x2 $2, rest, $5;
+            and.b32 sign, $4, 0x80008000;
+            shr.b32 rest, $4, 3;
+            and.b32 rest, rest, 0x0E000E00;
+            or.b32 rest, rest, sign;
+            mul.rn.f16x2 $3, rest, $5;
+            }""",
+            "=&r,=&r,=&r,=&r,r,r",
+            [words, sf],
+            dtype=(tl.float16, tl.float16, tl.float16, tl.float16),
+            is_pure=True,
+            pack=2,
+        )
 
 
 @triton.jit
-def _load_step(
-    data, scales, rows, k, stride, scale_stride, K, BK: tl.constexpr, EVEN_K: tl.constexpr
-):
-    """One step of an operand: packed uint8 [R, BK/2], scales uint8 [R, BK/16]; zeros beyond K."""
-    byte = k // 2 + tl.arange(0, BK // 2)
-    block = k // BLOCK + tl.arange(0, BK // BLOCK)
-    data_at = data + rows[:, None].to(tl.int64) * stride + byte[None, :]
-    scales_at = scales + scale_offsets(rows[:, None], block[None, :], scale_stride, True)
+def _decode(words, scales, R: tl.constexpr, BK: tl.constexpr):
+    """words uint16 [R, BK/4], scales uint8 [R, BK/16] -> float16 [R, BK], e2m1 * sf * 2^-14.
+
+    K is reordered alike in both operands, within each GROUP: the words' first nibbles, then their
+    second, ...: joining the planes so moves no data. The order does not depend on BK, nor do sums.
+    """
+    sf = tl.broadcast_to(e4m3_to_f16(scales)[:, :, None], (R, BK // 16, 4)).reshape(R, BK // 4)
+    p0, p1, p2, p3 = _planes(words, sf)
+    planes = tl.join(tl.join(p0, p2), tl.join(p1, p3))  # [R, BK/4, 2, 2], read as plane 0, 1, 2, 3
+    planes = planes.reshape(R, BK // GROUP, GROUP // 4, 2, 2)
+    return planes.permute(0, 1, 3, 4, 2).reshape(R, BK)
+
+
+@triton.jit
+def _load_codes(data, rows, unit, stride, units, EVEN_K: tl.constexpr):
+    """One step of an operand's codes, as bytes or words [R, units]; zeros beyond K."""
+    at = data + rows[:, None].to(tl.int64) * stride + unit[None, :]
     if EVEN_K:
-        return tl.load(data_at), tl.load(scales_at)
+        return tl.load(at)
     else:
-        packed = tl.load(data_at, mask=(byte < K // 2)[None, :], other=0)
-        return packed, tl.load(scales_at, mask=(block < K // BLOCK)[None, :], other=0)
+        return tl.load(at, mask=(unit < units)[None, :], other=0)
+
+
+@triton.jit
+def _load_scales(scales, rows, k, stride, K, BK: tl.constexpr, EVEN_K: tl.constexpr):
+    """One step of an operand's scales, uint8 [R, BK/16]; zeros beyond K: padding is not read."""
+    block = k // BLOCK + tl.arange(0, BK // BLOCK)
+    at = scales + scale_offsets(rows[:, None], block[None, :], stride, True)
+    if EVEN_K:
+        return tl.load(at)
+    else:
+        return tl.load(at, mask=(block < K // BLOCK)[None, :], other=0)
 
 
 @triton.jit
@@ -70,10 +130,14 @@ def _mm_kernel(
     n_read = tl.minimum(n, N - 1)
     m_read = tl.minimum(m, M - 1)
 
+    CODES: tl.constexpr = 2 if NATIVE else 4  # a byte for the hardware, a word to decode
     acc = tl.zeros((BN, BM), tl.float32)
     for k in range(0, K, BK):
-        w, w_sf = _load_step(b, b_scales, n_read, k, b_stride, scale_stride, K, BK, EVEN_K)
-        x, x_sf = _load_step(a, a_scales, m_read, k, a_stride, scale_stride, K, BK, EVEN_K)
+        unit = k // CODES + tl.arange(0, BK // CODES)
+        w = _load_codes(b, n_read, unit, b_stride, K // CODES, EVEN_K)
+        x = _load_codes(a, m_read, unit, a_stride, K // CODES, EVEN_K)
+        w_sf = _load_scales(b_scales, n_read, k, scale_stride, K, BK, EVEN_K)
+        x_sf = _load_scales(a_scales, m_read, k, scale_stride, K, BK, EVEN_K)
         if NATIVE:
             w_sf = w_sf.to(tl.float8e4nv, bitcast=True)
             x_sf = x_sf.to(tl.float8e4nv, bitcast=True)
@@ -95,6 +159,13 @@ def _mm_kernel(
     tl.store(at, from_f32(acc, out.dtype.element_ty), mask=(m < M)[None, :] & (n < N)[:, None])
 
 
+def _words(data: Tensor) -> Tensor:
+    """Packed uint8 [R, K/2] as uint16 [R, K/4]; copied only if its rows do not start on words."""
+    if data.storage_offset() % 2 or data.stride(0) % 2:
+        data = data.clone(memory_format=torch.contiguous_format)
+    return data.view(torch.uint16)
+
+
 def plan(
     a: Tensor,
     b: Tensor,
@@ -112,6 +183,9 @@ def plan(
     """
     m, n, k = a.shape[0], b.shape[0], a.shape[1] * 2
     out = torch.empty(m, n, dtype=out_dtype, device=a.device)
+    native = is_blackwell(sm)
+    if not native:
+        a, b = _words(a), _words(b)
     config = config or choose_config(m, n, sm)
     launch = Launch(
         _mm_kernel,
@@ -125,7 +199,7 @@ def plan(
         {
             "HAS_ROW_SCALE": row_scale is not None,
             "HAS_BIAS": bias is not None,
-            "NATIVE": is_blackwell(sm),
+            "NATIVE": native,
             "EVEN_K": k % config.BK == 0,
             "BM": config.BM,
             "BN": config.BN,

@@ -2,6 +2,9 @@
 
 from typing import NamedTuple
 
+GROUP = 128
+"""K is summed in groups of this many elements, whatever the tile; BK is a multiple of it."""
+
 
 class MmConfig(NamedTuple):
     """BM x BN outputs a program, BK of K a step."""
@@ -16,12 +19,22 @@ class MmConfig(NamedTuple):
 def choose_config(m: int, n: int, sm: int) -> MmConfig:
     """Tiles from the problem's size.
 
-    Only BM depends on M, and neither BK nor the way K is summed does: the bits of a row of the
-    output are the same whatever rows come with it.
+    No choice here changes how K is summed, nor is K ever split: the bits of a row of the output are
+    the same whatever rows come with it.
     """
-    bm = 16 if m <= 16 else 32 if m <= 32 else 64 if m <= 64 else 128
-    if sm >= 100:  # one M128 block-scaled instruction a tile; W's rows are the instruction's M
-        return MmConfig(bm, 128, 256, 4, 3)
-    if bm == 128:
-        return MmConfig(bm, 128, 128, 8, 3)
-    return MmConfig(bm, 64, 128, 4, 4)
+    if sm >= 100:  # W's 128 rows fill one block-scaled tcgen05.mma; nothing is decoded
+        return MmConfig(
+            16 if m <= 16 else 32 if m <= 32 else 64 if m <= 64 else 128, 128, 256, 4, 3
+        )
+    # Measured on an H200 (bench/results/h200_tiles.json). With at least 64 rows of W a tile, four
+    # warps issue wgmma.
+    if m <= 16:
+        return MmConfig(16, 64, 256, 4, 2)
+    if m <= 32:
+        return MmConfig(32, 64, 256, 4, 3)
+    if m <= 64:
+        return MmConfig(64, 64, 128, 4, 4)
+    # The larger a tile, the less is decoded per product; 256 x 128 needs sm_90's shared memory.
+    if m <= 512 or sm != 90:
+        return MmConfig(128, 128, 128, 8, 3)
+    return MmConfig(256, 128, 128, 8, 3)

@@ -59,7 +59,7 @@ def plan(
     m, k = x.shape
     data, scales = empty_outputs(m, k, scale_layout, x.device)
     scale_rows, scale_columns = scales.shape
-    tile = tile or choose_tile(k)
+    tile = tile or choose_tile(k, elements=4096, widest=1024, num_warps=2)
     launch = Launch(
         _quantize_kernel,
         (cdiv(scale_rows, tile.rows), cdiv(scale_columns * BLOCK, tile.columns)),

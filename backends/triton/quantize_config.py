@@ -1,12 +1,10 @@
-"""How the quantizers cut a tensor into tiles."""
+"""How the quantizers cut a tensor into tiles: measured on an H200 (bench/results/h200_tiles.json)."""
 
 from typing import NamedTuple
 
 from nvfp4.backends.triton.launch import next_power_of_2
+from nvfp4.spec.format import BLOCK
 from nvfp4.spec.swizzle import TILE_BLOCKS
-
-TILE_ELEMENTS = 4096
-"""A tile's size: 32 elements a thread with 4 warps, two 16-byte loads of bf16 in flight."""
 
 MIN_COLUMNS = 64
 """One swizzled tile's width in elements; narrower tiles would write parts of a 4-byte scale group.
@@ -22,22 +20,17 @@ class Tile(NamedTuple):
     num_warps: int
 
 
-def choose_tile(k: int) -> Tile:
-    """For a known global scale: tiles of any width, as wide as K allows up to 512."""
-    columns = min(max(next_power_of_2(k), MIN_COLUMNS), 512)
-    return Tile(TILE_ELEMENTS // columns, columns, 4)
+def choose_tile(k: int, elements: int, widest: int, num_warps: int) -> Tile:
+    """A tile of `elements` for a known global scale: as wide as K and `widest` allow."""
+    columns = min(max(next_power_of_2(k), MIN_COLUMNS), widest)
+    return Tile(max(1, elements // columns), columns, num_warps)
 
 
 def choose_row_tile(k: int) -> Tile:
     """For row scales made on the way: whole rows, so that x is read once."""
     columns = max(next_power_of_2(k), MIN_COLUMNS)
-    rows = max(1, TILE_ELEMENTS // columns)
-    return Tile(rows, columns, min(max(rows * columns // 1024, 4), 32))
+    rows = max(1, 4096 // columns)
+    return Tile(rows, columns, max(rows * columns // 2048, 1))
 
 
-def padded_columns(scale_columns: int) -> int:
-    """The elements of K that a row of scales covers, padding included."""
-    return scale_columns * 16
-
-
-assert MIN_COLUMNS % (16 * TILE_BLOCKS) == 0
+assert MIN_COLUMNS % (BLOCK * TILE_BLOCKS) == 0

@@ -49,7 +49,7 @@ def plan(
     m, k = gate_up.shape[0], gate_up.shape[1] // 2
     data, scales = empty_outputs(m, k, scale_layout, gate_up.device)
     scale_rows, scale_columns = scales.shape
-    tile = tile or choose_tile(k)
+    tile = tile or choose_tile(k, elements=1024, widest=1024, num_warps=2)
     launch = Launch(
         _silu_mul_quantize_kernel,
         (cdiv(scale_rows, tile.rows), cdiv(scale_columns * BLOCK, tile.columns)),
