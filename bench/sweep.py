@@ -101,7 +101,11 @@ def _tiles(op: str, k: int) -> Iterator[Tile]:
 
 
 def _problem(kind: str, shape: tuple[int, ...], op: str, copies: int) -> Callable[[Any], Makers]:
-    return _mm_makers(*shape, copies) if kind == "mm" else _quantizer_makers(op, *shape, copies)
+    if kind == "mm":
+        m, n, k = shape
+        return _mm_makers(m, n, k, copies)
+    m, k = shape
+    return _quantizer_makers(op, m, k, copies)
 
 
 def _compile(kind: str, shape: tuple[int, ...], op: str, share: list[Any]) -> None:

@@ -25,7 +25,7 @@ from nvfp4.spec.swizzle import swizzled_shape
 
 SHARED_MEMORY = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99}
 SHARED_MEMORY = {sm: kib * 1024 for sm, kib in SHARED_MEMORY.items()}
-"""What one block may ask for, by architecture (CUDA C++ programming guide, compute capabilities)."""
+"""What one block may ask for (CUDA C++ programming guide, compute capabilities)."""
 
 
 def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -23,18 +23,15 @@ def choose_config(m: int, n: int, sm: int) -> MmConfig:
     the same whatever rows come with it.
     """
     if sm >= 100:  # W's 128 rows fill one block-scaled tcgen05.mma; nothing is decoded
-        return MmConfig(
-            16 if m <= 16 else 32 if m <= 32 else 64 if m <= 64 else 128, 128, 256, 4, 3
-        )
-    # Measured on an H200 (bench/results/h200_tiles.json). With at least 64 rows of W a tile, four
-    # warps issue wgmma.
-    if m <= 16:
-        return MmConfig(16, 64, 256, 4, 2)
+        bm = next(bm for bm in (16, 32, 64, 128) if m <= bm or bm == 128)
+        return MmConfig(bm, 128, 256, 4, 3)
+    # Measured on an H200 (bench/results/h200_tiles.json). 64 rows of W a tile let four warps issue
+    # wgmma; 32 columns are faster than 16 even for one token.
     if m <= 32:
         return MmConfig(32, 64, 256, 4, 3)
     if m <= 64:
-        return MmConfig(64, 64, 128, 4, 4)
-    # The larger a tile, the less is decoded per product; 256 x 128 needs sm_90's shared memory.
-    if m <= 512 or sm != 90:
-        return MmConfig(128, 128, 128, 8, 3)
-    return MmConfig(256, 128, 128, 8, 3)
+        return MmConfig(64, 64, 256, 4, 3)
+    # The larger a tile, the less is decoded per product; the largest needs sm_90's shared memory.
+    if m > 512 and sm == 90:
+        return MmConfig(128, 256, 128, 8, 3)
+    return MmConfig(128, 128, 128, 8, 3)

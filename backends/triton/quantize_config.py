@@ -1,4 +1,7 @@
-"""How the quantizers cut a tensor into tiles: measured on an H200 (bench/results/h200_tiles.json)."""
+"""How the quantizers cut a tensor into tiles.
+
+Measured on an H200: bench/results/h200_tiles.json.
+"""
 
 from typing import NamedTuple
 
