@@ -26,6 +26,7 @@ from nvfp4.backends.triton.launch import Launch
 from nvfp4.backends.triton.mm_config import MmConfig
 from nvfp4.backends.triton.quantize_config import Tile
 from nvfp4.bench.timing import compare
+from nvfp4.ops.quantize import empty_quantized
 
 COPIES = 12
 """Weights rotate: 12 copies of the smallest one swept exceed an H200's 60 MB of L2."""
@@ -43,11 +44,13 @@ def _mm_makers(m: int, n: int, k: int, copies: int = COPIES) -> Callable[[MmConf
 
     def makers(config: MmConfig) -> Makers:
         alpha = w.global_scale.view(1, 1)
-        return [
-            partial(mm.plan, x.data, data, x.scales, scales, alpha, x.global_scale, None,
-                    torch.bfloat16, sm, config)
-            for data, scales in weights
-        ]  # fmt: skip
+
+        def make(data: torch.Tensor, scales: torch.Tensor) -> Made:
+            out = torch.empty(m, n, dtype=torch.bfloat16, device="cuda")
+            operands = x.data, data, x.scales.view(torch.uint8), scales.view(torch.uint8)
+            return out, mm.plan(*operands, alpha, x.global_scale, None, out, sm, config)
+
+        return [partial(make, data, scales) for data, scales in weights]
 
     return makers
 
@@ -60,12 +63,15 @@ def _quantizer_makers(op: str, m: int, k: int, copies: int = 2) -> Callable[[Til
 
     def makers(tile: Tile) -> Makers:
         def make(x: torch.Tensor) -> Made:
+            data, scales = empty_quantized(x, (m,), k, "swizzled")
+            outputs = data, scales.view(torch.uint8)
             if op == "quantize":
-                data, _, launch = quantize.plan(x, p, "swizzled", sm, tile)
+                launch = quantize.plan(x, p, "swizzled", *outputs, sm, tile)
             elif op == "quantize_dynamic":
-                data, _, _, launch = quantize_dynamic.plan(x, "swizzled", sm, tile)
+                rows = torch.empty(m, device="cuda")
+                launch = quantize_dynamic.plan(x, "swizzled", *outputs, rows, sm, tile)
             else:
-                data, _, launch = silu_mul_quantize.plan(x, p, None, "swizzled", sm, tile)
+                launch = silu_mul_quantize.plan(x, p, None, "swizzled", *outputs, sm, tile)
             return data, launch
 
         return [partial(make, x) for x in xs]

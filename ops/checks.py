@@ -2,7 +2,7 @@
 
 Every failure is a ValueError that names the op, the argument, what it needs and what it got. Only
 shapes, dtypes and devices are looked at, so nothing waits for a GPU; values are checked on CPU
-tensors alone (valid_values).
+tensors alone, and by the implementation alone (valid_values).
 """
 
 from collections.abc import Sequence
@@ -101,23 +101,24 @@ class Checker:
                 "out_dtype", "one of " + ", ".join(map(_name, FLOAT_DTYPES)), _name(out_dtype)
             )
 
-    def valid_values(self, argument: str, p: Tensor) -> None:
-        """Scales must be finite and positive; looked at on a CPU only, where it costs no
-        synchronization.
-        """
-        if p.device.type == "cpu" and not bool(((p > 0) & (p < torch.inf)).all()):
-            self.fail(
-                argument,
-                "finite positive values",
-                p[~((p > 0) & (p < torch.inf))].flatten()[0].item(),
-            )
-
 
 def _name(dtype: object) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def matrix(x: Tensor, rows: int) -> Tensor:
-    """x [..., K] as [rows, K] with contiguous rows; a copy only where the strides force one."""
-    x = x.reshape(rows, x.shape[-1])
+def valid_values(op: str, argument: str, p: Tensor) -> None:
+    """Scales must be finite and positive; looked at on a CPU only, where it costs no
+    synchronization.
+    """
+    if p.device.type != "cpu":
+        return
+    bad = ~((p > 0) & (p < torch.inf))
+    if bool(bad.any()):
+        got = p[bad].flatten()[0].item()
+        raise ValueError(f"nvfp4::{op}: {argument} needs finite positive values, got {got}")
+
+
+def matrix(x: Tensor) -> Tensor:
+    """x [..., C], not empty, as [rows, C] with contiguous rows; a copy only if strides force it."""
+    x = x.reshape(-1, x.shape[-1])
     return x if x.stride(1) == 1 else x.contiguous()

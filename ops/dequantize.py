@@ -4,26 +4,31 @@ import torch
 from torch import Tensor
 
 from nvfp4.dispatch import launcher
-from nvfp4.ops.checks import Checker, matrix
+from nvfp4.ops.checks import Checker, matrix, valid_values
 from nvfp4.ops.library import define
 from nvfp4.ops.tensor import QuantizedTensor
-from nvfp4.spec.format import LINEAR, SWIZZLED
+from nvfp4.spec.format import SWIZZLED
 from nvfp4.spec.packing import as_bytes
 
 SIGNATURE = """(Tensor data, Tensor scales, Tensor global_scale, ScalarType? out_dtype=None,
     str scale_layout="swizzled", str backend="") -> Tensor"""
 
 
-def _check(
-    data: Tensor, scales: Tensor, p: Tensor, out_dtype: torch.dtype | None, scale_layout: str
-) -> tuple[Checker, int, int]:
+def _outputs(
+    data: Tensor,
+    scales: Tensor,
+    global_scale: Tensor,
+    out_dtype: torch.dtype | None = None,
+    scale_layout: str = SWIZZLED,
+    backend: str = "",
+) -> Tensor:
     check = Checker("dequantize", data)
     rows, k = check.packed("data", data)
     check.layout(scale_layout)
     check.scales("scales", scales, (*data.shape[:-1], k), scale_layout)
-    check.global_scale("global_scale", p, rows)
+    check.global_scale("global_scale", global_scale, rows)
     check.out_dtype(out_dtype)
-    return check, rows, k
+    return data.new_empty((*data.shape[:-1], k), dtype=out_dtype or torch.bfloat16)
 
 
 def _run(
@@ -34,36 +39,16 @@ def _run(
     scale_layout: str = SWIZZLED,
     backend: str = "",
 ) -> Tensor:
-    check, rows, k = _check(data, scales, global_scale, out_dtype, scale_layout)
-    check.valid_values("global_scale", global_scale)
+    out = _outputs(data, scales, global_scale, out_dtype, scale_layout)
+    valid_values("dequantize", "global_scale", global_scale)
     launch = launcher("dequantize", data.device, backend)
-    if rows == 0:
-        return _fake(data, scales, global_scale, out_dtype, scale_layout, backend)
-    if scale_layout == LINEAR:
-        scales = scales.reshape(rows, -1)
-    out = launch(
-        matrix(as_bytes(data), rows),
-        scales.contiguous(),
-        global_scale.reshape(-1),
-        out_dtype or torch.bfloat16,
-        scale_layout,
-    )
-    return out.view(*data.shape[:-1], k)
+    if out.numel():
+        packed, linear_or_tiles = matrix(as_bytes(data)), matrix(scales.contiguous())
+        launch(packed, linear_or_tiles, global_scale.reshape(-1), scale_layout, matrix(out))
+    return out
 
 
-def _fake(
-    data: Tensor,
-    scales: Tensor,
-    global_scale: Tensor,
-    out_dtype: torch.dtype | None = None,
-    scale_layout: str = SWIZZLED,
-    backend: str = "",
-) -> Tensor:
-    _, _, k = _check(data, scales, global_scale, out_dtype, scale_layout)
-    return data.new_empty((*data.shape[:-1], k), dtype=out_dtype or torch.bfloat16)
-
-
-define("dequantize", SIGNATURE, _run, _fake)
+define("dequantize", SIGNATURE, _outputs, _run)
 
 
 def dequantize(

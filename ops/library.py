@@ -25,13 +25,14 @@ def _for_inference(run: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def define(name: str, signature: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Register nvfp4::name. `run` gets real tensors and picks a backend; `fake` gives shapes
-    alone.
+def define(name: str, signature: str, outputs: Callable[..., Any], run: Callable[..., Any]) -> None:
+    """Register nvfp4::name.
+
+    `outputs` checks the arguments and allocates what the op returns: it is the op's fake, and the
+    first thing `run` calls, so the two cannot disagree. `run` fills the outputs by a backend.
     """
     qualified = f"nvfp4::{name}"
-    torch.library.define(
-        qualified, " ".join(signature.split()), tags=(torch.Tag.pt2_compliant_tag,)
-    )
+    schema = " ".join(signature.split())
+    torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(qualified, ("cpu", "cuda"), _for_inference(run))
-    torch.library.register_fake(qualified, fake)
+    torch.library.register_fake(qualified, outputs)

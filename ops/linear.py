@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from nvfp4.dispatch import launcher
-from nvfp4.ops.checks import Checker, matrix
+from nvfp4.ops.checks import Checker, matrix, valid_values
 from nvfp4.ops.library import define
+from nvfp4.ops.quantize import empty_quantized
 from nvfp4.spec.format import SWIZZLED
 from nvfp4.spec.packing import as_bytes
 
@@ -21,14 +22,15 @@ STAGES = ("quantize_dynamic", "mm")
 """What a call without a static input scale goes through."""
 
 
-def _check(
+def _outputs(
     x: Tensor,
     weight: Tensor,
     weight_scales: Tensor,
     weight_global_scale: Tensor,
-    input_global_scale: Tensor | None,
-    bias: Tensor | None,
-) -> tuple[Checker, int, int]:
+    input_global_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    backend: str = "",
+) -> Tensor:
     check = Checker("linear", x)
     m, k = check.floats("x", x)
     n, weight_k = check.packed("weight", weight, dim=2)
@@ -44,7 +46,7 @@ def _check(
     if input_global_scale is not None:
         check.global_scale("input_global_scale", input_global_scale, m)
     check.bias(bias, n)
-    return check, m, n
+    return x.new_empty((*x.shape[:-1], n))
 
 
 def _run(
@@ -56,46 +58,35 @@ def _run(
     bias: Tensor | None = None,
     backend: str = "",
 ) -> Tensor:
-    check, m, n = _check(x, weight, weight_scales, weight_global_scale, input_global_scale, bias)
-    check.valid_values("weight_global_scale", weight_global_scale)
+    out = _outputs(x, weight, weight_scales, weight_global_scale, input_global_scale, bias)
+    valid_values("linear", "weight_global_scale", weight_global_scale)
     multiply = launcher("mm", x.device, backend)
-    shape = (*x.shape[:-1], n)
-    if m == 0 or n == 0:
-        return x.new_empty(shape)
-    rows = matrix(x, m)
+    if not out.numel():
+        return out
+    rows = matrix(x)
+    m, k = rows.shape
+    data, scales = empty_quantized(x, (m,), k, SWIZZLED)
     if input_global_scale is None:
-        data, scales, p = launcher("quantize_dynamic", x.device, backend)(rows, SWIZZLED)
+        p = x.new_empty((m,), dtype=torch.float32)
+        launcher("quantize_dynamic", x.device, backend)(rows, SWIZZLED, data, scales, p)
     else:
-        check.valid_values("input_global_scale", input_global_scale)
+        valid_values("linear", "input_global_scale", input_global_scale)
         p = input_global_scale.reshape(-1)
-        data, scales = launcher("quantize", x.device, backend)(rows, p, SWIZZLED)
-    out = multiply(
+        launcher("quantize", x.device, backend)(rows, p, SWIZZLED, data, scales)
+    multiply(
         data,
-        matrix(as_bytes(weight), n),
+        matrix(as_bytes(weight)),
         scales,
         weight_scales.contiguous(),
         weight_global_scale.reshape(1, -1),
         p,
         bias if bias is None else bias.contiguous(),
-        x.dtype,
+        matrix(out),
     )
-    return out.view(shape)
+    return out
 
 
-def _fake(
-    x: Tensor,
-    weight: Tensor,
-    weight_scales: Tensor,
-    weight_global_scale: Tensor,
-    input_global_scale: Tensor | None = None,
-    bias: Tensor | None = None,
-    backend: str = "",
-) -> Tensor:
-    _, _, n = _check(x, weight, weight_scales, weight_global_scale, input_global_scale, bias)
-    return x.new_empty((*x.shape[:-1], n))
-
-
-define("linear", SIGNATURE, _run, _fake)
+define("linear", SIGNATURE, _outputs, _run)
 
 
 def linear(

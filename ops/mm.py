@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nvfp4.dispatch import launcher
-from nvfp4.ops.checks import Checker, matrix
+from nvfp4.ops.checks import Checker, matrix, valid_values
 from nvfp4.ops.library import define
 from nvfp4.ops.tensor import QuantizedTensor
 from nvfp4.spec.format import SWIZZLED
@@ -20,15 +20,16 @@ SIGNATURE = """(Tensor a, Tensor b, Tensor a_scales, Tensor b_scales, Tensor alp
     Tensor? bias=None, ScalarType? out_dtype=None, str backend="") -> Tensor"""
 
 
-def _check(
+def _outputs(
     a: Tensor,
     b: Tensor,
     a_scales: Tensor,
     b_scales: Tensor,
     alpha: Tensor,
-    bias: Tensor | None,
-    out_dtype: torch.dtype | None,
-) -> tuple[Checker, int, int]:
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    backend: str = "",
+) -> Tensor:
     check = Checker("mm", a)
     m, k = check.packed("a", a, dim=2)
     n, b_k = check.packed("b", b, dim=2)
@@ -44,7 +45,7 @@ def _check(
         check.segments("alpha", alpha.shape[1], n)
     check.bias(bias, n)
     check.out_dtype(out_dtype)
-    return check, m, n
+    return a.new_empty((m, n), dtype=out_dtype or torch.bfloat16)
 
 
 def _run(
@@ -57,38 +58,24 @@ def _run(
     out_dtype: torch.dtype | None = None,
     backend: str = "",
 ) -> Tensor:
-    check, m, n = _check(a, b, a_scales, b_scales, alpha, bias, out_dtype)
-    check.valid_values("alpha", alpha)
+    out = _outputs(a, b, a_scales, b_scales, alpha, bias, out_dtype)
+    valid_values("mm", "alpha", alpha)
     launch = launcher("mm", a.device, backend)
-    if m == 0 or n == 0:
-        return a.new_empty((m, n), dtype=out_dtype or torch.bfloat16)
-    return launch(
-        matrix(as_bytes(a), m),
-        matrix(as_bytes(b), n),
-        a_scales.contiguous(),
-        b_scales.contiguous(),
-        (alpha if alpha.dim() == 2 else alpha.reshape(-1, 1)).contiguous(),
-        None,
-        bias if bias is None else bias.contiguous(),
-        out_dtype or torch.bfloat16,
-    )
+    if out.numel():
+        launch(
+            matrix(as_bytes(a)),
+            matrix(as_bytes(b)),
+            a_scales.contiguous(),
+            b_scales.contiguous(),
+            (alpha if alpha.dim() == 2 else alpha.reshape(-1, 1)).contiguous(),
+            None,
+            bias if bias is None else bias.contiguous(),
+            out,
+        )
+    return out
 
 
-def _fake(
-    a: Tensor,
-    b: Tensor,
-    a_scales: Tensor,
-    b_scales: Tensor,
-    alpha: Tensor,
-    bias: Tensor | None = None,
-    out_dtype: torch.dtype | None = None,
-    backend: str = "",
-) -> Tensor:
-    _, m, n = _check(a, b, a_scales, b_scales, alpha, bias, out_dtype)
-    return a.new_empty((m, n), dtype=out_dtype or torch.bfloat16)
-
-
-define("mm", SIGNATURE, _run, _fake)
+define("mm", SIGNATURE, _outputs, _run)
 
 
 def mm(

@@ -1,10 +1,12 @@
 """nvfp4::quantize: floats to packed data and block scales, with a known global scale."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from nvfp4.dispatch import launcher
-from nvfp4.ops.checks import Checker, matrix
+from nvfp4.ops.checks import Checker, matrix, valid_values
 from nvfp4.ops.library import define
 from nvfp4.ops.tensor import QuantizedTensor
 from nvfp4.spec.format import DATA_DTYPE, SCALE_DTYPE, SWIZZLED
@@ -15,52 +17,36 @@ SIGNATURE = """(Tensor x, Tensor global_scale, str scale_layout="swizzled", str 
     -> (Tensor data, Tensor scales)"""
 
 
-def _check(x: Tensor, p: Tensor, scale_layout: str) -> tuple[Checker, int, int]:
-    check = Checker("quantize", x)
-    rows, k = check.floats("x", x)
-    check.layout(scale_layout)
-    check.global_scale("global_scale", p, rows)
-    return check, rows, k
-
-
 def empty_quantized(
-    like: Tensor, lead: tuple[int, ...], k: int, scale_layout: str
+    like: Tensor, lead: Sequence[int], k: int, scale_layout: str
 ) -> tuple[Tensor, Tensor]:
-    """Unwritten outputs of a quantizer for a logical [*lead, k] tensor."""
+    """Unwritten data and scales of a logical [*lead, k] tensor, on the device of `like`."""
     data = like.new_empty((*lead, k // 2), dtype=DATA_DTYPE)
     return data, like.new_empty(scales_shape((*lead, k), scale_layout), dtype=SCALE_DTYPE)
 
 
-def restore_lead(
-    data: Tensor, scales: Tensor, lead: tuple[int, ...], scale_layout: str
+def _outputs(
+    x: Tensor, global_scale: Tensor, scale_layout: str = SWIZZLED, backend: str = ""
 ) -> tuple[Tensor, Tensor]:
-    """A launcher's 2-D outputs in the caller's leading dimensions."""
-    if scale_layout != SWIZZLED:
-        scales = scales.view(*lead, scales.shape[-1])
-    return data.view(*lead, data.shape[-1]), scales
+    check = Checker("quantize", x)
+    rows, k = check.floats("x", x)
+    check.layout(scale_layout)
+    check.global_scale("global_scale", global_scale, rows)
+    return empty_quantized(x, x.shape[:-1], k, scale_layout)
 
 
 def _run(
     x: Tensor, global_scale: Tensor, scale_layout: str = SWIZZLED, backend: str = ""
 ) -> tuple[Tensor, Tensor]:
-    check, rows, k = _check(x, global_scale, scale_layout)
-    check.valid_values("global_scale", global_scale)
+    data, scales = _outputs(x, global_scale, scale_layout)
+    valid_values("quantize", "global_scale", global_scale)
     launch = launcher("quantize", x.device, backend)
-    lead = tuple(x.shape[:-1])
-    if rows == 0:
-        return empty_quantized(x, lead, k, scale_layout)
-    data, scales = launch(matrix(x, rows), global_scale.reshape(-1), scale_layout)
-    return restore_lead(data, scales, lead, scale_layout)
+    if data.numel():
+        launch(matrix(x), global_scale.reshape(-1), scale_layout, matrix(data), matrix(scales))
+    return data, scales
 
 
-def _fake(
-    x: Tensor, global_scale: Tensor, scale_layout: str = SWIZZLED, backend: str = ""
-) -> tuple[Tensor, Tensor]:
-    _, _, k = _check(x, global_scale, scale_layout)
-    return empty_quantized(x, tuple(x.shape[:-1]), k, scale_layout)
-
-
-define("quantize", SIGNATURE, _run, _fake)
+define("quantize", SIGNATURE, _outputs, _run)
 
 
 def quantize(

@@ -6,7 +6,7 @@ from torch import Tensor
 from nvfp4.dispatch import launcher
 from nvfp4.ops.checks import Checker, matrix
 from nvfp4.ops.library import define
-from nvfp4.ops.quantize import empty_quantized, restore_lead
+from nvfp4.ops.quantize import empty_quantized
 from nvfp4.ops.tensor import QuantizedTensor
 from nvfp4.spec.format import SWIZZLED
 
@@ -14,32 +14,27 @@ SIGNATURE = """(Tensor x, str scale_layout="swizzled", str backend="")
     -> (Tensor data, Tensor scales, Tensor global_scale)"""
 
 
-def _check(x: Tensor, scale_layout: str) -> tuple[int, int]:
+def _outputs(
+    x: Tensor, scale_layout: str = SWIZZLED, backend: str = ""
+) -> tuple[Tensor, Tensor, Tensor]:
     check = Checker("quantize_dynamic", x)
+    rows, k = check.floats("x", x)
     check.layout(scale_layout)
-    return check.floats("x", x)
+    data, scales = empty_quantized(x, x.shape[:-1], k, scale_layout)
+    return data, scales, x.new_empty((rows,), dtype=torch.float32)
 
 
 def _run(
     x: Tensor, scale_layout: str = SWIZZLED, backend: str = ""
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows, _ = _check(x, scale_layout)
+    data, scales, global_scale = _outputs(x, scale_layout)
     launch = launcher("quantize_dynamic", x.device, backend)
-    if rows == 0:
-        return _fake(x, scale_layout, backend)
-    data, scales, global_scale = launch(matrix(x, rows), scale_layout)
-    return *restore_lead(data, scales, tuple(x.shape[:-1]), scale_layout), global_scale
+    if data.numel():
+        launch(matrix(x), scale_layout, matrix(data), matrix(scales), global_scale)
+    return data, scales, global_scale
 
 
-def _fake(
-    x: Tensor, scale_layout: str = SWIZZLED, backend: str = ""
-) -> tuple[Tensor, Tensor, Tensor]:
-    rows, k = _check(x, scale_layout)
-    empty = empty_quantized(x, tuple(x.shape[:-1]), k, scale_layout)
-    return *empty, x.new_empty((rows,), dtype=torch.float32)
-
-
-define("quantize_dynamic", SIGNATURE, _run, _fake)
+define("quantize_dynamic", SIGNATURE, _outputs, _run)
 
 
 def quantize_dynamic(x: Tensor, scale_layout: str = SWIZZLED, backend: str = "") -> QuantizedTensor:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from nvfp4.dispatch import launcher
-from nvfp4.ops.checks import Checker, matrix
+from nvfp4.ops.checks import Checker, matrix, valid_values
 from nvfp4.ops.library import define
-from nvfp4.ops.quantize import empty_quantized, restore_lead
+from nvfp4.ops.quantize import empty_quantized
 from nvfp4.ops.tensor import QuantizedTensor
 from nvfp4.spec.format import BLOCK, SWIZZLED
 
@@ -16,16 +16,20 @@ SIGNATURE = """(Tensor gate_up, Tensor global_scale, float? limit=None, str scal
     str backend="") -> (Tensor data, Tensor scales)"""
 
 
-def _check(
-    gate_up: Tensor, p: Tensor, limit: float | None, scale_layout: str
-) -> tuple[Checker, int, int]:
+def _outputs(
+    gate_up: Tensor,
+    global_scale: Tensor,
+    limit: float | None = None,
+    scale_layout: str = SWIZZLED,
+    backend: str = "",
+) -> tuple[Tensor, Tensor]:
     check = Checker("silu_mul_quantize", gate_up)
-    rows, k2 = check.floats("gate_up", gate_up, multiple=2 * BLOCK)
+    rows, both = check.floats("gate_up", gate_up, multiple=2 * BLOCK)
     check.layout(scale_layout)
-    check.global_scale("global_scale", p, rows)
+    check.global_scale("global_scale", global_scale, rows)
     if limit is not None and not 0 < limit < float("inf"):
         check.fail("limit", "a finite positive number or None", limit)
-    return check, rows, k2 // 2
+    return empty_quantized(gate_up, gate_up.shape[:-1], both // 2, scale_layout)
 
 
 def _run(
@@ -35,28 +39,16 @@ def _run(
     scale_layout: str = SWIZZLED,
     backend: str = "",
 ) -> tuple[Tensor, Tensor]:
-    check, rows, k = _check(gate_up, global_scale, limit, scale_layout)
-    check.valid_values("global_scale", global_scale)
+    data, scales = _outputs(gate_up, global_scale, limit, scale_layout)
+    valid_values("silu_mul_quantize", "global_scale", global_scale)
     launch = launcher("silu_mul_quantize", gate_up.device, backend)
-    lead = tuple(gate_up.shape[:-1])
-    if rows == 0:
-        return empty_quantized(gate_up, lead, k, scale_layout)
-    data, scales = launch(matrix(gate_up, rows), global_scale.reshape(-1), limit, scale_layout)
-    return restore_lead(data, scales, lead, scale_layout)
+    if data.numel():
+        p = global_scale.reshape(-1)
+        launch(matrix(gate_up), p, limit, scale_layout, matrix(data), matrix(scales))
+    return data, scales
 
 
-def _fake(
-    gate_up: Tensor,
-    global_scale: Tensor,
-    limit: float | None = None,
-    scale_layout: str = SWIZZLED,
-    backend: str = "",
-) -> tuple[Tensor, Tensor]:
-    _, _, k = _check(gate_up, global_scale, limit, scale_layout)
-    return empty_quantized(gate_up, tuple(gate_up.shape[:-1]), k, scale_layout)
-
-
-define("silu_mul_quantize", SIGNATURE, _run, _fake)
+define("silu_mul_quantize", SIGNATURE, _outputs, _run)
 
 
 def silu_mul_quantize(

@@ -12,14 +12,13 @@ changes 0.1 to 0.5 % of the scale bytes. NaN in x makes its block NaN (scale 0x7
 +-Inf saturates its block (scale 448, code +-6).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from nvfp4.spec.format import (
     BLOCK,
-    DATA_DTYPE,
     FLOAT32_MAX,
     FLOAT32_MIN_NORMAL,
     GLOBAL_SCALE_DIVISOR,
@@ -83,19 +82,25 @@ def _quantize_chunk(x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
     return pack(codes.view(x.shape)), scales
 
 
-def quantize(x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-    """x [M, K], p float32 [1] or [M] -> data uint8 [M, K/2], linear scales float8_e4m3fn [M, K/16].
+def quantize_rows(rows_of: Callable[[slice], Tensor], p: Tensor, data: Tensor) -> Tensor:
+    """Quantize a tensor [M, K] whose rows `rows_of` makes on demand, in any float dtype.
 
-    Temporaries are bounded by CHUNK, so the peak is the outputs plus a few megabytes.
+    p float32 [1] or [M]. Writes data uint8 [M, K/2]; returns the linear scales float8_e4m3fn
+    [M, K/16]. Temporaries are bounded by CHUNK, so the peak is the outputs and a few megabytes.
     """
-    rows, k = x.shape
-    data = torch.empty(rows, k // 2, dtype=DATA_DTYPE, device=x.device)
-    scales = torch.empty(rows, k // BLOCK, dtype=SCALE_DTYPE, device=x.device)
+    rows, k = data.shape[0], 2 * data.shape[1]
+    scales = torch.empty(rows, k // BLOCK, dtype=SCALE_DTYPE, device=data.device)
     p = p.view(-1, 1)
     for chunk in _row_chunks(rows, k):
         p_chunk = p if p.shape[0] == 1 else p[chunk]
-        data[chunk], scales[chunk] = _quantize_chunk(x[chunk].float().contiguous(), p_chunk)
-    return data, scales
+        x = rows_of(chunk).float().contiguous()
+        data[chunk], scales[chunk] = _quantize_chunk(x, p_chunk)
+    return scales
+
+
+def quantize(x: Tensor, p: Tensor, data: Tensor) -> Tensor:
+    """Quantize x [M, K] into data [M, K/2]; returns the linear scales (see quantize_rows)."""
+    return quantize_rows(lambda rows: x[rows], p, data)
 
 
 def decode(data: Tensor, scales: Tensor) -> Tensor:
@@ -104,15 +109,12 @@ def decode(data: Tensor, scales: Tensor) -> Tensor:
     return values.mul_(from_e4m3(scales).unsqueeze(-1)).view(data.shape[0], -1)
 
 
-def dequantize(data: Tensor, scales: Tensor, p: Tensor, out_dtype: torch.dtype) -> Tensor:
-    """data [M, K/2], linear scales [M, K/16], p float32 [1] or [M] -> [M, K] in out_dtype.
+def dequantize(data: Tensor, scales: Tensor, p: Tensor, out: Tensor) -> None:
+    """data [M, K/2], linear scales [M, K/16], p float32 [1] or [M] -> out [M, K], any float dtype.
 
-    (e2m1 * sf) is exact; the product with p is rounded to float32, then once to out_dtype.
+    (e2m1 * sf) is exact; the product with p is rounded to float32, then once to out's dtype.
     """
-    rows, k = data.shape[0], data.shape[1] * 2
-    out = torch.empty(rows, k, dtype=out_dtype, device=data.device)
     p = p.view(-1, 1)
-    for chunk in _row_chunks(rows, k):
+    for chunk in _row_chunks(*out.shape):
         p_chunk = p if p.shape[0] == 1 else p[chunk]
         out[chunk] = decode(data[chunk], scales[chunk]).mul_(p_chunk)
-    return out

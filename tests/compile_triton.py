@@ -21,7 +21,7 @@ from nvfp4.backends.triton import dequantize, mm, quantize, quantize_dynamic, si
 from nvfp4.backends.triton.ahead import compile_launch
 from nvfp4.backends.triton.launch import Launch
 from nvfp4.spec.format import FLOAT_DTYPES, SCALE_LAYOUTS
-from nvfp4.spec.swizzle import swizzled_shape
+from nvfp4.spec.swizzle import scales_shape
 
 SHARED_MEMORY = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99}
 SHARED_MEMORY = {sm: kib * 1024 for sm, kib in SHARED_MEMORY.items()}
@@ -33,33 +33,31 @@ def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def _quantizers(sm: int) -> Iterator[tuple[str, Launch]]:
+    m, k = 300, 7168
+    p, data = _meta(1), _meta(m, k // 2, dtype=torch.uint8)
     for dtype, layout in zip(FLOAT_DTYPES, itertools.cycle(SCALE_LAYOUTS)):
-        x, p = _meta(300, 7168, dtype=dtype), _meta(1)
-        yield "quantize", quantize.plan(x, p, layout, sm)[-1]
-        yield "quantize_dynamic", quantize_dynamic.plan(x, layout, sm)[-1]
-        yield "silu_mul_quantize", silu_mul_quantize.plan(x, p, 7.0, layout, sm)[-1]
-        data = _meta(300, 3584, dtype=torch.uint8)
-        shape = swizzled_shape(300, 7168) if layout == "swizzled" else (300, 448)
-        yield (
-            "dequantize",
-            dequantize.plan(data, _meta(*shape, dtype=torch.uint8), p, dtype, layout)[-1],
-        )
-    yield "row_scales", quantize_dynamic.plan_row_scales(_meta(3, 100_000))[-1]
+        x, gate_up = _meta(m, k, dtype=dtype), _meta(m, 2 * k, dtype=dtype)
+        scales = _meta(*scales_shape((m, k), layout), dtype=torch.uint8)
+        yield "quantize", quantize.plan(x, p, layout, data, scales, sm)
+        yield "quantize_dynamic", quantize_dynamic.plan(x, layout, data, scales, _meta(m), sm)
+        silu_mul = silu_mul_quantize.plan(gate_up, p, 7.0, layout, data, scales, sm)
+        yield "silu_mul_quantize", silu_mul
+        yield "dequantize", dequantize.plan(data, scales, p, layout, x)
+    yield "row_scales", quantize_dynamic.plan_row_scales(_meta(3, 100_000), _meta(3))
 
 
 def _gemms(sm: int) -> Iterator[tuple[str, Launch]]:
     def operand(rows: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return _meta(rows, k // 2, dtype=torch.uint8), _meta(
-            *swizzled_shape(rows, k), dtype=torch.uint8
-        )
+        scales = _meta(*scales_shape((rows, k), "swizzled"), dtype=torch.uint8)
+        return _meta(rows, k // 2, dtype=torch.uint8), scales
 
-    for (m, k), dtype in zip(
-        [(1, 576), (24, 7168), (64, 576), (300, 7168), (4096, 7168)], itertools.cycle(FLOAT_DTYPES)
-    ):
-        (a, a_scales), (b, b_scales) = operand(m, k), operand(6144, k)
-        for row_scale, bias in [(None, None), (_meta(m), _meta(6144, dtype=torch.bfloat16))]:
-            launch = mm.plan(a, b, a_scales, b_scales, _meta(1, 2), row_scale, bias, dtype, sm)[-1]
-            yield "mm", launch
+    n, alpha = 6144, _meta(1, 2)
+    sizes = [(1, 576), (24, 7168), (64, 576), (300, 7168), (4096, 7168)]
+    for (m, k), dtype in zip(sizes, itertools.cycle(FLOAT_DTYPES)):
+        (a, a_scales), (b, b_scales) = operand(m, k), operand(n, k)
+        out = _meta(m, n, dtype=dtype)
+        for row_scale, bias in [(None, None), (_meta(m), _meta(n, dtype=torch.bfloat16))]:
+            yield "mm", mm.plan(a, b, a_scales, b_scales, alpha, row_scale, bias, out, sm)
 
 
 def main(sm: int) -> None:

@@ -20,16 +20,16 @@ def mm(
     alpha: Tensor,
     row_scale: Tensor | None,
     bias: Tensor | None,
-    out_dtype: torch.dtype,
-) -> Tensor:
-    (m, half_k), n = a.shape, b.shape[0]
+    out: Tensor,
+) -> None:
+    """out [M, N] = (A B^T) * (row_scale[m] * alpha[m or 0, segment of n]) + bias[n]."""
+    (m, n), k = out.shape, 2 * a.shape[1]
     if row_scale is not None:
         alpha = row_scale.view(-1, 1) * alpha
     columns = torch.arange(n, device=a.device) // (n // alpha.shape[1])
-    a_values = decode(a, unswizzle_scales(a_scales, m, 2 * half_k)).double()
-    b_linear = unswizzle_scales(b_scales, n, 2 * half_k)
-    out = torch.empty(m, n, dtype=out_dtype, device=a.device)
-    step = max(1, CHUNK // half_k)
+    a_values = decode(a, unswizzle_scales(a_scales, m, k)).double()
+    b_linear = unswizzle_scales(b_scales, n, k)
+    step = max(1, CHUNK // k)
     for start in range(0, n, step):
         part = slice(start, start + step)
         acc = (a_values @ decode(b[part], b_linear[part]).double().T).float()
@@ -37,4 +37,3 @@ def mm(
         if bias is not None:
             acc += bias[part].float()
         out[:, part] = acc
-    return out

@@ -1,6 +1,5 @@
 """Packed data and scales back to floats."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -47,28 +46,24 @@ def _dequantize_kernel(
 
 
 def plan(
-    data: Tensor, scales: Tensor, global_scale: Tensor, out_dtype: torch.dtype, scale_layout: str
-) -> tuple[Tensor, Launch]:
-    """data uint8 [M, K/2], scales in the layout named, global_scale float32 [1] or [M]."""
-    m, k = data.shape[0], data.shape[1] * 2
-    out = torch.empty(m, k, dtype=out_dtype, device=data.device)
+    data: Tensor, scales: Tensor, global_scale: Tensor, scale_layout: str, out: Tensor
+) -> Launch:
+    """data [M, K/2] and scales as bytes, global_scale float32 [1] or [M], out [M, K]."""
+    m, k = out.shape
     tile = choose_tile(k, elements=4096, widest=512, num_warps=4)
-    launch = Launch(
+    return Launch(
         _dequantize_kernel,
         (cdiv(m, tile.rows), cdiv(k, tile.columns)),
         (
-            data, scales.view(DATA_DTYPE), global_scale, out, m, k, data.stride(0),
-            int(global_scale.numel() > 1), scales.shape[-1],
+            data, scales, global_scale, out, m, k, data.stride(0), int(global_scale.numel() > 1),
+            scales.shape[1],
         ),
         {"SWIZZLED": scale_layout == SWIZZLED, "R": tile.rows, "C": tile.columns},
         num_warps=tile.num_warps,
     )  # fmt: skip
-    return out, launch
 
 
 def dequantize(
-    data: Tensor, scales: Tensor, global_scale: Tensor, out_dtype: torch.dtype, scale_layout: str
-) -> Tensor:
-    out, launch = plan(data, scales, global_scale, out_dtype, scale_layout)
-    launch.run()
-    return out
+    data: Tensor, scales: Tensor, global_scale: Tensor, scale_layout: str, out: Tensor
+) -> None:
+    plan(data, scales.view(DATA_DTYPE), global_scale, scale_layout, out).run()

@@ -174,24 +174,23 @@ def plan(
     alpha: Tensor,
     row_scale: Tensor | None,
     bias: Tensor | None,
-    out_dtype: torch.dtype,
+    out: Tensor,
     sm: int,
     config: MmConfig | None = None,
-) -> tuple[Tensor, Launch]:
-    """a [M, K/2], b [N, K/2], alpha float32 [1 or M, S], row_scale float32 [1] or [M]; sm: plan
-    for it.
+) -> Launch:
+    """a [M, K/2], b [N, K/2], scales as bytes, alpha float32 [1 or M, S], row_scale float32 [1] or
+    [M], bias [N], out [M, N]; sm: the architecture.
     """
-    m, n, k = a.shape[0], b.shape[0], a.shape[1] * 2
-    out = torch.empty(m, n, dtype=out_dtype, device=a.device)
+    (m, n), k = out.shape, a.shape[1] * 2
     native = is_blackwell(sm)
     if not native:
         a, b = _words(a), _words(b)
     config = config or choose_config(m, n, sm)
-    launch = Launch(
+    return Launch(
         _mm_kernel,
         (cdiv(n, config.BN), cdiv(m, config.BM)),
         (
-            a, b, a_scales.view(DATA_DTYPE), b_scales.view(DATA_DTYPE), alpha, row_scale, bias, out,
+            a, b, a_scales, b_scales, alpha, row_scale, bias, out,
             m, n, k, a.stride(0), b.stride(0), a_scales.shape[1],
             alpha.shape[1] if alpha.shape[0] > 1 else 0,
             int(row_scale is not None and row_scale.numel() > 1), n // alpha.shape[1],
@@ -208,7 +207,6 @@ def plan(
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )  # fmt: skip
-    return out, launch
 
 
 def mm(
@@ -219,10 +217,8 @@ def mm(
     alpha: Tensor,
     row_scale: Tensor | None,
     bias: Tensor | None,
-    out_dtype: torch.dtype,
-) -> Tensor:
-    out, launch = plan(
-        a, b, a_scales, b_scales, alpha, row_scale, bias, out_dtype, target_of(a.device).sm
-    )
-    launch.run()
-    return out
+    out: Tensor,
+) -> None:
+    a_scales, b_scales = a_scales.view(DATA_DTYPE), b_scales.view(DATA_DTYPE)
+    sm = target_of(a.device).sm
+    plan(a, b, a_scales, b_scales, alpha, row_scale, bias, out, sm).run()

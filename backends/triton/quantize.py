@@ -1,6 +1,5 @@
 """Quantization with a known global scale."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -10,8 +9,7 @@ from nvfp4.backends.triton.architecture import is_blackwell
 from nvfp4.backends.triton.launch import Launch, cdiv
 from nvfp4.backends.triton.quantize_config import Tile, choose_tile
 from nvfp4.backends.triton.tiles import store_quantized, to_f32
-from nvfp4.spec.format import BLOCK, DATA_DTYPE, SCALE_DTYPE, SWIZZLED
-from nvfp4.spec.swizzle import scales_shape
+from nvfp4.spec.format import BLOCK, DATA_DTYPE, SWIZZLED
 
 
 @triton.jit
@@ -44,23 +42,19 @@ def _quantize_kernel(
     )
 
 
-def empty_outputs(
-    rows: int, k: int, scale_layout: str, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """data uint8 [rows, k/2] and the scales' buffer, both as bytes."""
-    data = torch.empty(rows, k // 2, dtype=DATA_DTYPE, device=device)
-    return data, torch.empty(scales_shape((rows, k), scale_layout), dtype=DATA_DTYPE, device=device)
-
-
 def plan(
-    x: Tensor, global_scale: Tensor, scale_layout: str, sm: int, tile: Tile | None = None
-) -> tuple[Tensor, Tensor, Launch]:
-    """x [M, K], global_scale float32 [1] or [M]; sm: the architecture to plan for."""
-    m, k = x.shape
-    data, scales = empty_outputs(m, k, scale_layout, x.device)
-    scale_rows, scale_columns = scales.shape
+    x: Tensor,
+    global_scale: Tensor,
+    scale_layout: str,
+    data: Tensor,
+    scales: Tensor,
+    sm: int,
+    tile: Tile | None = None,
+) -> Launch:
+    """x [M, K], global_scale float32 [1] or [M], scales as bytes; sm: the architecture."""
+    (m, k), (scale_rows, scale_columns) = x.shape, scales.shape
     tile = tile or choose_tile(k, elements=4096, widest=1024, num_warps=2)
-    launch = Launch(
+    return Launch(
         _quantize_kernel,
         (cdiv(scale_rows, tile.rows), cdiv(scale_columns * BLOCK, tile.columns)),
         (
@@ -75,10 +69,10 @@ def plan(
         },
         num_warps=tile.num_warps,
     )  # fmt: skip
-    return data, scales, launch
 
 
-def quantize(x: Tensor, global_scale: Tensor, scale_layout: str) -> tuple[Tensor, Tensor]:
-    data, scales, launch = plan(x, global_scale, scale_layout, target_of(x.device).sm)
-    launch.run()
-    return data, scales.view(SCALE_DTYPE)
+def quantize(
+    x: Tensor, global_scale: Tensor, scale_layout: str, data: Tensor, scales: Tensor
+) -> None:
+    scales = scales.view(DATA_DTYPE)
+    plan(x, global_scale, scale_layout, data, scales, target_of(x.device).sm).run()

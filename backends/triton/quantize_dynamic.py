@@ -2,7 +2,6 @@
 is read once.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -10,10 +9,10 @@ from torch import Tensor
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton.architecture import is_blackwell
 from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.quantize import empty_outputs, quantize
+from nvfp4.backends.triton.quantize import quantize
 from nvfp4.backends.triton.quantize_config import LONGEST_ROW, Tile, choose_row_tile
 from nvfp4.backends.triton.tiles import row_global_scale, store_quantized, to_f32
-from nvfp4.spec.format import SCALE_DTYPE, SWIZZLED
+from nvfp4.spec.format import DATA_DTYPE, SWIZZLED
 
 
 @triton.jit
@@ -47,15 +46,18 @@ def _row_scales_kernel(x, global_scale, K, x_stride, C: tl.constexpr):
 
 
 def plan(
-    x: Tensor, scale_layout: str, sm: int, tile: Tile | None = None
-) -> tuple[Tensor, Tensor, Tensor, Launch]:
-    """x [M, K], K <= LONGEST_ROW; sm: the architecture to plan for."""
-    m, k = x.shape
-    data, scales = empty_outputs(m, k, scale_layout, x.device)
-    global_scale = torch.empty(m, dtype=torch.float32, device=x.device)
-    scale_rows, scale_columns = scales.shape
+    x: Tensor,
+    scale_layout: str,
+    data: Tensor,
+    scales: Tensor,
+    global_scale: Tensor,
+    sm: int,
+    tile: Tile | None = None,
+) -> Launch:
+    """x [M, K] with K <= LONGEST_ROW, scales as bytes; sm: the architecture."""
+    (m, k), (scale_rows, scale_columns) = x.shape, scales.shape
     tile = tile or choose_row_tile(k)
-    launch = Launch(
+    return Launch(
         _quantize_rows_kernel,
         (cdiv(scale_rows, tile.rows),),
         (x, data, scales, global_scale, m, k, x.stride(0), scale_rows, scale_columns),
@@ -67,21 +69,20 @@ def plan(
         },
         num_warps=tile.num_warps,
     )
-    return data, scales, global_scale, launch
 
 
-def plan_row_scales(x: Tensor) -> tuple[Tensor, Launch]:
+def plan_row_scales(x: Tensor, global_scale: Tensor) -> Launch:
     """The global scales [M] alone, for rows too long to hold."""
-    global_scale = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
     args = (x, global_scale, x.shape[1], x.stride(0))
-    return global_scale, Launch(_row_scales_kernel, (x.shape[0],), args, {"C": 8192}, num_warps=8)
+    return Launch(_row_scales_kernel, (x.shape[0],), args, {"C": 8192}, num_warps=8)
 
 
-def quantize_dynamic(x: Tensor, scale_layout: str) -> tuple[Tensor, Tensor, Tensor]:
+def quantize_dynamic(
+    x: Tensor, scale_layout: str, data: Tensor, scales: Tensor, global_scale: Tensor
+) -> None:
     if x.shape[1] > LONGEST_ROW:
-        global_scale, launch = plan_row_scales(x)
-        launch.run()
-        return *quantize(x, global_scale, scale_layout), global_scale
-    data, scales, global_scale, launch = plan(x, scale_layout, target_of(x.device).sm)
-    launch.run()
-    return data, scales.view(SCALE_DTYPE), global_scale
+        plan_row_scales(x, global_scale).run()
+        quantize(x, global_scale, scale_layout, data, scales)
+    else:
+        scales, sm = scales.view(DATA_DTYPE), target_of(x.device).sm
+        plan(x, scale_layout, data, scales, global_scale, sm).run()

@@ -7,10 +7,9 @@ from torch import Tensor
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton.architecture import is_blackwell
 from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.quantize import empty_outputs
 from nvfp4.backends.triton.quantize_config import Tile, choose_tile
 from nvfp4.backends.triton.tiles import silu_mul, store_quantized, to_f32
-from nvfp4.spec.format import BLOCK, SCALE_DTYPE, SWIZZLED
+from nvfp4.spec.format import BLOCK, DATA_DTYPE, SWIZZLED
 
 
 @triton.jit
@@ -42,19 +41,19 @@ def plan(
     global_scale: Tensor,
     limit: float | None,
     scale_layout: str,
+    data: Tensor,
+    scales: Tensor,
     sm: int,
     tile: Tile | None = None,
-) -> tuple[Tensor, Tensor, Launch]:
-    """gate_up [M, 2I], global_scale float32 [1] or [M]; sm: the architecture to plan for."""
-    m, k = gate_up.shape[0], gate_up.shape[1] // 2
-    data, scales = empty_outputs(m, k, scale_layout, gate_up.device)
-    scale_rows, scale_columns = scales.shape
-    tile = tile or choose_tile(k, elements=1024, widest=1024, num_warps=2)
-    launch = Launch(
+) -> Launch:
+    """gate_up [M, 2I], global_scale float32 [1] or [M], scales as bytes; sm: the architecture."""
+    (m, both), (scale_rows, scale_columns) = gate_up.shape, scales.shape
+    tile = tile or choose_tile(both // 2, elements=1024, widest=1024, num_warps=2)
+    return Launch(
         _silu_mul_quantize_kernel,
         (cdiv(scale_rows, tile.rows), cdiv(scale_columns * BLOCK, tile.columns)),
         (
-            gate_up, global_scale, limit or 0.0, data, scales, m, k, gate_up.stride(0),
+            gate_up, global_scale, limit or 0.0, data, scales, m, both // 2, gate_up.stride(0),
             int(global_scale.numel() > 1), scale_rows, scale_columns,
         ),
         {
@@ -66,14 +65,15 @@ def plan(
         },
         num_warps=tile.num_warps,
     )  # fmt: skip
-    return data, scales, launch
 
 
 def silu_mul_quantize(
-    gate_up: Tensor, global_scale: Tensor, limit: float | None, scale_layout: str
-) -> tuple[Tensor, Tensor]:
-    data, scales, launch = plan(
-        gate_up, global_scale, limit, scale_layout, target_of(gate_up.device).sm
-    )
-    launch.run()
-    return data, scales.view(SCALE_DTYPE)
+    gate_up: Tensor,
+    global_scale: Tensor,
+    limit: float | None,
+    scale_layout: str,
+    data: Tensor,
+    scales: Tensor,
+) -> None:
+    scales, sm = scales.view(DATA_DTYPE), target_of(gate_up.device).sm
+    plan(gate_up, global_scale, limit, scale_layout, data, scales, sm).run()
