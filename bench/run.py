@@ -107,6 +107,7 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
+    """Of the checkout that this file is in, if it is in one."""
     here = Path(__file__).resolve().parent
     told = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True
@@ -128,7 +129,9 @@ def _jobs(device: str, only: str) -> Iterator[Callable[[], cases.Case]]:
             yield from (lambda n=n, k=k, m=m: cases.linear(m, n, k, device) for m in tokens)
 
 
-def run(only: str, rounds: int, step: Callable[[str, int], Callable[[], None]]) -> Results:
+def run(
+    only: str, rounds: int, commit: str, step: Callable[[str, int], Callable[[], None]]
+) -> Results:
     """Run the benchmark on this machine; `only` names one op, "" runs all."""
     if only not in ("", "linear", *QUANTIZERS):
         raise ValueError(
@@ -153,7 +156,7 @@ def run(only: str, rounds: int, step: Callable[[str, int], Callable[[], None]]) 
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": _version("triton"),
-        "commit": _commit(),
+        "commit": commit or _commit(),
         "copy": f"{ceilings['copy'] / 1e12:.2f} TB/s",
         "bf16 matmul": f"{ceilings['matmul'] / 1e12:.1f} TFLOP/s",
         "rounds": rounds,

@@ -18,13 +18,14 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of each measurement.")] = 15,
     out: Annotated[Path | None, typer.Option(help="A folder for NAME.json and NAME.md.")] = None,
     name: Annotated[str, typer.Option(help="The results' name in it.")] = "ops",
+    commit: Annotated[str, typer.Option(help="What is measured; default: asked of git.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
 ) -> None:
     """Time every op, checked first, beside its peers and this run's ceilings. A CPU gets tiny
     shapes and no claim.
     """
     with user_errors(), steps() as step:
-        results = run(op, rounds, step)
+        results = run(op, rounds, commit, step)
         if out is not None:
             results.write(out, name)
     if as_json:

@@ -7,10 +7,11 @@ from nvfp4.ops.dequantize import dequantize
 from nvfp4.ops.explain import Explanation, explain
 from nvfp4.ops.linear import linear
 from nvfp4.ops.mm import mm
-from nvfp4.ops.quantize import global_scale, quantize, quantize_weight
+from nvfp4.ops.quantize import quantize, quantize_weight
 from nvfp4.ops.quantize_dynamic import quantize_dynamic
 from nvfp4.ops.silu_mul_quantize import silu_mul_quantize
 from nvfp4.ops.tensor import QuantizedTensor, concatenate
+from nvfp4.spec.quantize import global_scale
 
 __all__ = [
     "Explanation",

@@ -9,8 +9,8 @@ from nvfp4.dispatch import launcher
 from nvfp4.ops.checks import Checker, matrix, valid_values
 from nvfp4.ops.library import define
 from nvfp4.ops.tensor import QuantizedTensor
+from nvfp4.spec import quantize as spec
 from nvfp4.spec.format import DATA_DTYPE, SCALE_DTYPE, SWIZZLED
-from nvfp4.spec.quantize import global_scale
 from nvfp4.spec.swizzle import scales_shape
 
 SIGNATURE = """(Tensor x, Tensor global_scale, str scale_layout="swizzled", str backend="")
@@ -64,7 +64,7 @@ def quantize(
     Raises:
         ValueError: naming the argument, what it needs and what it got.
     """
-    p = _tensor_scale(x) if global_scale is None else global_scale
+    p = spec.global_scale(x) if global_scale is None else global_scale
     data, scales = torch.ops.nvfp4.quantize(x, p, scale_layout, backend)
     return QuantizedTensor(data, scales, p, scale_layout)
 
@@ -84,6 +84,3 @@ def quantize_weight(
             f"nvfp4.quantize_weight: k_dim needs a dimension of w (-2 to 1), got {k_dim}"
         )
     return quantize(w.T if k_dim in (0, -2) else w, global_scale, SWIZZLED, backend)
-
-
-_tensor_scale = global_scale

@@ -52,7 +52,10 @@ def _global_scale_of(amax: Tensor) -> Tensor:
 
 
 def global_scale(x: Tensor) -> Tensor:
-    """The per-tensor global scale of x [...]: float32 [], on x's device."""
+    """One global scale for all of x [...], any float dtype: amax / 2688, float32 [], on x's device.
+
+    1 for zeros; NaN counts as 0 and Inf as the largest float32. Nothing waits for a GPU.
+    """
     amax = torch.zeros((), dtype=torch.float32, device=x.device)
     flat = x.reshape(1, -1) if x.dim() < 2 else x.reshape(-1, x.shape[-1])
     for rows in _row_chunks(*flat.shape):

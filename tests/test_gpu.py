@@ -187,6 +187,15 @@ def test_two_threads_and_streams():
     assert not failures, failures[0]
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs 2 GPUs")
+def test_tensors_on_a_gpu_that_is_not_the_current_one():
+    w, x = _weight(256, 576), activations(33, 576).cuda()
+    want = OPS.linear(x, w.data, w.scales, w.global_scale)
+    w, x = w.to("cuda:1"), x.to("cuda:1")
+    assert torch.cuda.current_device() == 0
+    same_bits(OPS.linear(x, w.data, w.scales, w.global_scale), want)
+
+
 @pytest.mark.parametrize("m", [1, 2, 16, 17, 32, 33, 64, 65, 128, 200])
 @pytest.mark.parametrize("n, k", [(6144, 3584), (9216, 3584), (576, 576)])
 def test_every_tile_at_real_sizes(m, n, k):

@@ -16,8 +16,7 @@ from torch import Tensor
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton.architecture import is_blackwell
 from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.mm_config import GROUP as GROUP_
-from nvfp4.backends.triton.mm_config import MmConfig, choose_config
+from nvfp4.backends.triton.mm_config import K_GROUP, MmConfig, choose_config
 from nvfp4.backends.triton.tiles import (
     BLOCK,
     E2M1_F16_SCALE,
@@ -30,15 +29,26 @@ from nvfp4.backends.triton.tiles import (
 )
 from nvfp4.spec.format import DATA_DTYPE
 
-GROUP = tl.constexpr(GROUP_)
+GROUP = tl.constexpr(K_GROUP)
+
+# Two words of four codes are in $4, their two float16 scales in $5; plane i, in $i, is nibble i of
+# both. With that nibble at the top of its word, its sign is float16's and its other bits go three
+# down.
+_PLANE = """
+    shl.b32 code, $4, {shift};
+    shr.b32 rest, code, 3;
+    and.b32 rest, rest, 0x0E000E00;
+    and.b32 code, code, 0x80008000;
+    or.b32 code, code, rest;
+    mul.rn.f16x2 ${plane}, code, $5;"""
+_PLANES = "".join(_PLANE.format(plane=plane, shift=12 - 4 * plane) for plane in range(4))
+DECODE_PTX = tl.constexpr("{\n.reg .b32 code, rest;" + _PLANES + "\n}")
 
 
 @triton.jit
 def _planes(words, sf):
-    """uint16 words of four codes, float16 scales -> four float16 tensors, e2m1 * sf * 2^-14.
-
-    Plane i holds nibble i of every word. With that nibble at the top of its word, its sign is
-    float16's and its other bits go three down. Two words fill a register and are decoded at once.
+    """uint16 words of four codes, float16 scales -> four float16 tensors, e2m1 * sf * 2^-14: the
+    words' nibbles 0 to 3.
     """
     if INTERPRETED:
         p0 = e2m1_to_f16(words & 0xF) * sf
@@ -48,32 +58,7 @@ def _planes(words, sf):
         return p0, p1, p2, p3
     else:
         return tl.inline_asm_elementwise(
-            """{
-            .reg .b32 top, sign, rest;
-            shl.b32 top, $4, 12;
-            and.b32 sign, top, 0x80008000;
-            shr.b32 rest, top, 3;
-            and.b32 rest, rest, 0x0E000E00;
-            or.b32 rest, rest, sign;
-            mul.rn.f16x2 $0, rest, $5;
-            shl.b32 top, $4, 8;
-            and.b32 sign, top, 0x80008000;
-            shr.b32 rest, top, 3;
-            and.b32 rest, rest, 0x0E000E00;
-            or.b32 rest, rest, sign;
-            mul.rn.f16x2 $1, rest, $5;
-            shl.b32 top, $4, 4;
-            and.b32 sign, top, 0x80008000;
-            shr.b32 rest, top, 3;
-            and.b32 rest, rest, 0x0E000E00;
-            or.b32 rest, rest, sign;
-            mul.rn.f16x2 $2, rest, $5;
-            and.b32 sign, $4, 0x80008000;
-            shr.b32 rest, $4, 3;
-            and.b32 rest, rest, 0x0E000E00;
-            or.b32 rest, rest, sign;
-            mul.rn.f16x2 $3, rest, $5;
-            }""",
+            DECODE_PTX,
             "=&r,=&r,=&r,=&r,r,r",
             [words, sf],
             dtype=(tl.float16, tl.float16, tl.float16, tl.float16),

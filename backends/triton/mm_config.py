@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-GROUP = 128
+K_GROUP = 128
 """K is summed in groups of this many elements, whatever the tile; BK is a multiple of it."""
 
 
