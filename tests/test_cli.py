@@ -24,7 +24,7 @@ def test_info(run):
 
 def test_info_json(run):
     facts = json.loads(run("info", "--json").stdout)
-    assert facts["packages"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(facts["packages"]["torch"])
     assert set(facts["devices"]["cpu"]["runs"]) == set(STAGES)
     assert facts["devices"]["cpu"]["backends"]["reference"]["mm"] == "ok"
 
