@@ -9,7 +9,7 @@ backends/triton/*_config.py.
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -31,7 +31,7 @@ from nvfp4.ops.quantize import empty_quantized
 COPIES = 12
 """Weights rotate: 12 copies of the smallest one swept exceed an H200's 60 MB of L2."""
 
-Made = tuple[torch.Tensor, Launch]
+Made = tuple[torch.Tensor, Sequence[Launch]]
 Makers = list[Callable[[], Made]]
 
 
@@ -72,7 +72,7 @@ def _quantizer_makers(op: str, m: int, k: int, copies: int = 2) -> Callable[[Til
                 launch = quantize_dynamic.plan(x, "swizzled", *outputs, rows, sm, tile)
             else:
                 launch = silu_mul_quantize.plan(x, p, None, "swizzled", *outputs, sm, tile)
-            return data, launch
+            return data, [launch]
 
         return [partial(make, x) for x in xs]
 
@@ -80,13 +80,12 @@ def _quantizer_makers(op: str, m: int, k: int, copies: int = 2) -> Callable[[Til
 
 
 def _mm_configs(m: int) -> Iterator[MmConfig]:
-    tiles = itertools.product(
-        (16, 32, 64, 128, 256), (32, 64, 128, 256), (128, 256), (4, 8), (2, 3, 4)
-    )
+    tiles = itertools.product((16, 32, 64, 128, 256), (64, 128, 256), (128, 256), (4, 8), (2, 3, 4))
     for bm, bn, bk, warps, stages in tiles:
         accumulators = bm * bn // (warps * 32)  # a thread
-        if bm <= max(16, m) and bm * bn <= 128 * 256 and 4 <= accumulators <= 128:
-            yield MmConfig(bm, bn, bk, warps, stages)
+        if bm <= max(32, m) and bm * bn <= 128 * 256 and 4 <= accumulators <= 128:
+            yield MmConfig(bm, bn, bk, warps, stages, False)
+            yield MmConfig(bm, bn, bk, warps, stages, True)
 
 
 def _tiles(op: str, k: int) -> Iterator[Tile]:
@@ -114,12 +113,17 @@ def _problem(kind: str, shape: tuple[int, ...], op: str, copies: int) -> Callabl
     return _quantizer_makers(op, m, k, copies)
 
 
+def _run(launches: Sequence[Launch]) -> None:
+    for launch in launches:
+        launch.run()
+
+
 def _compile(kind: str, shape: tuple[int, ...], op: str, share: list[Any]) -> None:
     """A worker's share: run each configuration once, which leaves it in Triton's disk cache."""
     makers = _problem(kind, shape, op, 1)
     for config in share:
         try:
-            makers(config)[0]()[-1].run()
+            _run(makers(config)[0]()[-1])
         except Exception:  # what does not fit is reported by the parent, which meets it again
             continue
     torch.cuda.synchronize()
@@ -135,9 +139,9 @@ def _sweep(kind: str, op: str, shape: tuple[int, ...], configs: list[Any]) -> li
     rows, calls, first = [], {}, None
     for config in configs:
         try:
-            out, launch = makers(config)[0]()
+            out, launches = makers(config)[0]()
             out.view(torch.uint8).fill_(0x7F)
-            launch.run()
+            _run(launches)
             torch.cuda.synchronize()
         except Exception as error:  # too much shared memory or too many registers for this GPU
             rows.append({"config": config._asdict(), "error": str(error)[:80]})
@@ -152,7 +156,7 @@ def _sweep(kind: str, op: str, shape: tuple[int, ...], configs: list[Any]) -> li
                 "right": same or (kind == "mm" and close),
             }
         )
-        calls[str(len(rows) - 1)] = [lambda make=make: make()[-1].run() for make in makers(config)]
+        calls[str(len(rows) - 1)] = [lambda make=make: _run(make()[-1]) for make in makers(config)]
     for index, timing in compare(calls, "cuda", 7).items():
         rows[int(index)]["microseconds"] = timing.median * 1e6
     return sorted(rows, key=lambda row: row.get("microseconds", float("inf")))

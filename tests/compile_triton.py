@@ -57,7 +57,8 @@ def _gemms(sm: int) -> Iterator[tuple[str, Launch]]:
         (a, a_scales), (b, b_scales) = operand(m, k), operand(n, k)
         out = _meta(m, n, dtype=dtype)
         for row_scale, bias in [(None, None), (_meta(m), _meta(n, dtype=torch.bfloat16))]:
-            yield "mm", mm.plan(a, b, a_scales, b_scales, alpha, row_scale, bias, out, sm)
+            for launch in mm.plan(a, b, a_scales, b_scales, alpha, row_scale, bias, out, sm):
+                yield "mm", launch
 
 
 def main(sm: int) -> None:

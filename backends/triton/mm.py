@@ -82,8 +82,8 @@ def _decode(words, scales, R: tl.constexpr, BK: tl.constexpr):
 
 
 @triton.jit
-def _load_codes(data, rows, unit, stride, units, EVEN_K: tl.constexpr):
-    """One step of an operand's codes, as bytes or words [R, units]; zeros beyond K."""
+def _load_step(data, rows, unit, stride, units, EVEN_K: tl.constexpr):
+    """One step of an operand, in bytes, words or decoded elements [R, units]; zeros beyond K."""
     at = data + rows[:, None].to(tl.int64) * stride + unit[None, :]
     if EVEN_K:
         return tl.load(at)
@@ -103,10 +103,27 @@ def _load_scales(scales, rows, k, stride, K, BK: tl.constexpr, EVEN_K: tl.conste
 
 
 @triton.jit
+def _decode_kernel(
+    words, scales, out, M, K, stride, scale_stride, out_stride, R: tl.constexpr, C: tl.constexpr
+):
+    """out float16 [M, K rounded up to GROUP]: what _decode makes of each group, zeros beyond K."""
+    rows = tl.program_id(0) * R + tl.arange(0, R)
+    k = tl.program_id(1) * C
+    read = tl.minimum(rows, M - 1)
+    unit = k // 4 + tl.arange(0, C // 4)
+    codes = _load_step(words, read, unit, stride, K // 4, False)
+    values = _decode(codes, _load_scales(scales, read, k, scale_stride, K, C, False), R, C)
+    columns = k + tl.arange(0, C)
+    at = out + rows[:, None].to(tl.int64) * out_stride + columns[None, :]
+    tl.store(at, values, mask=(rows < M)[:, None] & (columns < out_stride)[None, :])
+
+
+@triton.jit
 def _mm_kernel(
     a, b, a_scales, b_scales, alpha, row_scale, bias, out, M, N, K,
     a_stride, b_stride, scale_stride, alpha_stride, row_scale_stride, segment,
-    HAS_ROW_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, NATIVE: tl.constexpr, EVEN_K: tl.constexpr,
+    HAS_ROW_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, NATIVE: tl.constexpr,
+    A_DECODED: tl.constexpr, EVEN_K: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -119,16 +136,20 @@ def _mm_kernel(
     acc = tl.zeros((BN, BM), tl.float32)
     for k in range(0, K, BK):
         unit = k // CODES + tl.arange(0, BK // CODES)
-        w = _load_codes(b, n_read, unit, b_stride, K // CODES, EVEN_K)
-        x = _load_codes(a, m_read, unit, a_stride, K // CODES, EVEN_K)
+        w = _load_step(b, n_read, unit, b_stride, K // CODES, EVEN_K)
         w_sf = _load_scales(b_scales, n_read, k, scale_stride, K, BK, EVEN_K)
-        x_sf = _load_scales(a_scales, m_read, k, scale_stride, K, BK, EVEN_K)
-        if NATIVE:
-            w_sf = w_sf.to(tl.float8e4nv, bitcast=True)
-            x_sf = x_sf.to(tl.float8e4nv, bitcast=True)
-            acc = tl.dot_scaled(w, w_sf, "e2m1", x.T, x_sf, "e2m1", acc)
+        if A_DECODED:
+            x = _load_step(a, m_read, k + tl.arange(0, BK), a_stride, a_stride, EVEN_K)
+            acc = tl.dot(_decode(w, w_sf, BN, BK), x.T, acc)
         else:
-            acc = tl.dot(_decode(w, w_sf, BN, BK), _decode(x, x_sf, BM, BK).T, acc)
+            x = _load_step(a, m_read, unit, a_stride, K // CODES, EVEN_K)
+            x_sf = _load_scales(a_scales, m_read, k, scale_stride, K, BK, EVEN_K)
+            if NATIVE:
+                w_sf = w_sf.to(tl.float8e4nv, bitcast=True)
+                x_sf = x_sf.to(tl.float8e4nv, bitcast=True)
+                acc = tl.dot_scaled(w, w_sf, "e2m1", x.T, x_sf, "e2m1", acc)
+            else:
+                acc = tl.dot(_decode(w, w_sf, BN, BK), _decode(x, x_sf, BM, BK).T, acc)
     if not NATIVE:
         acc *= E2M1_F16_SCALE * E2M1_F16_SCALE
 
@@ -162,16 +183,20 @@ def plan(
     out: Tensor,
     sm: int,
     config: MmConfig | None = None,
-) -> Launch:
+) -> tuple[Launch, ...]:
     """a [M, K/2], b [N, K/2], scales as bytes, alpha float32 [1 or M, S], row_scale float32 [1] or
     [M], bias [N], out [M, N]; sm: the architecture.
     """
     (m, n), k = out.shape, a.shape[1] * 2
     native = is_blackwell(sm)
+    config = config or choose_config(m, n, sm)
+    first: tuple[Launch, ...] = ()
     if not native:
         a, b = _words(a), _words(b)
-    config = config or choose_config(m, n, sm)
-    return Launch(
+        if config.decode_a_first:
+            a, launch = _plan_decode(a, a_scales, k)
+            first = (launch,)
+    multiply = Launch(
         _mm_kernel,
         (cdiv(n, config.BN), cdiv(m, config.BM)),
         (
@@ -184,6 +209,7 @@ def plan(
             "HAS_ROW_SCALE": row_scale is not None,
             "HAS_BIAS": bias is not None,
             "NATIVE": native,
+            "A_DECODED": config.decode_a_first,
             "EVEN_K": k % config.BK == 0,
             "BM": config.BM,
             "BN": config.BN,
@@ -192,6 +218,17 @@ def plan(
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )  # fmt: skip
+    return (*first, multiply)
+
+
+def _plan_decode(words: Tensor, scales: Tensor, k: int) -> tuple[Tensor, Launch]:
+    """Decode A once, for every program that multiplies it: float16 [M, k rounded up to K_GROUP]."""
+    m, rows, columns = words.shape[0], 8, 512
+    width = cdiv(k, K_GROUP) * K_GROUP
+    out = torch.empty(m, width, dtype=torch.float16, device=words.device)
+    args = (words, scales, out, m, k, words.stride(0), scales.shape[1], width)
+    grid = (cdiv(m, rows), cdiv(width, columns))
+    return out, Launch(_decode_kernel, grid, args, {"R": rows, "C": columns})
 
 
 def mm(
@@ -206,4 +243,5 @@ def mm(
 ) -> None:
     a_scales, b_scales = a_scales.view(DATA_DTYPE), b_scales.view(DATA_DTYPE)
     sm = target_of(a.device).sm
-    plan(a, b, a_scales, b_scales, alpha, row_scale, bias, out, sm).run()
+    for launch in plan(a, b, a_scales, b_scales, alpha, row_scale, bias, out, sm):
+        launch.run()

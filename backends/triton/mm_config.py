@@ -7,13 +7,16 @@ K_GROUP = 128
 
 
 class MmConfig(NamedTuple):
-    """BM x BN outputs a program, BK of K a step."""
+    """BM x BN outputs a program, BK of K a step. `decode_a_first`: a kernel of its own decodes A
+    before, instead of every program that multiplies it.
+    """
 
     BM: int
     BN: int
     BK: int
     num_warps: int
     num_stages: int
+    decode_a_first: bool = False
 
 
 def choose_config(m: int, n: int, sm: int) -> MmConfig:
@@ -30,8 +33,8 @@ def choose_config(m: int, n: int, sm: int) -> MmConfig:
     if m <= 32:
         return MmConfig(32, 64, 256, 4, 3)
     if m <= 64:
-        return MmConfig(64, 64, 256, 4, 3)
+        return MmConfig(64, 64, 256, 4, 3, decode_a_first=True)
     # The larger a tile, the less is decoded per product; the largest needs sm_90's shared memory.
     if m > 512 and sm == 90:
-        return MmConfig(128, 256, 128, 8, 3)
-    return MmConfig(128, 128, 128, 8, 3)
+        return MmConfig(256, 128, 128, 8, 3, decode_a_first=True)
+    return MmConfig(128, 128, 128, 8, 3, decode_a_first=True)
