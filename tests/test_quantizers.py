@@ -2,9 +2,11 @@
 backend.
 """
 
+import numpy as np
+import oracle
 import pytest
 import torch
-from cases import activations, same_bits, specials
+from cases import activations, from_numpy, same_bits, specials
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -76,6 +78,42 @@ def test_specials(backend, device, layout):
     gate_up = torch.cat([specials(), specials()], 1)
     want = OPS.silu_mul_quantize(gate_up, p, 5.0, layout, "reference")
     _same(OPS.silu_mul_quantize(gate_up.to(device), p.to(device), 5.0, layout, backend), want)
+
+
+def _with_neighbours(points: np.ndarray) -> np.ndarray:
+    points = points.astype(np.float32)
+    below = np.nextafter(points, np.float32(-np.inf))
+    return np.concatenate([points, below, np.nextafter(points, np.float32(np.inf))])
+
+
+def test_every_tie_of_the_codes(backend, device):
+    """A 6 in each block and p = 1 make its scale 1: the elements are rounded as they are."""
+    midpoints = (oracle.E2M1[1:] + oracle.E2M1[:-1]) / 2
+    values = from_numpy(_with_neighbours(np.concatenate([midpoints, oracle.E2M1])))
+    values = torch.cat([values, -values])
+    x = torch.zeros(16, 96)
+    x.view(-1, 16)[:, 0] = 6.0
+    x.view(-1, 16)[: len(values), 1] = values
+    p = torch.tensor(1.0)
+    data, scales = OPS.quantize(x.to(device), p.to(device), "linear", backend)
+    codes, bytes_ = oracle.quantize(x.numpy(), np.ones(16))
+    same_bits(data, from_numpy(oracle.pack(codes)))
+    same_bits(scales.view(torch.uint8), from_numpy(bytes_))
+    assert set(codes.flatten().tolist()) == set(range(16))
+
+
+def test_every_tie_of_the_scales(backend, device):
+    table = oracle.E4M3[:0x7F]
+    points = np.concatenate([(table[1:] + table[:-1]) / 2, table, [460.0, 464.0, 480.0, 1e6]])
+    amax = _with_neighbours(points * 6)
+    x = torch.zeros(128, 16 * -(-len(amax) // 128))
+    x.view(-1, 16)[: len(amax), 5] = from_numpy(amax)
+    p = torch.tensor(1.0)
+    data, scales = OPS.quantize(x.to(device), p.to(device), "linear", backend)
+    codes, bytes_ = oracle.quantize(x.numpy(), np.ones(128))
+    same_bits(data, from_numpy(oracle.pack(codes)))
+    same_bits(scales.view(torch.uint8), from_numpy(bytes_))
+    assert set(bytes_.flatten().tolist()) == set(range(0x7F))
 
 
 def test_bfloat16_subnormals(backend, device):
