@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nvfp4 import swizzle_scales
+from nvfp4.dispatch import launcher
 from nvfp4.spec.format import FLOAT_DTYPES, SCALE_LAYOUTS
 
 pytestmark = pytest.mark.op("quantize_dynamic")
@@ -185,15 +186,27 @@ def test_any_shape(backend, device, rows, blocks, seed):
     )
 
 
-@pytest.mark.parametrize("rows, k", [(1, 16), (129, 80), (128, 576)])
-def test_padding_bytes_are_zero(backend, device, rows, k):
-    """Whatever the allocator hands out: the outputs' memory is poisoned before the call."""
+@pytest.mark.parametrize("rows, k", [(1, 16), (129, 80), (128, 576), (3, 7168)])
+def test_every_byte_of_the_outputs_is_written_and_padding_is_zero(backend, device, rows, k):
+    """The launchers get outputs full of NaN bytes."""
     x = activations(rows, k).to(device)
-    want = swizzle_scales(OPS.quantize_dynamic(x, "linear", "reference")[1])
-    for _ in range(3):
-        poison = torch.full(want.shape, 0x7F, dtype=torch.uint8, device=device)
-        del poison  # the allocator gives its memory to the next tensor of the size
-        same_bits(OPS.quantize_dynamic(x, "swizzled", backend)[1], want)
+    gate_up, p = torch.cat([x, x], 1), torch.full((1,), 1e-3, device=device)
+    arguments = {
+        "quantize": ((x, p, "swizzled"), OPS.quantize(x, p, "swizzled", "reference")),
+        "quantize_dynamic": ((x, "swizzled"), OPS.quantize_dynamic(x, "swizzled", "reference")),
+        "silu_mul_quantize": (
+            (gate_up, p, None, "swizzled"),
+            OPS.silu_mul_quantize(gate_up, p, None, "swizzled", "reference"),
+        ),
+    }
+    for op, (inputs, want) in arguments.items():
+        outputs = [torch.empty_like(w) for w in want]
+        for output in outputs:
+            output.view(torch.uint8).fill_(0x7F)
+        launcher(op, x.device, backend)(*inputs, *outputs)
+        _same(tuple(outputs), want)
+        inside = swizzle_scales(torch.ones(rows, k // 16, dtype=torch.uint8, device=device)) != 0
+        assert not want[1].view(torch.uint8)[~inside].any()
 
 
 def test_signed_zero_keeps_its_sign(backend, device):

@@ -101,6 +101,16 @@ def test_quantize_matches_the_oracle(scale: float):
     same_bits(scales.view(torch.uint8), from_numpy(bytes_))
 
 
+def test_scale_bytes_of_many_blocks():
+    """Enough blocks to tell the order of the multiplications: one in hundreds differs by it."""
+    x = torch.randn(2000, 16 * 16).exp()
+    p = quantize.row_global_scales(x)
+    amax = x.view(2000, 16, 16).amax(-1).numpy()
+    enc = (np.float32(1) / p.numpy()) * np.float32(1 / 6)
+    want = oracle.nearest(amax * enc[:, None], oracle.E4M3[:0x7F])
+    np.testing.assert_array_equal(_quantize(x, p)[1].view(torch.uint8).numpy(), want)
+
+
 def test_quantize_matches_the_oracle_where_scales_are_subnormal_or_zero():
     # One global scale for rows down to a millionth of the largest: E4M3 runs out of range.
     x = torch.randn(64, 64) * torch.logspace(-6, 0, 64).unsqueeze(1)

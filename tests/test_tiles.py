@@ -1,0 +1,75 @@
+"""Triton's device functions against the spec, bit for bit, each on its own."""
+
+import torch
+import triton
+import triton.language as tl
+from cases import same_bits
+
+from nvfp4.backends.triton import tiles
+from nvfp4.spec import rounding, swiglu
+
+COUNT = 1 << 14
+
+
+@triton.jit
+def _apply(x, y, out, FUNCTION: tl.constexpr, N: tl.constexpr):
+    at = tl.arange(0, N)
+    a, b = tl.load(x + at), tl.load(y + at)
+    if FUNCTION == "silu_mul":
+        tl.store(out + at, tiles.silu_mul(a, b))
+    elif FUNCTION == "e2m1":
+        tl.store(out + at, tiles.f32_to_e2m1(a, 8, False).to(tl.uint8))
+    elif FUNCTION == "e4m3":
+        tl.store(out + at, tiles.f32_to_e4m3(a))
+    elif FUNCTION == "bfloat16":
+        tl.store(out + at, tiles.from_f32(a, tl.bfloat16))
+    elif FUNCTION == "e4m3_to_f16":
+        tl.store(out + at, tiles.e4m3_to_f16(a).to(tl.float32))
+    else:
+        tl.store(out + at, tiles.e2m1_to_f16(a).to(tl.float32) * tiles.E2M1_F16_SCALE)
+
+
+def _run(function: str, x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype, device: str):
+    out = torch.empty(len(x), dtype=dtype, device=device)
+    _apply[(1,)](x.to(device), y.to(device), out, function, len(x), enable_fp_fusion=False)
+    return out.cpu()
+
+
+def _floats() -> torch.Tensor:
+    """Every exponent of float32, both signs; no NaN."""
+    bits = torch.linspace(-(2**31), 2**31 - 1, COUNT, dtype=torch.float64).to(torch.int32)
+    values = bits.view(torch.float32)
+    return torch.where(values.isnan(), torch.ones_like(values), values)
+
+
+def test_silu_mul(device):
+    gate = torch.cat([torch.linspace(-100, 100, COUNT // 2), torch.randn(COUNT // 2) * 3])
+    up = torch.randn(COUNT)
+    got = _run("silu_mul", gate, up, torch.float32, device)
+    same_bits(got, swiglu.silu_mul(gate, up, None))
+
+
+def test_f32_to_e2m1(device):
+    x = torch.cat([torch.linspace(-8, 8, COUNT // 2), _floats()[::2]])
+    same_bits(_run("e2m1", x, x, torch.uint8, device), rounding.to_e2m1(x))
+
+
+def test_f32_to_e4m3(device):
+    x = torch.cat([torch.linspace(0, 500, COUNT // 2), _floats()[::2].abs()])
+    want = rounding.to_e4m3(x).view(torch.uint8)
+    same_bits(_run("e4m3", x, x, torch.uint8, device), want)
+
+
+def test_f32_to_bfloat16(device):
+    x = _floats()
+    same_bits(_run("bfloat16", x, x, torch.bfloat16, device), x.to(torch.bfloat16))
+
+
+def test_decoding_every_code_and_every_scale(device):
+    codes = torch.arange(16, dtype=torch.uint8)
+    same_bits(_run("e2m1_to_f16", codes, codes, torch.float32, device), rounding.from_e2m1(codes))
+    scales = torch.arange(256, dtype=torch.uint8)
+    got = _run("e4m3_to_f16", scales, scales, torch.float32, device)
+    want = rounding.from_e4m3(scales.view(torch.float8_e4m3fn))
+    assert torch.equal(got.isnan(), want.isnan())
+    same_bits(got.nan_to_num(0), want.nan_to_num(0))
