@@ -18,19 +18,29 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
+def _release(package: str) -> tuple[int, ...]:
+    """The installed package's (major, minor); () if there is none."""
+    try:
+        return tuple(int(part) for part in version(package).split(".")[:2])
+    except PackageNotFoundError:
+        return ()
+
+
 def _needs(problem: Problem) -> list[str]:
     needs = []
-    try:
-        installed = version("triton")
-        if tuple(int(part) for part in installed.split(".")[:2]) < OLDEST:
-            needs.append(f"needs triton >= {OLDEST[0]}.{OLDEST[1]}, got {installed}")
-    except PackageNotFoundError:
+    triton, numpy = _release("triton"), _release("numpy")
+    if not triton:
         needs.append("needs the package triton, got none")
-    target = problem.target
-    if not interpreting() and target.sm < OLDEST_SM:
-        needs.append(
-            f"needs an NVIDIA GPU of sm_{OLDEST_SM} or later, or TRITON_INTERPRET=1, got {target}"
-        )
+    elif triton < OLDEST:
+        needs.append(f"needs triton >= {OLDEST[0]}.{OLDEST[1]}, got {version('triton')}")
+    if interpreting():
+        if not numpy:
+            needs.append("needs the package numpy to interpret kernels, got none")
+        elif triton < (3, 7) and numpy >= (2, 4):  # 3.6 turns arrays of one element into numbers
+            needs.append(f"needs numpy < 2.4 to interpret with triton 3.6, got {version('numpy')}")
+    elif problem.target.sm < OLDEST_SM:
+        need = f"an NVIDIA GPU of sm_{OLDEST_SM} or later, or TRITON_INTERPRET=1"
+        needs.append(f"needs {need}, got {problem.target}")
     return needs
 
 
