@@ -1,0 +1,221 @@
+"""The GEMM kernel: host function, tensor maps, roles.
+
+Six warps: four empty the accumulators (epilogue.py), one issues the MMAs and one loads
+(mainloop.py). Everything that a call changes (addresses, sizes, strides) is a run-time argument: one
+compiled function serves them all.
+"""
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Int32, Int64, const_expr
+from cutlass.cute.nvgpu import cpasync
+from cutlass.cute.runtime import make_fake_stream, make_ptr
+
+from nvfp4.backends.cutedsl.gemm import epilogue, mainloop, ptx
+from nvfp4.backends.cutedsl.gemm.config import Epilogue
+from nvfp4.backends.cutedsl.gemm.epilogue import DTYPES
+from nvfp4.backends.cutedsl.gemm.layouts import (
+    EPILOGUE_WARPS,
+    K_BLOCKS,
+    ROW_BYTES,
+    SCALE_ROWS,
+    SCALE_TILE,
+    STAGE_K,
+    STORE_BYTES,
+    WARP_ROWS,
+    Layout,
+)
+from nvfp4.backends.cutedsl.gemm.schedule import Grid
+
+MMA_WARP = EPILOGUE_WARPS
+LOAD_WARP = EPILOGUE_WARPS + 1
+THREADS = 32 * (EPILOGUE_WARPS + 2)
+GROUP = 16
+"""Row tiles that clusters walk together, so that they share tiles of B in L2."""
+
+
+@cute.jit
+def operand_map(data: cute.Pointer, rows: Int32, k: Int32, stride: Int64, box_rows):
+    """The tensor map of packed rows [rows, k / 2] bytes, `stride` bytes apart."""
+    layout = cute.make_layout((rows, k // 2), stride=(cute.assume(stride, 16), 1))
+    box = cute.make_composed_layout(
+        cute.make_swizzle(3, 4, 3), 0, cute.make_layout((box_rows, ROW_BYTES), stride=(ROW_BYTES, 1))
+    )
+    load = cpasync.CopyBulkTensorTileG2SOp()
+    tensor = cute.make_tensor(data, layout)
+    return cpasync.make_tiled_tma_atom(load, tensor, box, (box_rows, ROW_BYTES)).atom
+
+
+@cute.jit
+def scale_map(scales: cute.Pointer, rows: Int32, k: Int32, k_blocks, row_tiles):
+    """The tensor map of swizzled scales: [row tiles, K / 64, 512 bytes], in words of 8 bytes."""
+    words = SCALE_TILE // 8
+    blocks = (k + 63) // 64
+    layout = cute.make_layout(
+        (words, blocks, (rows + SCALE_ROWS - 1) // SCALE_ROWS), stride=(1, words, words * blocks)
+    )
+    shape = (words, k_blocks, row_tiles)
+    box = cute.make_layout(shape, stride=(1, words, words * k_blocks))
+    load = cpasync.CopyBulkTensorTileG2SOp()
+    return cpasync.make_tiled_tma_atom(load, cute.make_tensor(scales, layout), box, shape).atom
+
+
+@cute.jit
+def output_map(layout: cutlass.Constexpr[Layout], out: cute.Pointer, rows, columns, stride):
+    """The tensor map of the output, [rows, columns]: boxes of one warp."""
+    box_columns = STORE_BYTES * 8 // out.value_type.width
+    shape = (WARP_ROWS, box_columns)
+    box = cute.make_composed_layout(
+        cute.make_swizzle(3, 4, 3), 0, cute.make_layout(shape, stride=(box_columns, 1))
+    )
+    aligned = 128 // out.value_type.width
+    tensor = cute.make_tensor(
+        out, cute.make_layout((rows, columns), stride=(cute.assume(stride, aligned), 1))
+    )
+    return cpasync.make_tiled_tma_atom(cpasync.CopyBulkTensorTileS2GOp(), tensor, box, shape).atom
+
+
+@cute.jit
+def gemm(
+    a: cute.Pointer,
+    b: cute.Pointer,
+    a_scales: cute.Pointer,
+    b_scales: cute.Pointer,
+    alpha: cute.Pointer,
+    row_scale: cute.Pointer,
+    bias: cute.Pointer,
+    out: cute.Pointer,
+    rows: Int32,
+    columns: Int32,
+    k: Int32,
+    a_stride: Int64,
+    b_stride: Int64,
+    out_stride: Int64,
+    alpha_stride: Int64,
+    segment: Int32,
+    row_scale_stride: Int32,
+    clusters: Int32,
+    stream,
+    layout: cutlass.Constexpr[Layout],
+):
+    """D [rows, columns] = A B^T; the strides of a and b in bytes, the others in elements."""
+    tile = layout.tile
+    maps = (
+        operand_map(a, rows, k, a_stride, 128 // layout.a_sharers),
+        operand_map(b, columns, k, b_stride, layout.b_rows // layout.b_sharers),
+        scale_map(a_scales, rows, k, K_BLOCKS // layout.a_sharers, 1),
+        scale_map(
+            b_scales, columns, k, K_BLOCKS // layout.b_scale_sharers, layout.b_scale_tiles
+        ),
+    )
+    out_map = None
+    if const_expr(layout.epilogue.tma_store):
+        out_map = output_map(layout, out, rows, columns, out_stride)
+
+    row_tiles = (rows + tile.cluster_rows * 128 - 1) // (tile.cluster_rows * 128)
+    cluster_columns = tile.cluster_columns * tile.columns
+    column_tiles = (columns + cluster_columns - 1) // cluster_columns
+    groups = (row_tiles + GROUP - 1) // GROUP
+    group = (row_tiles + groups - 1) // groups
+    sizes = (rows, columns, (k + STAGE_K - 1) // STAGE_K)
+    grid = (group, column_tiles, row_tiles, groups)
+    factors = (alpha, alpha_stride, segment, row_scale, row_scale_stride)
+    kernel(maps, out_map, out, out_stride, factors, bias, sizes, grid, layout).launch(
+        grid=[clusters * tile.cluster, 1, 1],
+        block=[THREADS, 1, 1],
+        cluster=[tile.cluster, 1, 1],
+        smem=layout.shared_bytes,
+        min_blocks_per_mp=1,
+        use_pdl=True,
+        stream=stream,
+    )
+
+
+def signature(epilogue: Epilogue) -> list[object]:
+    """gemm's arguments but its layout, as types: pointers and what they are aligned to, integers, a
+    stream.
+    """
+    operands = [(cutlass.Uint8, 16)] * 2 + [(cutlass.Int64, 16)] * 2
+    factors = [(cutlass.Float32, 4)] * 2
+    bias, out = DTYPES[epilogue.bias_dtype], DTYPES[epilogue.out_dtype]
+    store = 16 if epilogue.tma_store else out.width // 8
+    pointers = [*operands, *factors, (bias, bias.width // 8), (out, store)]
+    sizes, strides = [Int32(1)] * 3, [Int64(16)] * 4
+    return [
+        *(make_ptr(t, 16, cute.AddressSpace.gmem, assumed_align=n) for t, n in pointers),
+        *sizes,
+        *strides,
+        *[Int32(1)] * 3,
+        make_fake_stream(),
+    ]
+
+
+@cute.kernel
+def kernel(
+    maps, out_map, out: cute.Pointer, out_stride: Int64, factors, bias: cute.Pointer, sizes, grid,
+    layout: cutlass.Constexpr[Layout],
+):  # fmt: skip
+    tile = layout.tile
+    rows, columns, k_stages = sizes
+    block, _, _ = cute.arch.block_idx()
+    blocks, _, _ = cute.arch.grid_dim()
+    rank = Int32(0)
+    if const_expr(tile.cluster > 1):
+        rank = cute.arch.make_warp_uniform(cute.arch.block_idx_in_cluster())
+    schedule = Grid(*grid, block // tile.cluster, blocks // tile.cluster)
+    warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
+    smem = cute.arch.get_dyn_smem(cutlass.Uint8, alignment=1024).toint()
+
+    if warp == LOAD_WARP:
+        for atom in maps:
+            cpasync.prefetch_descriptor(atom)
+        if cute.arch.lane_idx() == 0:
+            init_barriers(layout, smem)
+        cute.arch.mbarrier_init_fence()
+    if warp == 0:
+        ptx.tmem_alloc(smem + layout.tmem_holder, layout.tmem_columns, tile.ctas)
+        ptx.tmem_fence_before()
+    cute.arch.sync_threads()
+    if const_expr(tile.cluster > 1):
+        cute.arch.cluster_arrive_relaxed()
+        cute.arch.cluster_wait()
+    ptx.tmem_fence_after()
+    tmem = ptx.load_shared(smem + layout.tmem_holder, 1, Int32)[0]
+
+    if warp == LOAD_WARP:
+        mainloop.load(layout, maps, smem, rank, k_stages, schedule)
+    if warp == MMA_WARP:
+        if const_expr(tile.ctas == 1) or rank % 2 == 0:
+            mainloop.multiply(layout, smem, tmem, rank, k_stages, schedule)
+    if warp < EPILOGUE_WARPS:
+        epilogue.empty(
+            layout, out_map, out, out_stride, factors, bias, smem, tmem, warp,
+            cute.arch.lane_idx(), rank, rows, columns, schedule,
+        )  # fmt: skip
+
+    ptx.tmem_fence_before()
+    cute.arch.sync_threads()
+    if const_expr(tile.cluster > 1):
+        # No CTA leaves while another may still read its memory or arrive at its barriers.
+        cute.arch.cluster_arrive()
+        cute.arch.cluster_wait()
+    if warp == 0:
+        ptx.tmem_fence_after()
+        ptx.tmem_free(tmem, layout.tmem_columns, tile.ctas)
+
+
+@cute.jit
+def init_barriers(layout: cutlass.Constexpr[Layout], smem: Int32):
+    """Arrivals per phase: a stage is filled by one load warp, and emptied by every MMA that reads
+    what this CTA loaded; warps of the epilogue arrive one by one.
+    """
+    tile = layout.tile
+    readers = tile.cluster_columns + tile.cluster_rows // tile.ctas - 1
+    for stage in cutlass.range_constexpr(layout.stages):
+        ptx.mbarrier_init(smem + layout.full + 8 * stage, 1)
+        ptx.mbarrier_init(smem + layout.empty + 8 * stage, readers)
+    for i in cutlass.range_constexpr(2):
+        ptx.mbarrier_init(smem + layout.acc_full + 8 * i, 1)
+        ptx.mbarrier_init(smem + layout.acc_empty + 8 * i, EPILOGUE_WARPS * tile.ctas)
+    for barrier in (layout.partial_full, layout.partial_empty):
+        ptx.mbarrier_init(smem + barrier, EPILOGUE_WARPS * tile.split_k)

@@ -1,0 +1,125 @@
+"""Calling a compiled kernel: arguments from tensors, and functions loaded once per device."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nvfp4.backends.cutedsl.compile import FUNCTION, Compiled, compiled
+from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
+
+
+class Launch(NamedTuple):
+    """What to call, and with what: the kernel's run-time arguments but the stream."""
+
+    kernel: Kernel
+    args: tuple[int, ...]
+    tensors: dict[str, Tensor]
+
+
+def plan(
+    a: Tensor,
+    b: Tensor,
+    a_scales: Tensor,
+    b_scales: Tensor,
+    alpha: Tensor,
+    row_scale: Tensor | None,
+    bias: Tensor | None,
+    out: Tensor,
+    tile: Tile,
+    sms: int,
+) -> Launch:
+    """a [M, K/2], b [N, K/2] uint8, swizzled scales, alpha float32 [1 or M, S], row_scale float32
+    [1] or [M], bias [N], out [M, N] -> the launch of the kernel with this tile on `sms` SMs.
+    """
+    (m, n), k = out.shape, 2 * a.shape[1]
+    a, b = loadable(a), loadable(b)
+    a_scales, b_scales = aligned(a_scales.view(torch.uint8)), aligned(b_scales.view(torch.uint8))
+    alpha_rows, segments = alpha.shape
+    form = "one" if segments == 1 else "segments" if alpha_rows == 1 else "matrix"
+    item = out.element_size()
+    epilogue = Epilogue(
+        out_dtype=out.dtype,
+        alpha=form,
+        row_scale=row_scale is not None,
+        bias=bias is not None,
+        bias_dtype=torch.float32 if bias is None else bias.dtype,
+        tma_store=not tile.swapped and n * item % 16 == 0 and out.data_ptr() % 16 == 0,
+    )
+    tensors = {"a": a, "b": b, "a_scales": a_scales, "b_scales": b_scales, "alpha": alpha}
+    tensors |= {} if row_scale is None else {"row_scale": row_scale}
+    tensors |= {} if bias is None else {"bias": bias}
+    tensors["out"] = out
+    operands, rows, columns = (a, b, a_scales, b_scales), m, n
+    if tile.swapped:
+        operands, rows, columns = (b, a, b_scales, a_scales), n, m
+    unused = alpha.data_ptr()
+    args = (
+        *(operand.data_ptr() for operand in operands),
+        alpha.data_ptr(),
+        unused if row_scale is None else row_scale.data_ptr(),
+        unused if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+        rows,
+        columns,
+        k,
+        *(operand.stride(0) for operand in operands[:2]),
+        out.stride(0),
+        segments if alpha_rows > 1 else 0,
+        n // segments,
+        int(row_scale is not None and row_scale.numel() > 1),
+        tile.clusters(rows, columns, sms),
+    )
+    return Launch(Kernel(tile, epilogue), args, tensors)
+
+
+def loadable(data: Tensor) -> Tensor:
+    """Packed rows as TMA can load them, from and at multiples of 16 bytes.
+
+    K that is not a multiple of 32 has rows that are not: those are copied, padded by zeros.
+    """
+    if data.shape[1] % 16 == 0 and data.stride(0) % 16 == 0 and data.data_ptr() % 16 == 0:
+        return data
+    padded = data.new_zeros(data.shape[0], -(-data.shape[1] // 16) * 16)
+    padded[:, : data.shape[1]] = data
+    return padded
+
+
+def aligned(scales: Tensor) -> Tensor:
+    return scales if scales.data_ptr() % 16 == 0 else scales.clone()
+
+
+def run(launch: Launch) -> None:
+    """Launch on the current stream of the tensors' GPU."""
+    device = launch.tensors["out"].device
+    function = function_on(launch.kernel, device)
+    if device.index == torch.cuda.current_device():
+        function(*launch.args, torch.cuda.current_stream().cuda_stream)
+    else:
+        with torch.cuda.device(device):
+            function(*launch.args, torch.cuda.current_stream().cuda_stream)
+
+
+@functools.cache
+def function_on(kernel: Kernel, device: torch.device) -> Callable[..., Any]:
+    """The kernel's function, loaded for a GPU. A first use compiles, unless the cache has it."""
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"nvfp4: {kernel.tile} would be compiled while a CUDA graph is captured; call "
+            "nvfp4.warmup(...) with this shape before capturing"
+        )
+    major, minor = torch.cuda.get_device_capability(device)
+    return load(compiled(kernel, f"sm_{10 * major + minor}a"))
+
+
+def load(code: Compiled) -> Callable[..., Any]:
+    """Object code -> the function in it, callable with integers for pointers and the stream."""
+    import tvm_ffi
+    from cutlass._mlir._mlir_libs._cutlass_ir._execution_engine import BinaryExecutionEngine
+    from cutlass.cute.runtime import find_runtime_libraries
+
+    engine = BinaryExecutionEngine(code.object_code, find_runtime_libraries(), True)
+    address = engine.lookup(f"__tvm_ffi_{FUNCTION}")
+    return tvm_ffi.Function.__from_extern_c__(address, keep_alive_object=engine)

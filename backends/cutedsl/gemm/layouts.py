@@ -1,0 +1,267 @@
+"""Where everything is: shared memory, tensor memory, descriptors. All of it plain integers, known
+when a kernel is compiled.
+
+Shared memory, from a 1024-byte boundary:
+
+    stage 0 .. stages-1   A | B | A's scales | B's scales
+    outputs               a warp's 32 rows x 128 bytes, on its way out by TMA; x 4 warps, x 1 or 2
+    partials              split-K: the CTA's float32 sums [columns][128 rows]
+    vectors               factors and bias of a tile's columns, float32, x 2 tiles
+    barriers
+
+A stage holds K = 256: operand rows of 128 bytes, swizzled by 128 bytes in groups of 8 rows; scales
+as the spec's 512-byte tiles of 128 rows x K = 64, the K of a slice (see `Layout.scale_offset`)
+within the row tiles.
+
+Tensor memory, 512 columns of 128 lanes x 32 bits:
+
+    acc 0 | acc 1 | scales of A (4 columns per K = 64) | scales of B (columns / 32 per K = 64)
+
+Two accumulators of 256 columns and the scales do not fit: there the second starts within the first,
+OVERLAP columns early, and the epilogue empties those columns first.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
+
+STAGE_K = 256
+MMA_K = 64
+K_BLOCKS = STAGE_K // MMA_K
+ROW_BYTES = STAGE_K // 2
+SCALE_TILE = 512
+SCALE_ROWS = 128
+SHARED_BYTES = 232448  # what sm_100 lets one CTA have
+TMEM_COLUMNS = 512
+STORE_BYTES = 128  # of a row that the epilogue moves at a time
+WARP_ROWS = 32
+EPILOGUE_WARPS = 4
+
+# Shared-memory descriptors (PTX ISA, "tcgen05 shared memory descriptor"), high words: the stride
+# between groups of 8 rows in 16 bytes, version 1, and the swizzle (2: 128 bytes, 0: none).
+OPERAND_DESCRIPTOR = 8 * ROW_BYTES >> 4 | 1 << 14 | 2 << 29
+SCALE_DESCRIPTOR = 8 * 16 >> 4 | 1 << 14
+
+
+def instruction_descriptor(tile: Tile) -> int:
+    """E2M1 x E2M1 (format 1) with UE4M3 scales (PTX ISA, "instruction descriptor", mxf4nvf4)."""
+    return 1 << 7 | 1 << 10 | tile.columns // 8 << 17 | tile.rows // 16 << 24
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+@dataclass(frozen=True)
+class Layout:
+    tile: Tile
+    epilogue: Epilogue
+
+    # one stage
+
+    @cached_property
+    def b_rows(self) -> int:
+        """Rows of B that a CTA holds: a pair shares them."""
+        return self.tile.columns // self.tile.ctas
+
+    @cached_property
+    def b_scale_tiles(self) -> int:
+        """Scale tiles that hold a tile's columns: one of 192 starts within a scale tile."""
+        return -(-self.tile.columns // SCALE_ROWS)
+
+    @cached_property
+    def a_sharers(self) -> int:
+        """CTAs that hold the same rows of A; each loads a part for all."""
+        return self.tile.cluster_columns
+
+    @cached_property
+    def b_sharers(self) -> int:
+        return self.tile.cluster_rows // self.tile.ctas
+
+    @cached_property
+    def b_scale_sharers(self) -> int:
+        """Each of a pair needs the scales of all of the pair's columns."""
+        return self.tile.cluster_rows
+
+    @cached_property
+    def b(self) -> int:
+        return 128 * ROW_BYTES
+
+    @cached_property
+    def a_scales(self) -> int:
+        return self.b + self.b_rows * ROW_BYTES
+
+    @cached_property
+    def b_scales(self) -> int:
+        return self.a_scales + K_BLOCKS * SCALE_TILE
+
+    @cached_property
+    def stage_bytes(self) -> int:
+        """What is loaded into a CTA's shared memory per stage, and what it takes there."""
+        return self.b_scales + self.b_scale_tiles * K_BLOCKS * SCALE_TILE
+
+    @cached_property
+    def stage_pitch(self) -> int:
+        return _up(self.stage_bytes, 1024)
+
+    @staticmethod
+    def scale_offset(k_block: int, row_tile: int, row_tiles: int, sharers: int) -> int:
+        """Where a scale tile is among an operand's: each of the sharers loads K_BLOCKS / sharers of
+        the K blocks of all row tiles, one box after another.
+        """
+        share = K_BLOCKS // sharers
+        part, rest = divmod(k_block, share)
+        return ((part * row_tiles + row_tile) * share + rest) * SCALE_TILE
+
+    # shared memory
+
+    @cached_property
+    def vectors(self) -> int:
+        """float32 vectors staged per tile: factors by column, bias by column."""
+        by_column = "segments" if not self.tile.swapped else "one"
+        swapped_rows = self.tile.swapped and self.epilogue.row_scale
+        factors = self.epilogue.alpha == by_column or swapped_rows
+        bias = self.epilogue.bias and not self.tile.swapped
+        return int(factors) + int(bias)
+
+    @cached_property
+    def vector_bytes(self) -> int:
+        return 4 * self.tile.columns
+
+    @cached_property
+    def output_bytes(self) -> int:
+        """One set of the epilogue's output buffers: 32 rows of each of its warps."""
+        return EPILOGUE_WARPS * WARP_ROWS * STORE_BYTES if self.epilogue.tma_store else 0
+
+    @cached_property
+    def partial_bytes(self) -> int:
+        return 4 * 128 * self.tile.columns if self.tile.split_k > 1 else 0
+
+    @cached_property
+    def _fixed_bytes(self) -> int:
+        barriers = 512
+        return self.partial_bytes + 2 * self.vectors * self.vector_bytes + barriers
+
+    @cached_property
+    def stages(self) -> int:
+        """As many as fit beside one set of output buffers."""
+        return (SHARED_BYTES - self._fixed_bytes - self.output_bytes) // self.stage_pitch
+
+    @cached_property
+    def output_sets(self) -> int:
+        """Two if that costs no stage, and each tile ends where the next begins."""
+        if not self.epilogue.tma_store:
+            return 0
+        used = self.stages * self.stage_pitch + self._fixed_bytes + 2 * self.output_bytes
+        return 2 if used <= SHARED_BYTES and self.subtiles > 1 else 1
+
+    @cached_property
+    def outputs(self) -> int:
+        return self.stages * self.stage_pitch
+
+    @cached_property
+    def partials(self) -> int:
+        return self.outputs + self.output_sets * self.output_bytes
+
+    @cached_property
+    def vector_base(self) -> int:
+        return self.partials + self.partial_bytes
+
+    @cached_property
+    def full(self) -> int:
+        """Barriers: a stage is loaded."""
+        return self.vector_base + 2 * self.vectors * self.vector_bytes
+
+    @cached_property
+    def empty(self) -> int:
+        """Barriers: a stage may be loaded again."""
+        return self.full + 8 * self.stages
+
+    @cached_property
+    def acc_full(self) -> int:
+        return self.empty + 8 * self.stages
+
+    @cached_property
+    def acc_empty(self) -> int:
+        return self.acc_full + 16
+
+    @cached_property
+    def partial_full(self) -> int:
+        return self.acc_empty + 16
+
+    @cached_property
+    def partial_empty(self) -> int:
+        return self.partial_full + 8
+
+    @cached_property
+    def tmem_holder(self) -> int:
+        return self.partial_empty + 8
+
+    @cached_property
+    def shared_bytes(self) -> int:
+        return self.tmem_holder + 8
+
+    # tensor memory
+
+    @cached_property
+    def b_scale_columns(self) -> int:
+        """Columns of B's scales per K = 64."""
+        return self.b_scale_tiles * SCALE_ROWS // 32
+
+    @cached_property
+    def scale_columns(self) -> int:
+        return K_BLOCKS * (SCALE_ROWS // 32 + self.b_scale_columns)
+
+    @cached_property
+    def overlap(self) -> int:
+        """Columns that the two accumulators share."""
+        return max(0, 2 * self.tile.columns + self.scale_columns - TMEM_COLUMNS)
+
+    @cached_property
+    def second_acc(self) -> int:
+        return self.tile.columns - self.overlap
+
+    @cached_property
+    def a_scale_tmem(self) -> int:
+        return self.second_acc + self.tile.columns
+
+    @cached_property
+    def b_scale_tmem(self) -> int:
+        return self.a_scale_tmem + K_BLOCKS * SCALE_ROWS // 32
+
+    @cached_property
+    def tmem_columns(self) -> int:
+        """What is allocated: a power of two from 32 on."""
+        needed = self.second_acc + self.tile.columns + self.scale_columns
+        return max(32, 1 << (needed - 1).bit_length())
+
+    # the epilogue
+
+    @cached_property
+    def subtile(self) -> int:
+        """Columns that the epilogue moves at a time: STORE_BYTES of the output."""
+        columns = STORE_BYTES // self.epilogue.out_dtype.itemsize
+        return min(self.tile.columns, columns if self.epilogue.tma_store else 32)
+
+    @cached_property
+    def subtiles(self) -> int:
+        return self.tile.columns // self.subtile
+
+    @cached_property
+    def last_overlapped(self) -> int:
+        """The subtile, in the order that they are emptied, after which the next tile may begin."""
+        return -(-self.overlap // self.subtile) - 1 if self.overlap else self.subtiles - 1
+
+    def output_buffer(self, subtile: int) -> tuple[int, int]:
+        """Where a subtile's output buffers start, and the stores that may still be reading others:
+        a tile's last may have used the buffers that the next tile's first needs.
+        """
+        alternates = self.output_sets == 2 and (subtile > 0 or self.subtiles % 2 == 0)
+        return subtile % max(1, self.output_sets) * self.output_bytes, int(alternates)
+
+
+def layout_of(kernel: Kernel) -> Layout:
+    layout = Layout(kernel.tile, kernel.epilogue)
+    assert layout.stages >= 2 and layout.shared_bytes <= SHARED_BYTES, kernel
+    return layout

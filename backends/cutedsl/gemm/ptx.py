@@ -1,0 +1,334 @@
+"""The PTX that the kernels issue by name: mbarriers, TMA, tcgen05, shared memory by address.
+
+Shared and tensor memory are addressed by 32-bit integers, as in PTX. What one thread issues for its
+warp is `elected`: the asm block carries its own elect.sync, so that for ptxas the warp stays
+converged and the operands stay in uniform registers.
+
+Names and operands are the PTX ISA's. CuTe DSL's own wrappers are used where they say the same
+thing; those for TMA and the MMA work on layouts and atoms, and cost 10 to 30 instructions a step.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import cutlass.cute as cute
+from cutlass import Float32, Int16, Int32, Int64, Uint32
+from cutlass._mlir import ir
+from cutlass._mlir.dialects import cute_nvgpu, llvm
+from cutlass.cutlass_dsl import dsl_user_op
+
+_TYPES = {Int16: ("h", "i16"), Int32: ("r", "i32"), Uint32: ("r", "i32")}
+_TYPES |= {Int64: ("l", "i64"), Float32: ("f", "f32")}
+
+
+def _asm(text: str, operands: Sequence[Any], results: Sequence[Any] = (), loc=None, ip=None) -> Any:
+    """Emit a volatile asm block; in `text`, $0.. are the results and then the operands."""
+    constraints = ["=" + _TYPES[result][0] for result in results]
+    constraints += [_TYPES[type(operand)][0] for operand in operands]
+    types = [ir.Type.parse(_TYPES[result][1]) for result in results]
+    returned = types[0] if len(types) == 1 else None
+    if len(types) > 1:
+        returned = ir.Type.parse(f"!llvm.struct<({', '.join(map(str, types))})>")
+    out = llvm.inline_asm(
+        returned,
+        [operand.ir_value(loc=loc, ip=ip) for operand in operands],
+        text,
+        ",".join(constraints),
+        has_side_effects=True,
+        is_align_stack=False,
+        asm_dialect=llvm.AsmDialect.AD_ATT,
+        loc=loc,
+        ip=ip,
+    )
+    if len(types) > 1:
+        parts = [llvm.extractvalue(t, out, [i], loc=loc, ip=ip) for i, t in enumerate(types)]
+        return tuple(result(part) for result, part in zip(results, parts, strict=True))
+    return results[0](out) if results else None
+
+
+def _elected(instruction: str) -> str:
+    return f"{{\n.reg .pred elected;\nelect.sync _|elected, -1;\n@elected {instruction}\n}}"
+
+
+# mbarriers
+
+
+@dsl_user_op
+def mbarrier_init(barrier: Int32, arrivals: int, *, loc=None, ip=None) -> None:
+    _asm(f"mbarrier.init.shared::cta.b64 [$0], {arrivals};", [barrier], (), loc, ip)
+
+
+def _wait(semantics: str) -> str:
+    return f"""{{
+.reg .pred done;
+WAIT:
+mbarrier.try_wait.parity{semantics}.shared::cta.b64 done, [$0], $1;
+@!done bra WAIT;
+}}"""
+
+
+@dsl_user_op
+def mbarrier_wait(barrier: Int32, parity: Int32, *, loc=None, ip=None) -> None:
+    """Until the phase of this parity has completed (parity 1 of a fresh barrier has)."""
+    _asm(_wait(""), [barrier, parity], (), loc, ip)
+
+
+@dsl_user_op
+def mbarrier_wait_cluster(barrier: Int32, parity: Int32, *, loc=None, ip=None) -> None:
+    """mbarrier_wait, after which what other CTAs of the cluster released is seen."""
+    _asm(_wait(".acquire.cluster"), [barrier, parity], (), loc, ip)
+
+
+@dsl_user_op
+def mbarrier_expect_tx(barrier: Int32, bytes_: int, *, loc=None, ip=None) -> None:
+    """One arrival (elected), and `bytes_` that must come before the phase completes."""
+    text = _elected(f"mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], {bytes_};")
+    _asm(text, [barrier], (), loc, ip)
+
+
+@dsl_user_op
+def mbarrier_arrive(barrier: Int32, *, loc=None, ip=None) -> None:
+    """One arrival (elected), at this CTA's barrier."""
+    _asm(_elected("mbarrier.arrive.shared::cta.b64 _, [$0];"), [barrier], (), loc, ip)
+
+
+@dsl_user_op
+def mbarrier_arrive_cluster(barrier: Int32, *, loc=None, ip=None) -> None:
+    """One arrival (elected) at a barrier of the cluster, by its shared::cluster address."""
+    text = _elected("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [$0];")
+    _asm(text, [barrier], (), loc, ip)
+
+
+@dsl_user_op
+def map_to_cta(address: Int32, rank: Int32, *, loc=None, ip=None) -> Int32:
+    """This CTA's shared address -> the same place in CTA `rank` of the cluster."""
+    return _asm("mapa.shared::cluster.u32 $0, $1, $2;", [address, rank], (Int32,), loc, ip)
+
+
+# TMA
+
+
+@dsl_user_op
+def tensor_map(atom: cute.CopyAtom, *, loc=None, ip=None) -> Int64:
+    """The address of the tensor map that a TMA atom carries, in the kernel's parameters."""
+    executable = cute_nvgpu.atom_make_exec_tma(atom._trait.value, loc=loc, ip=ip)
+    pointer = ir.Type.parse("!cute.ptr<!cute_nvgpu.tma_descriptor_tiled, generic, align<64>>")
+    return cute_nvgpu.get_tma_desc_addr(pointer, executable, loc=loc, ip=ip).toint(loc=loc, ip=ip)
+
+
+@dsl_user_op
+def tma_load(
+    target: Int32,
+    source: Int64,
+    coordinates: Sequence[Int32],
+    barrier: Int32,
+    cta_group: int,
+    mask: Int32 | None = None,
+    *,
+    loc=None,
+    ip=None,
+) -> None:
+    """Load a box of tensor map `source` to shared memory (elected); the bytes complete on barrier.
+
+    With a mask, to that address of every CTA in it, each completing at the barrier's offset.
+    With cta_group 2, a barrier address with its peer bit cleared is the pair's leader's.
+    """
+    rank = len(coordinates)
+    box = ", ".join(f"${i + 3}" for i in range(rank))
+    group = ".cta_group::2" if cta_group == 2 else ""
+    text = f"cp.async.bulk.tensor.{rank}d{group}.shared::cluster.global.tile"
+    text += ".mbarrier::complete_tx::bytes"
+    operands = [target, source, barrier, *coordinates]
+    if mask is None:
+        text += f" [$0], [$1, {{{box}}}], [$2];"
+    else:
+        text += f".multicast::cluster [$0], [$1, {{{box}}}], [$2], ${rank + 3};"
+        operands.append(Int16(mask))
+    _asm(_elected(text), operands, (), loc, ip)
+
+
+@dsl_user_op
+def tma_prefetch(source: Int64, coordinates: Sequence[Int32], *, loc=None, ip=None) -> None:
+    """Bring a box of a tensor map to L2 (elected)."""
+    rank = len(coordinates)
+    box = ", ".join(f"${i + 1}" for i in range(rank))
+    text = f"cp.async.bulk.prefetch.tensor.{rank}d.L2.global.tile [$0, {{{box}}}];"
+    _asm(_elected(text), [source, *coordinates], (), loc, ip)
+
+
+@dsl_user_op
+def tma_store(target: Int64, coordinates: Sequence[Int32], source: Int32, *, loc=None, ip=None):
+    """Store a box from shared memory (elected), clipped to the tensor."""
+    rank = len(coordinates)
+    box = ", ".join(f"${i + 2}" for i in range(rank))
+    text = f"cp.async.bulk.tensor.{rank}d.global.shared::cta.tile.bulk_group"
+    text += f" [$1, {{{box}}}], [$0];"
+    _asm(_elected(text), [source, target, *coordinates], (), loc, ip)
+
+
+# tcgen05
+
+
+@dsl_user_op
+def tmem_alloc(holder: Int32, columns: int, cta_group: int, *, loc=None, ip=None) -> None:
+    """Allocate (one whole warp) and write the address to shared memory at `holder`."""
+    name = f"tcgen05.alloc.cta_group::{cta_group}.sync.aligned.shared::cta.b32"
+    _asm(f"{name} [$0], {columns};", [holder], (), loc, ip)
+
+
+@dsl_user_op
+def tmem_free(tmem: Int32, columns: int, cta_group: int, *, loc=None, ip=None) -> None:
+    """Give up the right to allocate, and deallocate (the warp that allocated)."""
+    group = f"cta_group::{cta_group}.sync.aligned"
+    text = f"tcgen05.relinquish_alloc_permit.{group};\ntcgen05.dealloc.{group}.b32 $0, {columns};"
+    _asm(text, [tmem], (), loc, ip)
+
+
+@dsl_user_op
+def copy_scales(tmem: Int32, low: Int32, high: int, cta_group: int, *, loc=None, ip=None) -> None:
+    """512 bytes of scales, shared (descriptor {low, high}) -> 4 columns of tensor memory (elected),
+    the same in each quarter of 32 lanes.
+    """
+    text = f"""{{
+.reg .pred elected;
+.reg .b64 source;
+mov.b64 source, {{$1, {high}}};
+elect.sync _|elected, -1;
+@elected tcgen05.cp.cta_group::{cta_group}.32x128b.warpx4 [$0], source;
+}}"""
+    _asm(text, [tmem, low], (), loc, ip)
+
+
+@dsl_user_op
+def mma(
+    acc: Int32,
+    a_low: Int32,
+    b_low: Int32,
+    high: int,
+    instruction: Int32 | int,
+    a_scales: Int32,
+    b_scales: Int32,
+    accumulate: Int32,
+    cta_group: int,
+    *,
+    loc=None,
+    ip=None,
+) -> None:
+    """acc = A B^T (+ acc if accumulate), K = 64, E2M1 with a UE4M3 scale per 16 (elected).
+
+    A and B by shared-memory descriptors {low, high}; acc and the scales in tensor memory.
+    """
+    text = f"""{{
+.reg .pred elected, accumulate;
+.reg .b64 a, b;
+mov.b64 a, {{$1, {high}}};
+mov.b64 b, {{$2, {high}}};
+setp.ne.b32 accumulate, $6, 0;
+elect.sync _|elected, -1;
+@elected tcgen05.mma.cta_group::{cta_group}.kind::mxf4nvf4.block_scale.block16 [$0], a, b, $3, \
+[$4], [$5], accumulate;
+}}"""
+    operands = [acc, a_low, b_low, Int32(instruction), a_scales, b_scales, accumulate]
+    _asm(text, operands, (), loc, ip)
+
+
+@dsl_user_op
+def commit(barrier: Int32, cta_group: int, mask: Int32 | None = None, *, loc=None, ip=None) -> None:
+    """Arrive at barrier, in each CTA of the mask, when the MMAs and copies so far have completed
+    (elected).
+    """
+    name = f"tcgen05.commit.cta_group::{cta_group}.mbarrier::arrive::one.shared::cluster"
+    if mask is None:
+        _asm(_elected(f"{name}.b64 [$0];"), [barrier], (), loc, ip)
+    else:
+        text = _elected(f"{name}.multicast::cluster.b64 [$0], $1;")
+        _asm(text, [barrier, Int16(mask)], (), loc, ip)
+
+
+@dsl_user_op
+def tmem_load(tmem: Int32, columns: int, *, loc=None, ip=None) -> tuple[Float32, ...]:
+    """`columns` float32 of the thread's lane (the whole warp), after tmem_wait."""
+    registers = ", ".join(f"${i}" for i in range(columns))
+    text = f"tcgen05.ld.sync.aligned.32x32b.x{columns}.b32 {{{registers}}}, [${columns}];"
+    loaded = _asm(text, [tmem], (Float32,) * columns, loc, ip)
+    return loaded if columns > 1 else (loaded,)
+
+
+@dsl_user_op
+def tmem_wait(*, loc=None, ip=None) -> None:
+    """Until the warp's tmem_loads have arrived in their registers."""
+    _asm("tcgen05.wait::ld.sync.aligned;", [], (), loc, ip)
+
+
+@dsl_user_op
+def tmem_fence_before(*, loc=None, ip=None) -> None:
+    """Order the thread's tcgen05 operations before an arrival that follows."""
+    _asm("tcgen05.fence::before_thread_sync;", [], (), loc, ip)
+
+
+@dsl_user_op
+def tmem_fence_after(*, loc=None, ip=None) -> None:
+    """Order the thread's tcgen05 operations after a wait that precedes."""
+    _asm("tcgen05.fence::after_thread_sync;", [], (), loc, ip)
+
+
+# shared memory by address
+
+
+@dsl_user_op
+def store_shared(address: Int32, values: Sequence[Any], offset: int = 0, *, loc=None, ip=None):
+    """One to four 32-bit values."""
+    vector = "" if len(values) == 1 else f".v{len(values)}"
+    registers = ", ".join(f"${i + 1}" for i in range(len(values)))
+    text = f"st.shared{vector}.b32 [$0+{offset}], {{{registers}}};"
+    _asm(text, [address, *values], (), loc, ip)
+
+
+@dsl_user_op
+def load_shared(
+    address: Int32, count: int, type_: Any = Float32, offset: int = 0, *, loc=None, ip=None
+) -> tuple[Any, ...]:
+    """One, two or four 32-bit values."""
+    vector = "" if count == 1 else f".v{count}"
+    registers = ", ".join(f"${i}" for i in range(count))
+    text = f"ld.shared{vector}.b32 {{{registers}}}, [${count}+{offset}];"
+    loaded = _asm(text, [address], (type_,) * count, loc, ip)
+    return loaded if count > 1 else (loaded,)
+
+
+@dsl_user_op
+def load_cluster(address: Int32, offset: int = 0, *, loc=None, ip=None) -> Float32:
+    """A float32 of any CTA of the cluster, by its shared::cluster address."""
+    return _asm(f"ld.shared::cluster.f32 $0, [$1+{offset}];", [address], (Float32,), loc, ip)
+
+
+# arithmetic on pairs
+
+
+def _pair(instruction: str, operands: Sequence[tuple[Float32, Float32]], loc, ip):
+    """A packed float32x2 instruction."""
+    names = "abc"[: len(operands)]
+    unpacked = [value for pair in operands for value in pair]
+    loads = "".join(f"mov.b64 {n}, {{${2 * i + 2}, ${2 * i + 3}}};\n" for i, n in enumerate(names))
+    text = f"{{\n.reg .b64 {', '.join(names)}, d;\n{loads}{instruction} d, {', '.join(names)};\n"
+    return _asm(text + "mov.b64 {$0, $1}, d;\n}", unpacked, (Float32, Float32), loc, ip)
+
+
+Pair = tuple[Float32, Float32]
+
+
+@dsl_user_op
+def multiply2(a: Pair, b: Pair, *, loc=None, ip=None) -> Pair:
+    return _pair("mul.rn.f32x2", [a, b], loc, ip)
+
+
+@dsl_user_op
+def fma2(a: Pair, b: Pair, c: Pair, *, loc=None, ip=None) -> Pair:
+    return _pair("fma.rn.f32x2", [a, b, c], loc, ip)
+
+
+@dsl_user_op
+def pack2(pair: Pair, type_: str, *, loc=None, ip=None) -> Int32:
+    """Two float32 -> bf16x2 or f16x2, rounded to nearest even; the first in the low half."""
+    text = f"cvt.rn.{type_}x2.f32 $0, $2, $1;"
+    return _asm(text, list(pair), (Int32,), loc, ip)
