@@ -41,8 +41,14 @@ def requested(backend: str) -> str:
     return backend or os.environ.get(ENVIRONMENT, "")
 
 
-def choose(problem: Problem, name: str = "") -> Backend:
-    """The backend that runs the problem; ValueError with all their reasons if there is none."""
+def choose(problem: Problem, name: str = "", strict: bool = True) -> Backend:
+    """The backend that runs the problem; ValueError with all their reasons if there is none.
+
+    Not strict, a backend asked for by name that has no kernel for this op at all leaves it to
+    others: a backend of GEMMs alone can be asked for, and the rest is done as well as anywhere.
+    """
+    if not strict and any(b.name == name and problem.op not in b.ops for b in BACKENDS):
+        name = ""
     said = verdicts(problem)
     for backend, verdict in zip(BACKENDS, said, strict=True):
         wanted = backend.name == name if name else not verdict.only_by_name
@@ -56,11 +62,17 @@ def choose(problem: Problem, name: str = "") -> Backend:
     raise ValueError(f"nvfp4::{problem.op}: {asked} run this on {problem.target}:{lines}")
 
 
-def launcher(op: str, device: torch.device, backend: str = "") -> Callable[..., Any]:
-    """The function that runs `op` on tensors of `device`; `backend` names one, "" chooses."""
-    return _launcher(op, device, requested(backend))
+def launcher(
+    op: str, device: torch.device, backend: str = "", stage: bool = False
+) -> Callable[..., Any]:
+    """The function that runs `op` on tensors of `device`; `backend` names one, "" chooses.
+
+    An op named to a backend runs there or raises; a `stage` of another op, and what the environment
+    asks for, need not be something that the backend has.
+    """
+    return _launcher(op, device, requested(backend), bool(backend) and not stage)
 
 
 @functools.cache
-def _launcher(op: str, device: torch.device, name: str) -> Callable[..., Any]:
-    return choose(Problem(op, target_of(device)), name).launcher(op)
+def _launcher(op: str, device: torch.device, name: str, strict: bool) -> Callable[..., Any]:
+    return choose(Problem(op, target_of(device)), name, strict).launcher(op)

@@ -69,11 +69,12 @@ def explain(
         where = "cuda" if torch.cuda.is_available() else "cpu"
     target = target_of(where.device if isinstance(where, Tensor) else torch.device(where))
     name = requested(backend)
+    strict = bool(backend) and STAGES[op] == (op,)
     stages = []
     for stage in STAGES[op]:
         problem = Problem(stage, target)
         try:
-            chosen = choose(problem, name).name
+            chosen = choose(problem, name, strict).name
         except ValueError:
             chosen = ""
         stages.append(Stage(stage, chosen, verdicts(problem)))

@@ -1,7 +1,7 @@
 """nvfp4::linear: activations in floats, weights in NVFP4; quantizes the activations and multiplies.
 
 Two stages, each run by whoever runs it best on this machine: nvfp4::quantize_dynamic (or
-nvfp4::quantize, with a static scale) and nvfp4::mm. The alphas x_p[m] * w_p[n] are made in the
+nvfp4::quantize, with a static scale) and nvfp4::mm. A backend asked for runs those that it has. The alphas x_p[m] * w_p[n] are made in the
 GEMM's epilogue.
 """
 
@@ -60,7 +60,7 @@ def _run(
 ) -> Tensor:
     out = _outputs(x, weight, weight_scales, weight_global_scale, input_global_scale, bias)
     valid_values("linear", "weight_global_scale", weight_global_scale)
-    multiply = launcher("mm", x.device, backend)
+    multiply = launcher("mm", x.device, backend, stage=True)
     if not out.numel():
         return out
     rows = matrix(x)
@@ -68,11 +68,11 @@ def _run(
     data, scales = empty_quantized(x, (m,), k, SWIZZLED)
     if input_global_scale is None:
         p = x.new_empty((m,), dtype=torch.float32)
-        launcher("quantize_dynamic", x.device, backend)(rows, SWIZZLED, data, scales, p)
+        launcher("quantize_dynamic", x.device, backend, stage=True)(rows, SWIZZLED, data, scales, p)
     else:
         valid_values("linear", "input_global_scale", input_global_scale)
         p = input_global_scale.reshape(-1)
-        launcher("quantize", x.device, backend)(rows, p, SWIZZLED, data, scales)
+        launcher("quantize", x.device, backend, stage=True)(rows, p, SWIZZLED, data, scales)
     multiply(
         data,
         matrix(as_bytes(weight)),

@@ -1,5 +1,9 @@
-"""CuTe DSL kernels for Blackwell's block-scaled tensor cores (tcgen05.mma, sm_100 and sm_103)."""
+"""CuTe DSL kernels for Blackwell's block-scaled tensor cores (tcgen05.mma, sm_100 and sm_103).
 
+Elsewhere, on CPU tensors and if asked for by name, the same compiled code runs in an emulator.
+"""
+
+import shutil
 from importlib.util import find_spec
 
 from nvfp4.backends.contract import Backend, Problem
@@ -7,14 +11,29 @@ from nvfp4.backends.contract import Backend, Problem
 ARCHITECTURES = (100, 103)
 """tcgen05.mma.kind::mxf4nvf4 exists here; sm_120 has mma.sync's form of it and runs Triton."""
 
+PACKAGES = {"cutlass": "nvidia-cutlass-dsl", "tvm_ffi": "apache-tvm-ffi"}
+C_COMPILERS = ("cc", "gcc", "clang")
+
+
+def _emulates(problem: Problem) -> bool:
+    return problem.target.device == "cpu"
+
 
 def _needs(problem: Problem) -> list[str]:
     needs = []
-    if problem.target.sm not in ARCHITECTURES:
-        needs.append(f"needs sm_100 or sm_103, got {problem.target}")
-    if find_spec("cutlass") is None:
-        needs.append("needs the package nvidia-cutlass-dsl, got none")
+    if _emulates(problem):
+        if not any(shutil.which(name) for name in C_COMPILERS):
+            needs.append("needs a C compiler to emulate sm_100, got none")
+    elif problem.target.sm not in ARCHITECTURES:
+        needs.append(f"needs sm_100 or sm_103, or the CPU to emulate it, got {problem.target}")
+    for module, package in PACKAGES.items():
+        if find_spec(module) is None:
+            needs.append(f"needs the package {package}, got none")
     return needs
 
 
-BACKEND = Backend(name="cutedsl", ops=(), needs=_needs, only_by_name=lambda problem: "")
+def _only_by_name(problem: Problem) -> str:
+    return "emulated: sm_100 code run by the CPU, slowly" if _emulates(problem) else ""
+
+
+BACKEND = Backend(name="cutedsl", ops=("mm",), needs=_needs, only_by_name=_only_by_name)

@@ -2,7 +2,8 @@
 
 Every e2m1 * sf is a multiple of 2^-10 of magnitude at most 2688, so a product of two is a multiple
 of 2^-20 below 2^23, and float64's 53 bits hold any sum of them below 2^33 exactly: the result does
-not depend on the order of summation, nor a row's on its neighbours.
+not depend on the order of summation, nor a row's on its neighbours. The epilogue's fused
+multiply-add of the float32 sum is float64's, rounded to float32.
 """
 
 import torch
@@ -32,8 +33,8 @@ def mm(
     step = max(1, CHUNK // k)
     for start in range(0, n, step):
         part = slice(start, start + step)
-        acc = (a_values @ decode(b[part], b_linear[part]).double().T).float()
+        acc = (a_values @ decode(b[part], b_linear[part]).double().T).float().double()
         acc *= alpha[:, columns[part]]
         if bias is not None:
-            acc += bias[part].float()
-        out[:, part] = acc
+            acc += bias[part]
+        out[:, part] = acc.float()

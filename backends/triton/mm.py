@@ -158,9 +158,10 @@ def _mm_kernel(
     )
     if HAS_ROW_SCALE:
         factor *= tl.load(row_scale + m_read * row_scale_stride)[None, :]
-    acc *= factor
     if HAS_BIAS:
-        acc += to_f32(tl.load(bias + n_read))[:, None]
+        acc = tl.fma(acc, factor, tl.broadcast_to(to_f32(tl.load(bias + n_read))[:, None], (BN, BM)))
+    else:
+        acc *= factor
     at = out + m[None, :].to(tl.int64) * N + n[:, None]
     tl.store(at, from_f32(acc, out.dtype.element_ty), mask=(m < M)[None, :] & (n < N)[:, None])
 

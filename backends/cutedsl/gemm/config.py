@@ -86,11 +86,11 @@ class Tile:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """out = acc * factor (+ bias), the factor in float32, one rounding to the output's dtype.
+    """out = acc * factor (+ bias) as one fused multiply-add, rounded once more to the output's dtype.
 
-    alpha "one": one per row of the output ([1, 1] or [M, 1]); "segments": [1, S], one per segment
-    of N; "matrix": [M, S], looked up per element. row_scale: one more factor per row.
-    tma_store: by TMA (its rows start on 16 bytes), else element by element.
+    alpha, which the factor is: "one" number [1, 1], "rows" [M, 1], "segments" of N [1, S], or a
+    "matrix" [M, S], looked up per element. row_scale: times another per row. tma_store: by TMA, for
+    outputs whose rows start on 16 bytes, else element by element.
     """
 
     out_dtype: torch.dtype = torch.bfloat16

@@ -13,25 +13,24 @@ from cutlass.cute.runtime import make_fake_stream, make_ptr
 
 from nvfp4.backends.cutedsl.gemm import epilogue, mainloop, ptx
 from nvfp4.backends.cutedsl.gemm.config import Epilogue
-from nvfp4.backends.cutedsl.gemm.epilogue import DTYPES
+from nvfp4.backends.cutedsl.gemm.factors import Factors
 from nvfp4.backends.cutedsl.gemm.layouts import (
     EPILOGUE_WARPS,
     K_BLOCKS,
     ROW_BYTES,
     SCALE_ROWS,
-    SCALE_TILE,
+    SCALE_WORDS,
     STAGE_K,
     STORE_BYTES,
     WARP_ROWS,
     Layout,
 )
 from nvfp4.backends.cutedsl.gemm.schedule import Grid
+from nvfp4.backends.cutedsl.gemm.store_elements import DTYPES
 
 MMA_WARP = EPILOGUE_WARPS
 LOAD_WARP = EPILOGUE_WARPS + 1
 THREADS = 32 * (EPILOGUE_WARPS + 2)
-GROUP = 16
-"""Row tiles that clusters walk together, so that they share tiles of B in L2."""
 
 
 @cute.jit
@@ -48,16 +47,16 @@ def operand_map(data: cute.Pointer, rows: Int32, k: Int32, stride: Int64, box_ro
 
 @cute.jit
 def scale_map(scales: cute.Pointer, rows: Int32, k: Int32, k_blocks, row_tiles):
-    """The tensor map of swizzled scales: [row tiles, K / 64, 512 bytes], in words of 8 bytes."""
-    words = SCALE_TILE // 8
-    blocks = (k + 63) // 64
-    layout = cute.make_layout(
-        (words, blocks, (rows + SCALE_ROWS - 1) // SCALE_ROWS), stride=(1, words, words * blocks)
-    )
-    shape = (words, k_blocks, row_tiles)
-    box = cute.make_layout(shape, stride=(1, words, words * k_blocks))
+    """The tensor map of swizzled scales: [row tiles, K / 64 scale tiles], in words of 8 bytes."""
+    words = (k + 63) // 64 * SCALE_WORDS
+    tiles = (rows + SCALE_ROWS - 1) // SCALE_ROWS
+    shape = (row_tiles, k_blocks * SCALE_WORDS)
+    box = cute.make_layout(shape, stride=(k_blocks * SCALE_WORDS, 1))
     load = cpasync.CopyBulkTensorTileG2SOp()
-    return cpasync.make_tiled_tma_atom(load, cute.make_tensor(scales, layout), box, shape).atom
+    tensor = cute.make_tensor(
+        scales, cute.make_layout((tiles, words), stride=(cute.assume(words, SCALE_WORDS), 1))
+    )
+    return cpasync.make_tiled_tma_atom(load, tensor, box, shape).atom
 
 
 @cute.jit
@@ -112,15 +111,11 @@ def gemm(
     if const_expr(layout.epilogue.tma_store):
         out_map = output_map(layout, out, rows, columns, out_stride)
 
-    row_tiles = (rows + tile.cluster_rows * 128 - 1) // (tile.cluster_rows * 128)
-    cluster_columns = tile.cluster_columns * tile.columns
-    column_tiles = (columns + cluster_columns - 1) // cluster_columns
-    groups = (row_tiles + GROUP - 1) // GROUP
-    group = (row_tiles + groups - 1) // groups
+    high, wide = tile.cluster_tile
+    grid = ((rows + high - 1) // high, (columns + wide - 1) // wide)
     sizes = (rows, columns, (k + STAGE_K - 1) // STAGE_K)
-    grid = (group, column_tiles, row_tiles, groups)
-    factors = (alpha, alpha_stride, segment, row_scale, row_scale_stride)
-    kernel(maps, out_map, out, out_stride, factors, bias, sizes, grid, layout).launch(
+    factors = Factors(alpha, alpha_stride, segment, row_scale, row_scale_stride, bias)
+    kernel(maps, out_map, out, out_stride, factors, sizes, grid, layout).launch(
         grid=[clusters * tile.cluster, 1, 1],
         block=[THREADS, 1, 1],
         cluster=[tile.cluster, 1, 1],
@@ -152,7 +147,7 @@ def signature(epilogue: Epilogue) -> list[object]:
 
 @cute.kernel
 def kernel(
-    maps, out_map, out: cute.Pointer, out_stride: Int64, factors, bias: cute.Pointer, sizes, grid,
+    maps, out_map, out: cute.Pointer, out_stride: Int64, factors: Factors, sizes, grid,
     layout: cutlass.Constexpr[Layout],
 ):  # fmt: skip
     tile = layout.tile
@@ -184,13 +179,15 @@ def kernel(
 
     if warp == LOAD_WARP:
         mainloop.load(layout, maps, smem, rank, k_stages, schedule)
-    if warp == MMA_WARP:
-        if const_expr(tile.ctas == 1) or rank % 2 == 0:
-            mainloop.multiply(layout, smem, tmem, rank, k_stages, schedule)
+    leads = warp == MMA_WARP
+    if const_expr(tile.ctas == 2):
+        leads = leads and rank % 2 == 0
+    if leads:
+        mainloop.multiply(layout, smem, tmem, rank, k_stages, schedule)
     if warp < EPILOGUE_WARPS:
         epilogue.empty(
-            layout, out_map, out, out_stride, factors, bias, smem, tmem, warp,
-            cute.arch.lane_idx(), rank, rows, columns, schedule,
+            layout, out_map, out, out_stride, factors, smem, tmem, warp, rank, rows, columns,
+            schedule,
         )  # fmt: skip
 
     ptx.tmem_fence_before()
@@ -215,7 +212,8 @@ def init_barriers(layout: cutlass.Constexpr[Layout], smem: Int32):
         ptx.mbarrier_init(smem + layout.full + 8 * stage, 1)
         ptx.mbarrier_init(smem + layout.empty + 8 * stage, readers)
     for i in cutlass.range_constexpr(2):
-        ptx.mbarrier_init(smem + layout.acc_full + 8 * i, 1)
-        ptx.mbarrier_init(smem + layout.acc_empty + 8 * i, EPILOGUE_WARPS * tile.ctas)
+        block = smem + layout.acc_block + i * layout.acc_pitch
+        ptx.mbarrier_init(block + layout.acc_full, 1)
+        ptx.mbarrier_init(block + layout.acc_empty, EPILOGUE_WARPS * tile.ctas)
     for barrier in (layout.partial_full, layout.partial_empty):
         ptx.mbarrier_init(smem + barrier, EPILOGUE_WARPS * tile.split_k)

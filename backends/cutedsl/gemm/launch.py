@@ -38,7 +38,9 @@ def plan(
     a, b = loadable(a), loadable(b)
     a_scales, b_scales = aligned(a_scales.view(torch.uint8)), aligned(b_scales.view(torch.uint8))
     alpha_rows, segments = alpha.shape
-    form = "one" if segments == 1 else "segments" if alpha_rows == 1 else "matrix"
+    form = {(True, True): "one", (False, True): "rows", (True, False): "segments"}.get(
+        (alpha_rows == 1, segments == 1), "matrix"
+    )
     item = out.element_size()
     epilogue = Epilogue(
         out_dtype=out.dtype,
@@ -46,7 +48,7 @@ def plan(
         row_scale=row_scale is not None,
         bias=bias is not None,
         bias_dtype=torch.float32 if bias is None else bias.dtype,
-        tma_store=not tile.swapped and n * item % 16 == 0 and out.data_ptr() % 16 == 0,
+        tma_store=not tile.swapped and form != "matrix" and n * item % 16 == 0 and out.data_ptr() % 16 == 0,
     )
     tensors = {"a": a, "b": b, "a_scales": a_scales, "b_scales": b_scales, "alpha": alpha}
     tensors |= {} if row_scale is None else {"row_scale": row_scale}

@@ -6,7 +6,7 @@ Shared memory, from a 1024-byte boundary:
     stage 0 .. stages-1   A | B | A's scales | B's scales
     outputs               a warp's 32 rows x 128 bytes, on its way out by TMA; x 4 warps, x 1 or 2
     partials              split-K: the CTA's float32 sums [columns][128 rows]
-    vectors               factors and bias of a tile's columns, float32, x 2 tiles
+    accumulators          x 2: factors and bias of the tile's columns, float32, and two barriers
     barriers
 
 A stage holds K = 256: operand rows of 128 bytes, swizzled by 128 bytes in groups of 8 rows; scales
@@ -23,6 +23,7 @@ OVERLAP columns early, and the epilogue empties those columns first.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
 
@@ -31,6 +32,7 @@ MMA_K = 64
 K_BLOCKS = STAGE_K // MMA_K
 ROW_BYTES = STAGE_K // 2
 SCALE_TILE = 512
+SCALE_WORDS = SCALE_TILE // 8  # TMA's elements of a scale tile: a box has at most 256
 SCALE_ROWS = 128
 SHARED_BYTES = 232448  # what sm_100 lets one CTA have
 TMEM_COLUMNS = 512
@@ -57,6 +59,12 @@ def _up(size: int, multiple: int) -> int:
 class Layout:
     tile: Tile
     epilogue: Epilogue
+
+    def place_in_cluster(self, rank: Any) -> tuple[Any, Any]:
+        """CTA `rank`'s row and column in its cluster; those of split-K have the same place."""
+        if self.tile.cluster_rows * self.tile.cluster_columns == 1:
+            return 0, 0
+        return rank % self.tile.cluster_rows, rank // self.tile.cluster_rows
 
     # one stage
 
@@ -117,13 +125,29 @@ class Layout:
     # shared memory
 
     @cached_property
+    def stages_factors(self) -> bool:
+        """Whether factors differ by column of D: of the token if swapped, of the segment if not."""
+        by_token = self.epilogue.alpha == "rows" or self.epilogue.row_scale
+        return by_token if self.tile.swapped else self.epilogue.alpha == "segments"
+
+    @cached_property
+    def stages_bias(self) -> bool:
+        return self.epilogue.bias and not self.tile.swapped
+
+    @cached_property
     def vectors(self) -> int:
         """float32 vectors staged per tile: factors by column, bias by column."""
-        by_column = "segments" if not self.tile.swapped else "one"
-        swapped_rows = self.tile.swapped and self.epilogue.row_scale
-        factors = self.epilogue.alpha == by_column or swapped_rows
-        bias = self.epilogue.bias and not self.tile.swapped
-        return int(factors) + int(bias)
+        return int(self.stages_factors) + int(self.stages_bias)
+
+    @cached_property
+    def bias_offset(self) -> int:
+        return int(self.stages_factors) * self.vector_bytes
+
+    @cached_property
+    def same_factor(self) -> bool:
+        """Whether one number multiplies everything."""
+        by_column = self.stages_factors
+        return self.epilogue.alpha == "one" and not self.epilogue.row_scale and not by_column
 
     @cached_property
     def vector_bytes(self) -> int:
@@ -165,13 +189,30 @@ class Layout:
         return self.outputs + self.output_sets * self.output_bytes
 
     @cached_property
-    def vector_base(self) -> int:
+    def acc_block(self) -> int:
+        """What belongs to an accumulator: vectors, from its start on, and barriers."""
         return self.partials + self.partial_bytes
+
+    @cached_property
+    def acc_full(self) -> int:
+        """Barrier, in an accumulator's block: all MMAs of a tile are done."""
+        return self.vectors * self.vector_bytes
+
+    @cached_property
+    def acc_empty(self) -> int:
+        """Barrier, in the accumulator's block (overlapping: in the first): the epilogue has read
+        it.
+        """
+        return self.acc_full + 8
+
+    @cached_property
+    def acc_pitch(self) -> int:
+        return self.acc_empty + 8
 
     @cached_property
     def full(self) -> int:
         """Barriers: a stage is loaded."""
-        return self.vector_base + 2 * self.vectors * self.vector_bytes
+        return self.acc_block + 2 * self.acc_pitch
 
     @cached_property
     def empty(self) -> int:
@@ -179,16 +220,9 @@ class Layout:
         return self.full + 8 * self.stages
 
     @cached_property
-    def acc_full(self) -> int:
-        return self.empty + 8 * self.stages
-
-    @cached_property
-    def acc_empty(self) -> int:
-        return self.acc_full + 16
-
-    @cached_property
     def partial_full(self) -> int:
-        return self.acc_empty + 16
+        """Split-K's barriers: all partial sums are there; all have been read."""
+        return self.empty + 8 * self.stages
 
     @cached_property
     def partial_empty(self) -> int:
@@ -249,8 +283,10 @@ class Layout:
         return self.tile.columns // self.subtile
 
     @cached_property
-    def last_overlapped(self) -> int:
-        """The subtile, in the order that they are emptied, after which the next tile may begin."""
+    def release_after(self) -> int:
+        """The subtile, in the order that they are emptied, after which the next tile's MMAs may
+        begin: that of the last overlapped columns, else the last.
+        """
         return -(-self.overlap // self.subtile) - 1 if self.overlap else self.subtiles - 1
 
     def output_buffer(self, subtile: int) -> tuple[int, int]:

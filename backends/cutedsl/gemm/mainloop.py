@@ -24,10 +24,13 @@ from nvfp4.backends.cutedsl.gemm.layouts import (
     SCALE_DESCRIPTOR,
     SCALE_ROWS,
     SCALE_TILE,
+    SCALE_WORDS,
     Layout,
     instruction_descriptor,
 )
-from nvfp4.backends.cutedsl.gemm.schedule import first_tile, next_tile, remains, row_of, step_of
+from nvfp4.backends.cutedsl.gemm.schedule import Grid, next_tile, remains, start
+
+STAGE_WORDS = K_BLOCKS * SCALE_WORDS
 
 LEADER = 0xFEFFFFFF
 """Clears the peer bit of a shared::cluster address: the same place in the pair's even CTA."""
@@ -55,16 +58,14 @@ def k_range(layout: cutlass.Constexpr[Layout], k_stages: Int32, rank: Int32):
 
 
 @cute.jit
-def load(layout: cutlass.Constexpr[Layout], maps, smem: Int32, rank: Int32, k_stages: Int32, grid):
+def load(layout: cutlass.Constexpr[Layout], maps, smem: Int32, rank: Int32, k_stages: Int32, grid: Grid):
     """The TMA warp: keep the ring of stages full, tile after tile."""
     tile_config = layout.tile
     ctas = tile_config.ctas
     a_map, b_map, a_scale_map, b_scale_map = (ptx.tensor_map(atom) for atom in maps)
 
     # Where this CTA is in its cluster, and which part of the shared operands it loads for others.
-    x, y = Int32(0), Int32(0)
-    if const_expr(tile_config.split_k == 1):
-        x, y = rank % tile_config.cluster_rows, rank // tile_config.cluster_rows
+    x, y = layout.place_in_cluster(rank)
     a_part = 128 // layout.a_sharers
     b_part = layout.b_rows // layout.b_sharers
     a_k_blocks = K_BLOCKS // layout.a_sharers
@@ -79,67 +80,59 @@ def load(layout: cutlass.Constexpr[Layout], maps, smem: Int32, rank: Int32, k_st
 
     leads = True if const_expr(ctas == 1) else x % 2 == 0
     k_begin, k_end = k_range(layout, k_stages, rank)
-    first, step = first_tile(grid), step_of(grid)
-    tile_row = tile_config.cluster_rows * 128
-    tile_column = tile_config.cluster_columns * tile_config.columns
+    tile, walk = start(grid, tile_config.cluster_tile)
 
     # Weights do not wait for the kernel before this one.
     weights, weight_scales = (
         (a_map, a_scale_map) if const_expr(tile_config.swapped) else (b_map, b_scale_map)
     )
-    column = first[1] * tile_column + y * tile_config.columns
-    weight_row = (
-        row_of(first, grid) * tile_row + x * 128
-        if const_expr(tile_config.swapped)
-        else column + b_row
-    )
+    weight_row = tile[1] + y * tile_config.columns + b_row
+    if const_expr(tile_config.swapped):
+        weight_row = tile[0] + x * 128
     for k in cutlass.range(
         k_begin, cutlass.min(k_end, k_begin + layout.stages), unroll=1
     ):
         ptx.tma_prefetch(weights, [k * ROW_BYTES, weight_row])
-        ptx.tma_prefetch(weight_scales, [Int32(0), k * K_BLOCKS, weight_row // SCALE_ROWS])
+        ptx.tma_prefetch(weight_scales, [k * STAGE_WORDS, weight_row // SCALE_ROWS])
     cute.arch.griddepcontrol_wait()
 
     stage, phase = Int32(0), Int32(1)
-    tile = first
-    while remains(tile, grid):
-        tile_index = row_of(tile, grid)
-        if tile_index < grid.rows:
-            row = tile_index * tile_row + x * 128
-            column = tile[1] * tile_column + y * tile_config.columns
-            for k in cutlass.range(k_begin, k_end, unroll=1):
-                at = stage * layout.stage_pitch
-                empty = smem + layout.empty + stage * 8
-                full = smem + layout.full + stage * 8
-                ptx.mbarrier_wait(empty, phase)
-                if leads:
-                    ptx.mbarrier_expect_tx(full, layout.stage_bytes * ctas)
-                if const_expr(ctas == 2):
-                    full = full & LEADER
-                ptx.tma_load(
-                    a_at + at, a_map, [k * ROW_BYTES, row + y * a_part], full, ctas, column_mask
-                )
-                ptx.tma_load(
-                    b_at + at, b_map, [k * ROW_BYTES, column + b_row], full, ctas, row_mask
-                )
-                ptx.tma_load(
-                    a_scales_at + at,
-                    a_scale_map,
-                    [Int32(0), k * K_BLOCKS + y * a_k_blocks, row // SCALE_ROWS],
-                    full,
-                    ctas,
-                    column_mask,
-                )
-                ptx.tma_load(
-                    b_scales_at + at,
-                    b_scale_map,
-                    [Int32(0), k * K_BLOCKS + x * b_k_blocks, column // SCALE_ROWS],
-                    full,
-                    ctas,
-                    pair_mask,
-                )
-                stage, phase = advance(layout, stage, phase)
-        tile = next_tile(tile, step, grid)
+    while remains(tile, walk):
+        row = tile[0] + x * 128
+        column = tile[1] + y * tile_config.columns
+        for k in cutlass.range(k_begin, k_end, unroll=1):
+            at = stage * layout.stage_pitch
+            empty = smem + layout.empty + stage * 8
+            full = smem + layout.full + stage * 8
+            ptx.mbarrier_wait(empty, phase)
+            if leads:
+                ptx.mbarrier_expect_tx(full, layout.stage_bytes * ctas)
+            if const_expr(ctas == 2):
+                full = full & LEADER
+            ptx.tma_load(
+                a_at + at, a_map, [k * ROW_BYTES, row + y * a_part], full, ctas, column_mask
+            )
+            ptx.tma_load(
+                b_at + at, b_map, [k * ROW_BYTES, column + b_row], full, ctas, row_mask
+            )
+            ptx.tma_load(
+                a_scales_at + at,
+                a_scale_map,
+                [k * STAGE_WORDS + y * a_k_blocks * SCALE_WORDS, row // SCALE_ROWS],
+                full,
+                ctas,
+                column_mask,
+            )
+            ptx.tma_load(
+                b_scales_at + at,
+                b_scale_map,
+                [k * STAGE_WORDS + x * b_k_blocks * SCALE_WORDS, column // SCALE_ROWS],
+                full,
+                ctas,
+                pair_mask,
+            )
+            stage, phase = advance(layout, stage, phase)
+        tile = next_tile(tile, walk)
     cute.arch.griddepcontrol_launch_dependents()
 
 
@@ -161,79 +154,78 @@ def masks(layout: cutlass.Constexpr[Layout], x: Int32, y: Int32):
 
 @cute.jit
 def multiply(
-    layout: cutlass.Constexpr[Layout], smem: Int32, tmem: Int32, rank: Int32, k_stages: Int32, grid
+    layout: cutlass.Constexpr[Layout], smem: Int32, tmem: Int32, rank: Int32, k_stages: Int32, grid: Grid
 ):
     """The MMA warp (of the leading CTA): for each stage, scales to tensor memory, then the MMAs."""
     tile_config = layout.tile
     ctas = tile_config.ctas
-    x, y = Int32(0), Int32(0)
-    if const_expr(tile_config.split_k == 1):
-        x, y = rank % tile_config.cluster_rows, rank // tile_config.cluster_rows
+    x, y = layout.place_in_cluster(rank)
     release, pair = commit_masks(layout, x, y)
     instruction = instruction_descriptor(tile_config)
     k_begin, k_end = k_range(layout, k_stages, rank)
-    tile, step = first_tile(grid), step_of(grid)
-    tile_column = tile_config.cluster_columns * tile_config.columns
-
+    tile, walk = start(grid, tile_config.cluster_tile)
     base = (smem & SHARED_OFFSET) >> 4
     stage, phase, turn = Int32(0), Int32(0), Int32(0)
-    while remains(tile, grid):
-        if row_of(tile, grid) < grid.rows:
-            second = turn & 1
-            acc = tmem + second * layout.second_acc
-            b_scales = tmem + layout.b_scale_tmem
-            if const_expr(tile_config.columns % SCALE_ROWS != 0):
-                column = tile[1] * tile_column + y * tile_config.columns
-                b_scales = b_scales + column % SCALE_ROWS // 32
-            if const_expr(layout.overlap > 0):
-                ptx.mbarrier_wait(smem + layout.acc_empty, second ^ 1)
-            else:
-                ptx.mbarrier_wait(smem + layout.acc_empty + second * 8, turn >> 1 & 1 ^ 1)
+    while remains(tile, walk):
+        second = turn & 1
+        acc = tmem + second * layout.second_acc
+        b_scales = tmem + layout.b_scale_tmem
+        if const_expr(tile_config.columns % SCALE_ROWS != 0):
+            column = tile[1] + y * tile_config.columns
+            b_scales = b_scales + column % SCALE_ROWS // 32
+        block = smem + layout.acc_block
+        if const_expr(layout.overlap > 0):
+            ptx.mbarrier_wait(block + layout.acc_empty, second ^ 1)
+        else:
+            block = block + second * layout.acc_pitch
+            ptx.mbarrier_wait(block + layout.acc_empty, turn >> 1 & 1 ^ 1)
+        ptx.tmem_fence_after()
+        for k in cutlass.range(k_begin, k_end, unroll=1):
+            ptx.mbarrier_wait(smem + layout.full + stage * 8, phase)
             ptx.tmem_fence_after()
-            for k in cutlass.range(k_begin, k_end, unroll=1):
-                ptx.mbarrier_wait(smem + layout.full + stage * 8, phase)
-                ptx.tmem_fence_after()
-                at = base + stage * (layout.stage_pitch >> 4)
-                for k_block in cutlass.range_constexpr(K_BLOCKS):
-                    source = layout.a_scales + layout.scale_offset(k_block, 0, 1, layout.a_sharers)
+            at = base + stage * (layout.stage_pitch >> 4)
+            for k_block in cutlass.range_constexpr(K_BLOCKS):
+                source = layout.a_scales + layout.scale_offset(k_block, 0, 1, layout.a_sharers)
+                ptx.copy_scales(
+                    tmem + layout.a_scale_tmem + 4 * k_block,
+                    at + (source >> 4),
+                    SCALE_DESCRIPTOR,
+                    ctas,
+                )
+            for k_block in cutlass.range_constexpr(K_BLOCKS):
+                for row_tile in cutlass.range_constexpr(layout.b_scale_tiles):
+                    source = layout.b_scales + layout.scale_offset(
+                        k_block, row_tile, layout.b_scale_tiles, layout.b_scale_sharers
+                    )
                     ptx.copy_scales(
-                        tmem + layout.a_scale_tmem + 4 * k_block,
+                        tmem
+                        + layout.b_scale_tmem
+                        + layout.b_scale_columns * k_block
+                        + 4 * row_tile,
                         at + (source >> 4),
                         SCALE_DESCRIPTOR,
                         ctas,
                     )
-                for k_block in cutlass.range_constexpr(K_BLOCKS):
-                    for row_tile in cutlass.range_constexpr(layout.b_scale_tiles):
-                        source = layout.b_scales + layout.scale_offset(
-                            k_block, row_tile, layout.b_scale_tiles, layout.b_scale_sharers
-                        )
-                        ptx.copy_scales(
-                            tmem
-                            + layout.b_scale_tmem
-                            + layout.b_scale_columns * k_block
-                            + 4 * row_tile,
-                            at + (source >> 4),
-                            SCALE_DESCRIPTOR,
-                            ctas,
-                        )
-                for k_block in cutlass.range_constexpr(K_BLOCKS):
-                    offset = k_block * MMA_K // 2 >> 4
-                    ptx.mma(
-                        acc,
-                        at + offset,
-                        at + (layout.b >> 4) + offset,
-                        OPERAND_DESCRIPTOR,
-                        instruction,
-                        tmem + layout.a_scale_tmem + 4 * k_block,
-                        b_scales + layout.b_scale_columns * k_block,
-                        Int32(1) if const_expr(k_block > 0) else k - k_begin,
-                        ctas,
-                    )
-                ptx.commit(smem + layout.empty + stage * 8, ctas, release)
-                stage, phase = advance(layout, stage, phase)
-            ptx.commit(smem + layout.acc_full + second * 8, ctas, pair)
-            turn = turn + 1
-        tile = next_tile(tile, step, grid)
+            for k_block in cutlass.range_constexpr(K_BLOCKS):
+                offset = k_block * MMA_K // 2 >> 4
+                ptx.mma(
+                    acc,
+                    at + offset,
+                    at + (layout.b >> 4) + offset,
+                    OPERAND_DESCRIPTOR,
+                    instruction,
+                    tmem + layout.a_scale_tmem + 4 * k_block,
+                    b_scales + layout.b_scale_columns * k_block,
+                    Int32(1) if const_expr(k_block > 0) else k - k_begin,
+                    ctas,
+                )
+            ptx.commit(smem + layout.empty + stage * 8, ctas, release)
+            stage, phase = advance(layout, stage, phase)
+        ptx.commit(
+            smem + layout.acc_block + layout.acc_full + second * layout.acc_pitch, ctas, pair
+        )
+        turn = turn + 1
+        tile = next_tile(tile, walk)
 
 
 @cute.jit

@@ -255,6 +255,17 @@ def tmem_load(tmem: Int32, columns: int, *, loc=None, ip=None) -> tuple[Float32,
 
 
 @dsl_user_op
+def tmem_load_16x256b(tmem: Int32, columns: int, *, loc=None, ip=None) -> tuple[Float32, ...]:
+    """`columns` of 16 lanes (the whole warp), after tmem_wait: for each 8 columns, the thread's two,
+    2 (lane % 4) and the next, of lane / 4, then of 8 lanes further.
+    """
+    count = columns // 2
+    registers = ", ".join(f"${i}" for i in range(count))
+    text = f"tcgen05.ld.sync.aligned.16x256b.x{columns // 8}.b32 {{{registers}}}, [${count}];"
+    return _asm(text, [tmem], (Float32,) * count, loc, ip)
+
+
+@dsl_user_op
 def tmem_wait(*, loc=None, ip=None) -> None:
     """Until the warp's tmem_loads have arrived in their registers."""
     _asm("tcgen05.wait::ld.sync.aligned;", [], (), loc, ip)
@@ -297,6 +308,15 @@ def load_shared(
 
 
 @dsl_user_op
+def store_matrices(address: Int32, words: Sequence[Int32], offset: int = 0, *, loc=None, ip=None):
+    """Four 8x8 matrices of 16-bit elements (the whole warp): lane l holds the pair l % 4 of row
+    l / 4 of each, and gives the address of row l % 8 of matrix l / 8.
+    """
+    text = f"stmatrix.sync.aligned.m8n8.x4.shared.b16 [$0+{offset}], {{$1, $2, $3, $4}};"
+    _asm(text, [address, *words], (), loc, ip)
+
+
+@dsl_user_op
 def load_cluster(address: Int32, offset: int = 0, *, loc=None, ip=None) -> Float32:
     """A float32 of any CTA of the cluster, by its shared::cluster address."""
     return _asm(f"ld.shared::cluster.f32 $0, [$1+{offset}];", [address], (Float32,), loc, ip)
@@ -325,6 +345,11 @@ def multiply2(a: Pair, b: Pair, *, loc=None, ip=None) -> Pair:
 @dsl_user_op
 def fma2(a: Pair, b: Pair, c: Pair, *, loc=None, ip=None) -> Pair:
     return _pair("fma.rn.f32x2", [a, b, c], loc, ip)
+
+
+@dsl_user_op
+def fma(a: Float32, b: Float32, c: Float32, *, loc=None, ip=None) -> Float32:
+    return _asm("fma.rn.f32 $0, $1, $2, $3;", [a, b, c], (Float32,), loc, ip)
 
 
 @dsl_user_op

@@ -1,8 +1,8 @@
 """Which tiles a cluster computes, one after the other: static persistent scheduling.
 
-Tiles are counted along M first, within groups of `group` row tiles: clusters that run together then
-share few tiles of A and B in L2. A cluster takes every `clusters`-th tile. All warps count alike,
-in mixed radix, by additions: a tile is (row tile in its group, column tile, group).
+Tiles are counted along M first: clusters that run together share few tiles of B, and all of A,
+which fits in L2 (126 MB: 16 k rows of K = 8192 are 75). A cluster takes every `clusters`-th tile.
+All roles count alike, by additions.
 """
 
 from typing import NamedTuple
@@ -12,51 +12,47 @@ from cutlass import Boolean, Int32
 
 
 class Grid(NamedTuple):
-    """The tiles of clusters that D takes, and which cluster this is of how many."""
+    """The cluster tiles that D takes, and which cluster this is of how many."""
 
-    group: Int32
-    columns: Int32
     rows: Int32
-    groups: Int32
+    columns: Int32
     cluster: Int32
     clusters: Int32
 
 
-@cute.jit
-def _digits(count: Int32, grid: Grid):
-    rest = count // grid.group
-    return count - rest * grid.group, rest % grid.columns, rest // grid.columns
+class Walk(NamedTuple):
+    """How a cluster gets from tile to tile, in rows and columns of D: `rows` of tiles in all;
+    backward: the step in rows, less all of them; forward: the step in columns, and one tile more;
+    one tile's columns; where the columns end.
+    """
+
+    rows: Int32
+    backward: Int32
+    forward: Int32
+    tile_columns: int
+    end: Int32
 
 
 @cute.jit
-def first_tile(grid: Grid):
-    return _digits(grid.cluster, grid)
+def start(grid: Grid, cluster_tile):
+    """A cluster's first tile, (row, column) of D, and how it goes on."""
+    high, wide = cluster_tile
+    column, step = grid.cluster // grid.rows, grid.clusters // grid.rows
+    first = ((grid.cluster - column * grid.rows) * high, column * wide)
+    rows = grid.rows * high
+    backward = (grid.clusters - step * grid.rows) * high - rows
+    return first, Walk(rows, backward, (step + 1) * wide, wide, grid.columns * wide)
 
 
 @cute.jit
-def step_of(grid: Grid):
-    """The distance between a cluster's tiles."""
-    return _digits(grid.clusters, grid)
+def next_tile(tile, walk: Walk):
+    row, column = tile[0] + walk.backward, tile[1] + walk.forward
+    if row < 0:
+        row = row + walk.rows
+        column = column - walk.tile_columns
+    return row, column
 
 
 @cute.jit
-def next_tile(tile, step, grid: Grid):
-    row, column, group = tile[0] + step[0], tile[1] + step[1], tile[2] + step[2]
-    if row >= grid.group:
-        row = row - grid.group
-        column = column + 1
-    if column >= grid.columns:
-        column = column - grid.columns
-        group = group + 1
-    return row, column, group
-
-
-@cute.jit
-def row_of(tile, grid: Grid) -> Int32:
-    """The tile's row; the last group may reach beyond the last, to tiles that are none."""
-    return tile[2] * grid.group + tile[0]
-
-
-@cute.jit
-def remains(tile, grid: Grid) -> Boolean:
-    return tile[2] < grid.groups
+def remains(tile, walk: Walk) -> Boolean:
+    return tile[1] < walk.end

@@ -1,0 +1,387 @@
+"""The TMA unit: cp.async.bulk (PTX ISA: Data Movement, Asynchronous Copy).
+
+A transfer is an event from its issue on: what it will write counts as written by it at once, and
+what it will read as being read, so that a program that does not wait is found out however early the
+bytes come. They come after a random delay, transfers in any order.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from nvfp4.backends.cutedsl.emulator import ptx, tensor_map
+from nvfp4.backends.cutedsl.emulator.accesses import cta_at
+from nvfp4.backends.cutedsl.emulator.hazards import Event, Hazard, Kind
+from nvfp4.backends.cutedsl.emulator.lanes import uniform
+from nvfp4.backends.cutedsl.emulator.memory import PARAMETER_WINDOW, RANK_SHIFT, Tensor
+from nvfp4.backends.cutedsl.emulator.program import BLOCKED, Decoder, Modifiers, Program, Step
+from nvfp4.backends.cutedsl.emulator.sync import mbarrier_at
+from nvfp4.backends.cutedsl.emulator.tensor_map import TensorMap
+
+_OFFSET = (1 << RANK_SHIFT) - 1
+
+
+def _decode_cp(instruction: ptx.Instruction, program: Program) -> Step:
+    modifiers = Modifiers(instruction, "async")
+    if not modifiers.take("bulk"):
+        raise instruction.unsupported("cp.async of less than bulk is not known")
+    if modifiers.take("commit_group"):
+        modifiers.done()
+        return _commit_group
+    if modifiers.take("wait_group"):
+        return _wait_group(instruction, program, modifiers)
+    if modifiers.take("prefetch"):
+        return _prefetch(instruction, program, modifiers)
+    rank = int(modifiers.need("1d", "2d", "3d", "4d", "5d")[0]) if modifiers.take("tensor") else 0
+    # the destination's state space comes first, then the source's
+    spaces = [m for m in instruction.modifiers if m.split("::")[0] in ("shared", "global")]
+    for space in spaces:
+        modifiers.need(space)
+    if rank:
+        modifiers.take("tile")
+    completion = modifiers.need("mbarrier::complete_tx::bytes", "bulk_group")
+    multicast = bool(modifiers.take("multicast::cluster"))
+    hinted = bool(modifiers.take("L2::cache_hint"))
+    group = int((modifiers.take("cta_group::1", "cta_group::2") or " 1")[-1])
+    modifiers.done()
+    pair = (spaces[0].split("::")[0], spaces[1].split("::")[0])
+    if pair == ("shared", "global") and completion != "bulk_group":
+        return _load(instruction, program, rank, multicast, hinted, group)
+    if pair == ("global", "shared") and completion == "bulk_group" and not multicast:
+        return _store(instruction, program, rank, hinted)
+    raise instruction.unsupported("this direction and completion are not known")
+
+
+def _one(warp: Any, slot: int, what: str) -> int:
+    """A source of an instruction that acts for the warp, not for each lane."""
+    value = uniform(warp.registers[slot], warp.mask)
+    if value is None:
+        raise Hazard(Kind.MANY_LANES, f"the lanes differ in the {what}")
+    return value
+
+
+def _map_at(warp: Any, address: int) -> TensorMap:
+    if not address & PARAMETER_WINDOW:
+        raise NotImplementedError("tensor maps outside the kernel's parameters")
+    offset = address & (PARAMETER_WINDOW - 1)
+    if offset % 64:
+        raise Hazard(Kind.MISALIGNED, "a tensor map needs an address that is a multiple of 64")
+    data = warp.machine.parameters.data[offset : offset + 128]
+    return tensor_map.decode(data.tobytes())
+
+
+class _Box:
+    """A box of a tensor: its bytes, those outside the tensor left out."""
+
+    def __init__(self, warp: Any, tmap: TensorMap, coordinates: list[int]) -> None:
+        if len(coordinates) != len(tmap.sizes):
+            raise Hazard(
+                Kind.DESCRIPTOR, f"{len(coordinates)} coordinates, {len(tmap.sizes)} dimensions"
+            )
+        starts, counts, skips = [], [], []
+        for at, size, extent in zip(coordinates, tmap.sizes, tmap.box, strict=True):
+            first, last = max(at, 0), min(at + extent, size)
+            starts.append(first)
+            skips.append(first - at)
+            counts.append(max(last - first, 0))
+        bits = tmap.element_bits
+        if starts[0] * bits % 8 or counts[0] * bits % 8:
+            raise Hazard(Kind.DESCRIPTOR, "a row of the box begins or ends within a byte")
+        self.empty = 0 in counts
+        self.shape = tuple(reversed((tmap.box[0] * bits // 8, *tmap.box[1:])))
+        width, skips[0] = counts[0] * bits // 8, skips[0] * bits // 8
+        self._counts = (*reversed(counts[1:]), width)
+        self.inside = tuple(
+            slice(s, s + n) for s, n in zip(reversed(skips), self._counts, strict=True)
+        )
+        self.whole = self._counts == self.shape
+        if self.empty:
+            return
+        pairs = list(zip(starts[1:], counts[1:], tmap.strides, strict=True))
+        low = tmap.base + starts[0] * bits // 8 + sum(s * stride for s, _, stride in pairs)
+        high = low + width + sum((n - 1) * stride for _, n, stride in pairs)
+        self.tensor: Tensor = warp.machine.memory.find(low, high)
+        self._offset = low - self.tensor.base
+        self._strides = (*(stride for _, _, stride in reversed(pairs)), 1)
+
+    def view(self, array: np.ndarray) -> np.ndarray:
+        """The box's part of an array with an element for each byte of the tensor."""
+        strides = tuple(s * array.itemsize for s in self._strides)
+        return np.lib.stride_tricks.as_strided(array[self._offset :], self._counts, strides)
+
+    def fetch(self, memory: Any) -> np.ndarray:
+        """The box's bytes in order, zero where the tensor has none."""
+        if self.empty:
+            return np.zeros(int(np.prod(self.shape)), np.uint8)
+        if self.tensor.output:
+            if not len(self.tensor.writer):
+                memory.read_check(self.tensor, slice(0, 1))
+            elif memory.check and not self.view(self.tensor.writer).all():
+                raise Hazard(
+                    Kind.UNINITIALISED, f"TMA reads {self.tensor.name} before it is written"
+                )
+        data = self.view(self.tensor.bytes.data)
+        if self.whole:
+            return np.ascontiguousarray(data).reshape(-1)
+        out = np.zeros(self.shape, np.uint8)
+        out[self.inside] = data
+        return out.reshape(-1)
+
+    def put(self, memory: Any, data: np.ndarray, cta: int) -> None:
+        if self.empty:
+            return
+        if memory.check:
+            memory.write_check_view(self.tensor, self.view(self.tensor.track()), cta)
+        self.view(self.tensor.bytes.data)[...] = data.reshape(self.shape)[self.inside]
+
+
+def _load(
+    instruction: ptx.Instruction,
+    program: Program,
+    rank: int,
+    multicast: bool,
+    hinted: bool,
+    group: int,
+) -> Step:
+    operands = list(instruction.operands)
+    to, to_offset = program.address(operands.pop(0))
+    source = operands.pop(0)
+    at, at_offset = program.address(source, 64)
+    coordinates = []
+    size = 0
+    if rank:
+        assert isinstance(source, ptx.Address) and source.coordinates is not None
+        coordinates = [program.source(c, 32) for c in source.coordinates.items]
+    else:
+        size = program.source(operands.pop(0), 32)
+    signal, signal_offset = program.address(operands.pop(0))
+    mask = program.source(operands.pop(0), 16) if multicast else None
+    if len(operands) != hinted:
+        raise instruction.unsupported(f"{len(operands) - hinted} operands too many")
+
+    def step(warp: Any) -> None:
+        _single(warp, instruction)
+        destination = _one(warp, to, "destination") + to_offset
+        barrier_at = _one(warp, signal, "mbarrier") + signal_offset
+        own, offset = cta_at(warp, destination)
+        signal_cta, signal_at = cta_at(warp, barrier_at)
+        if group == 1 and signal_cta is not own:
+            raise Hazard(Kind.CTA_GROUP, "the mbarrier is in another CTA than the destination")
+        if group == 2 and signal_cta.rank >> 1 != own.rank >> 1:
+            raise Hazard(Kind.CTA_GROUP, "the mbarrier is not in the destination's CTA pair")
+        if rank:
+            where = [_signed(_one(warp, c, "coordinates")) for c in coordinates]
+            tmap = _map_at(warp, _one(warp, at, "tensor map") + at_offset)
+            box = _Box(warp, tmap, where)
+            count, bits = tmap.box_bytes, tmap.swizzle
+            if offset % 128:
+                raise Hazard(Kind.MISALIGNED, f"shared address {destination:#x} of a tensor copy")
+        else:
+            count, bits = _one(warp, size, "size"), 0
+            address = _one(warp, at, "source") + at_offset
+            if count % 16 or address % 16 or offset % 16:
+                raise Hazard(Kind.MISALIGNED, "a bulk copy needs multiples of 16")
+            box = None
+        lanes = _one(warp, mask, "mask") if mask is not None else 1 << own.rank
+        if not lanes or lanes >> len(warp.cluster.ctas):
+            raise Hazard(Kind.OUT_OF_BOUNDS, f"CTA mask {lanes:#b} in this cluster")
+        machine = warp.machine
+        machine.counts["tma loads"] += 1
+        for cta in warp.cluster.ctas:
+            if not lanes >> cta.rank & 1:
+                continue
+            # ::2 signals the CTA of the pair whose parity is that of the mbarrier's address
+            rank_of = cta.rank if group == 1 else cta.rank & ~1 | signal_cta.rank & 1
+            target = rank_of << RANK_SHIFT | signal_at
+            barrier = mbarrier_at(warp, target)
+            if cta.exited:
+                raise Hazard(Kind.EXITED, f"a multicast to CTA {cta.index}, which has exited")
+            cta.shared.bound(offset, offset + count)
+            event = 0
+            if machine.options.check:
+                event = warp.cluster.events.new(Event("TMA load", instruction.line, warp.where))
+                region = slice(offset, offset + count)
+                cta.shared.shadow.write(region, event, warp.seen, warp.fenced)
+
+            def arrive(cta: Any = cta, barrier: Any = barrier, event: int = event) -> None:
+                if cta.exited:
+                    raise Hazard(
+                        Kind.EXITED, f"a TMA load arrives in CTA {cta.index}, which has exited"
+                    ).at(instruction.line, instruction.text, warp.where)
+                if box is not None:
+                    data = box.fetch(machine.memory)
+                else:
+                    tensor = machine.memory.find(address, address + count)
+                    begin = address - tensor.base
+                    machine.memory.read_check(tensor, slice(begin, begin + count))
+                    data = tensor.bytes.data[begin : begin + count]
+                if bits:
+                    order = tensor_map.places(offset, count, bits) + offset // 16
+                    cta.shared.bytes.chunks[order] = data.view(np.uint64).reshape(-1, 2)
+                else:
+                    cta.shared.bytes.data[offset : offset + count] = data
+                _complete(barrier, count, 1 << event if event else 0, instruction, warp)
+
+            machine.after(machine.delay(), arrive)
+
+    return step
+
+
+def _complete(barrier: Any, count: int, events: int, instruction: Any, warp: Any) -> None:
+    try:
+        barrier.arrive(0, -count, events, 0)
+    except Hazard as hazard:
+        raise hazard.at(instruction.line, instruction.text, warp.where) from None
+
+
+def _single(warp: Any, instruction: ptx.Instruction) -> None:
+    """Each thread that runs it issues it: more than one is a mistake."""
+    if warp.mask & (warp.mask - 1):
+        raise Hazard(
+            Kind.MANY_LANES, f"{warp.mask.bit_count()} lanes issue this; one of them is meant to"
+        )
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 32) if value >> 31 else value
+
+
+def _store(instruction: ptx.Instruction, program: Program, rank: int, hinted: bool) -> Step:
+    operands = list(instruction.operands)
+    target = operands.pop(0)
+    at, at_offset = program.address(target, 64)
+    source, source_offset = program.address(operands.pop(0))
+    coordinates, size = [], 0
+    if rank:
+        assert isinstance(target, ptx.Address) and target.coordinates is not None
+        coordinates = [program.source(c, 32) for c in target.coordinates.items]
+    else:
+        size = program.source(operands.pop(0), 32)
+    if len(operands) != hinted:
+        raise instruction.unsupported(f"{len(operands) - hinted} operands too many")
+
+    def step(warp: Any) -> None:
+        # ptxas issues a store once for a warp whose lanes agree; the DSL relies on it
+        machine = warp.machine
+        cta, offset = cta_at(warp, _one(warp, source, "source") + source_offset)
+        if cta is not warp.cta:
+            raise Hazard(Kind.OUT_OF_BOUNDS, "a bulk store from another CTA's shared memory")
+        if rank:
+            where = [_signed(_one(warp, c, "coordinates")) for c in coordinates]
+            tmap = _map_at(warp, _one(warp, at, "tensor map") + at_offset)
+            box = _Box(warp, tmap, where)
+            count, bits = tmap.box_bytes, tmap.swizzle
+            if offset % 128:
+                raise Hazard(Kind.MISALIGNED, f"shared offset {offset:#x} of a tensor copy")
+        else:
+            box, bits = None, 0
+            count, address = _one(warp, size, "size"), _one(warp, at, "target") + at_offset
+            if count % 16 or address % 16 or offset % 16:
+                raise Hazard(Kind.MISALIGNED, "a bulk copy needs multiples of 16")
+            tensor = machine.memory.find(address, address + count)
+        cta.shared.bound(offset, offset + count)
+        machine.counts["tma stores"] += 1
+        event = warp.cluster.events.new(Event("TMA store", instruction.line, warp.where))
+        if machine.options.check:
+            region = slice(offset, offset + count)
+            cta.shared.shadow.read(region, event, warp.seen, warp.fenced)
+        transfer = {"read": False, "event": event}
+        warp.bulk.append(transfer)
+
+        def read() -> None:
+            if bits:
+                order = tensor_map.places(offset, count, bits) + offset // 16
+                data = cta.shared.bytes.chunks[order].view(np.uint8).reshape(-1)
+            else:
+                data = cta.shared.bytes.data[offset : offset + count].copy()
+            transfer["read"] = True
+            warp.wake()
+            if box is not None:
+                try:
+                    box.put(machine.memory, data, warp.cta.number)
+                except Hazard as hazard:
+                    raise hazard.at(instruction.line, instruction.text, warp.where) from None
+            else:
+                begin = address - tensor.base
+                region = slice(begin, begin + count)
+                machine.memory.write_check(tensor, region, warp.cta.number)
+                tensor.bytes.data[region] = data
+
+        machine.after(machine.delay(), read)
+
+    return step
+
+
+def _commit_group(warp: Any) -> None:
+    warp.bulk_groups.append(warp.bulk)
+    warp.bulk = []
+
+
+def _wait_group(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -> Step:
+    """All but the n youngest groups have ended (.read: have read their sources)."""
+    modifiers.take("read")
+    modifiers.done()
+    (count,) = instruction.operands
+    if not isinstance(count, ptx.Immediate):
+        raise instruction.unsupported("only with a constant")
+    keep = int(count.value)
+
+    def step(warp: Any) -> int | None:
+        groups = warp.bulk_groups
+        done = groups[: len(groups) - keep] if keep < len(groups) else []
+        if any(not transfer["read"] for group in done for transfer in group):
+            return BLOCKED
+        for group in done:
+            for transfer in group:
+                warp.seen |= 1 << transfer["event"]
+        del groups[: len(done)]
+        return None
+
+    return step
+
+
+def _prefetch(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -> Step:
+    """cp.async.bulk.prefetch, into L2, which is not modelled; but its operands are checked."""
+    rank = int(modifiers.need("1d", "2d", "3d", "4d", "5d")[0]) if modifiers.take("tensor") else 0
+    modifiers.need("L2")
+    modifiers.need("global")
+    modifiers.take("tile")
+    modifiers.take("L2::cache_hint")
+    modifiers.done()
+    source = instruction.operands[0]
+    at, offset = program.address(source, 64)
+    coordinates = []
+    if rank:
+        assert isinstance(source, ptx.Address) and source.coordinates is not None
+        coordinates = [program.source(c, 32) for c in source.coordinates.items]
+    else:
+        size = program.source(instruction.operands[1], 32)
+
+    def step(warp: Any) -> None:
+        warp.machine.counts["tma prefetches"] += 1
+        if rank:
+            where = [_signed(_one(warp, c, "coordinates")) for c in coordinates]
+            _Box(warp, _map_at(warp, _one(warp, at, "tensor map") + offset), where)
+        else:
+            address = _one(warp, at, "source") + offset
+            warp.machine.memory.find(address, address + _one(warp, size, "size"))
+
+    return step
+
+
+def _decode_prefetch(instruction: ptx.Instruction, program: Program) -> Step:
+    modifiers = Modifiers(instruction)
+    kind = modifiers.need("tensormap", "L1", "L2")
+    modifiers.take("param", "const", "global")
+    modifiers.done()
+    at, offset = program.address(instruction.operands[0], 64)
+
+    def step(warp: Any) -> None:
+        if kind == "tensormap":
+            _map_at(warp, _one(warp, at, "tensor map") + offset)
+
+    return step
+
+
+DECODERS: Mapping[str, Decoder] = {"cp": _decode_cp, "prefetch": _decode_prefetch}

@@ -1,0 +1,97 @@
+"""What the accumulators are multiplied by and what is added: from global memory to registers.
+
+What all rows of a tile share (factors by segment of N, the bias) is staged in shared memory, as
+float32, once per tile; what a row has is read by the threads that have the row.
+"""
+
+from typing import NamedTuple
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Float32, Int32, Int64, const_expr
+
+from nvfp4.backends.cutedsl.gemm import ptx
+from nvfp4.backends.cutedsl.gemm.layouts import EPILOGUE_WARPS, Layout
+
+BARRIER = 1
+"""The named barrier of the epilogue's warps."""
+
+
+class Factors(NamedTuple):
+    """Where they are: alpha float32 (see Epilogue.alpha), its rows' stride, columns of N a segment;
+    row_scale float32 and its stride, 0 or 1; bias.
+    """
+
+    alpha: cute.Pointer
+    alpha_stride: Int64
+    segment: Int32
+    row_scale: cute.Pointer
+    row_scale_stride: Int32
+    bias: cute.Pointer
+
+
+@cute.jit
+def element(pointer: cute.Pointer, index) -> Float32:
+    """pointer[index] as float32."""
+    return Float32((pointer + index).load())
+
+
+@cute.jit
+def of_column(layout: cutlass.Constexpr[Layout], factors: Factors, column: Int32) -> Float32:
+    """What column `column` of D multiplies by, whatever the row."""
+    if const_expr(not layout.tile.swapped):
+        return element(factors.alpha, column // factors.segment)
+    return of_token(layout, factors, column)
+
+
+@cute.jit
+def of_row(layout: cutlass.Constexpr[Layout], factors: Factors, row: Int32) -> Float32:
+    """What row `row` of D multiplies by, whatever the column."""
+    value = Float32(1.0)
+    if const_expr(not layout.tile.swapped):
+        value = of_token(layout, factors, row)
+    elif const_expr(layout.epilogue.alpha == "segments"):
+        value = element(factors.alpha, row // factors.segment)
+    return value
+
+
+@cute.jit
+def of_token(layout: cutlass.Constexpr[Layout], factors: Factors, token: Int32) -> Float32:
+    """The factors that a token has, on whichever side of D tokens are."""
+    value = Float32(1.0)
+    if const_expr(layout.epilogue.alpha == "one"):
+        value = element(factors.alpha, 0)
+    if const_expr(layout.epilogue.alpha == "rows"):
+        value = element(factors.alpha, token)
+    if const_expr(layout.epilogue.row_scale):
+        value = value * element(factors.row_scale, token * factors.row_scale_stride)
+    return value
+
+
+@cute.jit
+def of_element(factors: Factors, token: Int32, n: Int32) -> Float32:
+    """alpha [M, S] of an element."""
+    return element(factors.alpha, Int64(token) * factors.alpha_stride + n // factors.segment)
+
+
+@cute.jit
+def stage(
+    layout: cutlass.Constexpr[Layout], factors: Factors, vectors: Int32, slot: Int32, r: Int32,
+    column: Int32, columns: Int32,
+):  # fmt: skip
+    """Write the factors, then the bias, of a tile's columns to shared memory at `vectors`.
+
+    Thread r writes those of columns r and r + 128, at `slot` (of 4 bytes) and 128 beyond it.
+    """
+    width = layout.tile.columns
+    for part in cutlass.range_constexpr(0, width, 128):
+        if const_expr(part + 128 <= width) or r < width - part:
+            # Columns beyond the last read it again; what they compute is not stored.
+            index = cutlass.min(column + r + part, columns - 1)
+            to = vectors + 4 * slot
+            if const_expr(layout.stages_factors):
+                ptx.store_shared(to, [of_column(layout, factors, index)], 4 * part)
+            if const_expr(layout.stages_bias):
+                bias = element(factors.bias, index)
+                ptx.store_shared(to, [bias], layout.bias_offset + 4 * part)
+    cute.arch.barrier(barrier_id=BARRIER, number_of_threads=32 * EPILOGUE_WARPS)

@@ -1,0 +1,100 @@
+"""A tile's way out by TMA: tensor memory -> registers -> swizzled shared memory -> global memory.
+
+tcgen05.ld.16x256b gives a thread columns 8 j + 2 q and the next, q = lane % 4, of rows lane / 4 and
+8 more: a thread has few columns of many rows, so that a bias is loaded once for four rows, and
+stmatrix takes the pairs as they are.
+"""
+
+import cutlass
+import cutlass.cute as cute
+import torch
+from cutlass import Float32, Int32, const_expr
+
+from nvfp4.backends.cutedsl.gemm import ptx
+from nvfp4.backends.cutedsl.gemm.layouts import STORE_BYTES, Layout
+
+PACKED = {torch.bfloat16: "bf16", torch.float16: "f16"}
+HALF = 16
+"""Rows of a warp's 32 that one tcgen05.ld reads."""
+ROWS = (0, 8, 16, 24)
+"""A thread's rows, from its first on."""
+
+
+def slot_of(column: Int32) -> Int32:
+    """Where a column's staged factor and bias are, in words: 16 columns' as four threads read them,
+    each two pairs at a time.
+    """
+    group, pair, quad = column // 16, column // 8 % 2, column % 8 // 2
+    return group * 16 + quad * 4 + pair * 2 + column % 2
+
+
+@cute.jit
+def places_of(layout: cutlass.Constexpr[Layout], buffer: Int32, lane: Int32):
+    """The addresses in a warp's output buffer that a thread stores to, each 16 rows apart.
+
+    TMA's 128-byte swizzle: 16-byte chunk c of row r is at c ^ (r % 8).
+    """
+    if const_expr(layout.epilogue.out_dtype == torch.float32):
+        # The thread's own pairs: chunk 2 j + q / 2 of row lane / 4, and of the one 8 below it.
+        row, chunk = lane // 4, lane % 4 // 2
+        at = buffer + row * STORE_BYTES + lane % 2 * 8
+        return [at + ((chunk + 2 * j ^ row) << 4) for j in range(STORE_BYTES // 32)]
+    # stmatrix: lanes 0-7 give the rows of 8x8 matrix 0 (rows 0-7, columns 0-7), then rows 8-15,
+    # then both for columns 8-15.
+    row, chunk = lane % 16, lane // 16
+    at = buffer + row * STORE_BYTES
+    return [at + ((chunk + 2 * j ^ row % 8) << 4) for j in range(STORE_BYTES // 32)]
+
+
+@cute.jit
+def pairs_of(
+    layout: cutlass.Constexpr[Layout], vectors: Int32, offset: cutlass.Constexpr[int]
+):
+    """The thread's pairs of a staged vector of a subtile: one pair for every 8 columns."""
+    pairs = []
+    for i in cutlass.range_constexpr(layout.subtile // 16):
+        a, b, c, d = ptx.load_shared(vectors, 4, Float32, offset + 64 * i)
+        pairs += [(a, b), (c, d)]
+    return pairs
+
+
+@cute.jit
+def move(
+    layout: cutlass.Constexpr[Layout], acc: Int32, vectors: Int32, row_factors, places,
+    buffers: cutlass.Constexpr[int],
+):  # fmt: skip
+    """A subtile: from tensor memory at `acc`, multiplied and added to, to the output buffer.
+
+    vectors: where the thread's first staged factor is; buffers: of the subtile's output buffers,
+    where they start.
+    """
+    out_dtype = layout.epilogue.out_dtype
+    factors = biases = None
+    if const_expr(layout.stages_factors):
+        factors = pairs_of(layout, vectors, 0)
+    if const_expr(layout.stages_bias):
+        biases = pairs_of(layout, vectors, layout.bias_offset)
+    for half in cutlass.range_constexpr(2):
+        values = ptx.tmem_load_16x256b(acc + (half * HALF << 16), layout.subtile)
+        ptx.tmem_wait()
+        pairs = []
+        for i in cutlass.range_constexpr(layout.subtile // 4):
+            j, low = i // 2, i % 2  # the i-th pair: columns 8 j.., rows 0.. or 8..
+            row_factor = row_factors[2 * half + low]
+            factor = (row_factor, row_factor)
+            if const_expr(factors is not None):
+                factor = ptx.multiply2(factors[j], factor)
+            pair = (values[2 * i], values[2 * i + 1])
+            if const_expr(biases is not None):
+                pair = ptx.fma2(pair, factor, biases[j])
+            else:
+                pair = ptx.multiply2(pair, factor)
+            pairs.append(pair)
+        to = buffers + half * HALF * STORE_BYTES
+        if const_expr(out_dtype == torch.float32):
+            for i in cutlass.range_constexpr(len(pairs)):
+                ptx.store_shared(places[i // 2], pairs[i], to + i % 2 * 8 * STORE_BYTES)
+        else:
+            for i in cutlass.range_constexpr(0, len(pairs), 4):
+                words = [ptx.pack2(pair, PACKED[out_dtype]) for pair in pairs[i : i + 4]]
+                ptx.store_matrices(places[i // 4], words, to)

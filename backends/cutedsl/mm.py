@@ -1,0 +1,34 @@
+"""nvfp4::mm on sm_100: the tile chosen, the kernel launched; on CPU tensors, emulated."""
+
+import torch
+from torch import Tensor
+
+from nvfp4.backends.cutedsl.gemm.choose import SMS, choose_config
+from nvfp4.backends.cutedsl.gemm.config import Tile
+from nvfp4.backends.cutedsl.gemm.launch import plan, run
+
+
+def mm(
+    a: Tensor,
+    b: Tensor,
+    a_scales: Tensor,
+    b_scales: Tensor,
+    alpha: Tensor,
+    row_scale: Tensor | None,
+    bias: Tensor | None,
+    out: Tensor,
+    tile: Tile | None = None,
+) -> None:
+    """out [M, N] = (A B^T) * (row_scale[m] * alpha[m or 0, segment of n]) + bias[n]."""
+    (m, n), k = out.shape, 2 * a.shape[1]
+    sms = SMS
+    if out.is_cuda:
+        sms = torch.cuda.get_device_properties(out.device).multi_processor_count
+    tile = tile or choose_config(m, n, k, out.element_size(), sms).tile
+    launch = plan(a, b, a_scales, b_scales, alpha, row_scale, bias, out, tile, sms)
+    if out.is_cuda:
+        run(launch)
+    else:
+        from nvfp4.backends.cutedsl import emulated
+
+        emulated.run(launch)

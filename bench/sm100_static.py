@@ -1,0 +1,235 @@
+"""The sm_100 GEMMs side by side as compiled: what a machine without the GPU can tell of them.
+
+    python -m nvfp4.bench.sm100_static
+
+Instructions an MMA or TMA warp issues for K = 256, and an epilogue thread for an element, bound
+how fast a tile can go; they are no times. Each kernel is compiled in a process of its own.
+"""
+
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from nvfp4.backends.cutedsl import cache, cubin
+from nvfp4.bench.peers import Compiled, cutlass_operators
+from nvfp4.bench.run import _commit, _version
+
+
+class Shape(NamedTuple):
+    """`m` x `n` outputs of one MMA: of two CTAs where `m` is 256; `cluster` CTAs of M by of N."""
+
+    m: int
+    n: int
+    cluster: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f"{self.m}x{self.n}, cluster {self.cluster[0]}x{self.cluster[1]}"
+
+
+TILES = (
+    *(Shape(128, n, (1, 1)) for n in (64, 128, 192, 256)),
+    *(Shape(256, n, (2, 1)) for n in (64, 128, 192, 256)),
+)
+PACKAGES = ("nvidia-cutlass-dsl", cutlass_operators.PACKAGE, "triton")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compiled kernel. For K = 256: its UTCOMMA, UTCCP (scales to TMEM) and UTMALDG, and all
+    SASS of a pass of the loops with them. Epilogue SASS by thread and element: of the loop over
+    subtiles, of the whole tile. Shared memory in bytes a block, dynamic. Spills: local stores and
+    loads in the SASS.
+    """
+
+    kernel: str
+    tile: str
+    mma: float
+    scale_copies: float
+    loads: float
+    mma_loop: float
+    tma_loop: float
+    epilogue_loop: float
+    epilogue_tile: float | None
+    load_stages: int
+    accumulator_stages: int
+    store_stages: int
+    shared: int
+    registers: int
+    spills: int
+    compile_seconds: float
+    toolchain: str
+
+
+HEADINGS = (
+    "kernel",
+    "tile",
+    "MMA / scale copies / loads for K=256",
+    "MMA loop SASS for K=256",
+    "TMA loop SASS for K=256",
+    "epilogue SASS an element, loop / tile",
+    "stages load / accumulator / store",
+    "shared B",
+    "registers",
+    "spills",
+    "compile s",
+)
+
+
+def _cells(row: Row) -> list[str]:
+    tile = "–" if row.epilogue_tile is None else f"{row.epilogue_tile:.2f}"
+    return [
+        row.kernel,
+        row.tile,
+        f"{row.mma:g} / {row.scale_copies:g} / {row.loads:g}",
+        f"{row.mma_loop:g}",
+        f"{row.tma_loop:g}",
+        f"{row.epilogue_loop:.2f} / {tile}",
+        f"{row.load_stages} / {row.accumulator_stages} / {row.store_stages}",
+        str(row.shared),
+        str(row.registers),
+        str(row.spills),
+        f"{row.compile_seconds:.2f}",
+    ]
+
+
+@dataclass(frozen=True)
+class Results:
+    machine: dict[str, str]
+    rows: list[Row]
+
+    def markdown(self) -> str:
+        lines = [HEADINGS, ["---"] * len(HEADINGS), *map(_cells, self.rows)]
+        facts = "\n".join(f"- {name}: {value}" for name, value in self.machine.items())
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + f"\n\n{facts}\n"
+
+    def write(self, folder: Path) -> None:
+        """sm100_static.json and sm100_static.md."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "sm100_static.json").write_text(json.dumps(asdict(self), indent=1) + "\n")
+        (folder / "sm100_static.md").write_text(self.markdown())
+
+
+def ours(tile_m: int, tile_n: int, cluster: tuple[int, int]) -> Compiled:
+    """Our GEMM of that tile: one alpha, no bias, bf16 out by TMA; compiled anew, not from the cache
+    of compiled kernels.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[cache.ENVIRONMENT] = folder
+        # Imported before the clock starts, with the DSL.
+        import nvfp4.backends.cutedsl.gemm.kernel  # noqa: F401
+        from nvfp4.backends.cutedsl.compile import compiled
+        from nvfp4.backends.cutedsl.gemm.config import Kernel, Tile
+        from nvfp4.backends.cutedsl.gemm.layouts import layout_of
+
+        kernel = Kernel(Tile(tile_m, tile_n, *cluster))
+        start = time.perf_counter()
+        code = compiled(kernel, "sm_100a")
+        seconds = time.perf_counter() - start
+    layout = layout_of(kernel)
+    return Compiled(
+        cubin=code.cubin,
+        ptx=code.ptx,
+        load_stages=layout.stages,
+        accumulator_stages=2,
+        store_stages=layout.output_sets,
+        shared=layout.shared_bytes,
+        seconds=seconds,
+    )
+
+
+def _needs_ours() -> list[str]:
+    if find_spec("cutlass") is None:
+        return ["needs the package nvidia-cutlass-dsl, got none"]
+    return []
+
+
+Compile = Callable[[int, int, tuple[int, int]], Compiled]
+KERNELS: dict[str, tuple[Compile, Callable[[], list[str]]]] = {
+    "nvfp4": (ours, _needs_ours),
+    cutlass_operators.PACKAGE: (cutlass_operators.compile, cutlass_operators.needs),
+}
+"""Who compiles, and what it needs; both by name."""
+
+
+def read(kernel: str, tile: Shape, compiled: Compiled) -> Row:
+    """Dissect a compiled kernel."""
+    instructions = cubin.sass(compiled.cubin)
+    mma, tma = cubin.mma_loop(instructions), cubin.tma_loop(instructions)
+    epilogue = cubin.epilogue_per_element(instructions, tile.n)
+    found = cubin.resources(compiled.cubin)
+    return Row(
+        kernel=kernel,
+        tile=str(tile),
+        mma=mma.loop.count(cubin.MMA) / mma.steps,
+        scale_copies=mma.loop.count("UTCCP") / mma.steps,
+        loads=tma.loop.count(cubin.TMA_LOAD) / tma.steps,
+        mma_loop=mma.sass,
+        tma_loop=tma.sass,
+        epilogue_loop=epilogue.loop,
+        epilogue_tile=epilogue.tile,
+        load_stages=compiled.load_stages,
+        accumulator_stages=compiled.accumulator_stages,
+        store_stages=compiled.store_stages,
+        shared=compiled.shared,
+        registers=found.registers,
+        spills=found.spill_stores + found.spill_loads,
+        compile_seconds=compiled.seconds,
+        toolchain=cubin.toolchain(compiled.cubin),
+    )
+
+
+def run(say: Callable[[str], None]) -> Results:
+    """Compile and read every tile of every kernel that can be compiled here."""
+    rows = []
+    for kernel, (compile_tile, needs) in KERNELS.items():
+        if reasons := needs():
+            say(f"{kernel}: {'; '.join(reasons)}")
+            continue
+        for tile in TILES:
+            # A process of its own: cutlass reads its environment when it is imported, and a first
+            # compilation takes longer than the next.
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                compiled = process.submit(compile_tile, *tile).result()
+            rows.append(read(kernel, tile, compiled))
+            say(f"{kernel}: {tile}")
+    machine = {
+        **{package: _version(package) for package in PACKAGES},
+        "compiled by": ", ".join(sorted({row.toolchain for row in rows})),
+        "compiled for": "sm_100a; NVFP4 x NVFP4 to bf16, M at run time",
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "command": "python -m nvfp4.bench.sm100_static",
+    }
+    return Results(machine, rows)
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="The folder for the JSON and the table.")] = Path(
+        "bench/results"
+    ),
+) -> None:
+    """Compile the sm_100 GEMMs and compare their machine code."""
+    results = run(lambda line: print(line, file=sys.stderr))
+    table = Table(*HEADINGS)
+    for row in results.rows:
+        table.add_row(*_cells(row))
+    Console().print(table)
+    results.write(out)
+
+
+if __name__ == "__main__":
+    typer.run(main)
