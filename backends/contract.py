@@ -1,7 +1,7 @@
 """What a backend is, and the facts it is asked about."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -38,19 +38,43 @@ class Problem(NamedTuple):
     target: Target
 
 
+class Workload(NamedTuple):
+    """Calls of mm or linear to prepare for: out [M, n] with K = k, for every M up to max_m.
+
+    dtypes: of the outputs; bias: its dtype, or None for calls without.
+    """
+
+    n: int
+    k: int
+    max_m: int
+    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16,)
+    bias: torch.dtype | None = None
+
+    def token_counts(self) -> list[int]:
+        """Each M that may be run by another kernel: all of the few, then each row tile's."""
+        many = range(129, self.max_m + 1, 128)
+        return [*range(1, min(self.max_m, 128) + 1), *many, *{self.max_m} - set(many)]
+
+
+CompileAhead = Callable[[Iterable[Workload], str, int], Iterator[tuple[str, str]]]
+"""(workloads, architecture, processes) -> each kernel as it is done, and how that went."""
+
+
 @dataclass(frozen=True)
 class Backend:
     """One way to run the ops.
 
     `ops` are those it has; op `x` is function `x` of module `nvfp4.backends.<name>.x`, imported on
     first use. `needs` lists everything that stands in a problem's way, each "needs X, got Y".
-    `only_by_name` says why a problem that this backend can run is not given to it unasked.
+    `only_by_name` says why a problem that this backend can run is not given to it unasked. `compile_ahead`, if it
+    has one, fills a cache on disk.
     """
 
     name: str
     ops: tuple[str, ...]
     needs: Callable[[Problem], list[str]]
     only_by_name: Callable[[Problem], str]
+    compile_ahead: CompileAhead | None = None
 
     def reasons(self, problem: Problem) -> list[str]:
         """Why this backend cannot run the problem; all the reasons, none if it can."""

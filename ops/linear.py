@@ -1,8 +1,8 @@
 """nvfp4::linear: activations in floats, weights in NVFP4; quantizes the activations and multiplies.
 
 Two stages, each run by whoever runs it best on this machine: nvfp4::quantize_dynamic (or
-nvfp4::quantize, with a static scale) and nvfp4::mm. A backend asked for runs those that it has. The alphas x_p[m] * w_p[n] are made in the
-GEMM's epilogue.
+nvfp4::quantize, with a static scale) and nvfp4::mm. A backend asked for runs those that it has. The
+alphas x_p[m] * w_p[n] are made in the GEMM's epilogue.
 """
 
 import torch

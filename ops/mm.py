@@ -87,8 +87,8 @@ def mm(
 ) -> Tensor:
     """A B^T of two quantized matrices [M, K] and [N, K] (scales swizzled): [M, N] in out_dtype.
 
-    float32 accumulation, then alpha = the product of the global scales in float32, then bias
-    [N], then one rounding to out_dtype.
+    float32 accumulation, then acc * alpha + bias [N] in float32 as one fused multiply-add, alpha
+    being the product of the global scales, then one rounding to out_dtype.
     """
     alpha = a.global_scale.reshape(-1, 1) * b.global_scale.reshape(1, -1)
     return torch.ops.nvfp4.mm(a.data, b.data, a.scales, b.scales, alpha, bias, out_dtype, backend)

@@ -4,9 +4,10 @@ Elsewhere, on CPU tensors and if asked for by name, the same compiled code runs 
 """
 
 import shutil
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 
-from nvfp4.backends.contract import Backend, Problem
+from nvfp4.backends.contract import Backend, Problem, Workload
 
 ARCHITECTURES = (100, 103)
 """tcgen05.mma.kind::mxf4nvf4 exists here; sm_120 has mma.sync's form of it and runs Triton."""
@@ -36,4 +37,19 @@ def _only_by_name(problem: Problem) -> str:
     return "emulated: sm_100 code run by the CPU, slowly" if _emulates(problem) else ""
 
 
-BACKEND = Backend(name="cutedsl", ops=("mm",), needs=_needs, only_by_name=_only_by_name)
+def _compile_ahead(
+    workloads: Iterable[Workload], arch: str, workers: int
+) -> Iterator[tuple[str, str]]:
+    from nvfp4.backends.cutedsl.warmup import compile_all, kernels_for
+
+    kernels = dict.fromkeys(kernel for w in workloads for kernel in kernels_for(w))
+    return compile_all(kernels, arch, workers)
+
+
+BACKEND = Backend(
+    name="cutedsl",
+    ops=("mm",),
+    needs=_needs,
+    only_by_name=_only_by_name,
+    compile_ahead=_compile_ahead,
+)

@@ -42,7 +42,7 @@ def is_cached(kernel: Kernel, arch: str) -> bool:
 
 
 def cache_key(kernel: Kernel, arch: str) -> str:
-    """All that the code depends on: configuration, target, our sources, the DSL and its settings."""
+    """All that the code depends on: configuration, target, sources, the DSL and its settings."""
     settings = sorted(item for item in os.environ.items() if item[0].startswith("CUTE_DSL_"))
     return repr((kernel, arch, _sources(), _versions(), settings))
 

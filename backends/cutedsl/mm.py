@@ -5,7 +5,13 @@ from torch import Tensor
 
 from nvfp4.backends.cutedsl.gemm.choose import SMS, choose_config
 from nvfp4.backends.cutedsl.gemm.config import Tile
-from nvfp4.backends.cutedsl.gemm.launch import plan, run
+from nvfp4.backends.cutedsl.gemm.launch import Launch, plan, run
+
+
+def emulate(launch: Launch) -> None:
+    import nvfp4.backends.cutedsl.emulated as emulated  # not needed where there is a GPU
+
+    emulated.run(launch)
 
 
 def mm(
@@ -29,6 +35,4 @@ def mm(
     if out.is_cuda:
         run(launch)
     else:
-        from nvfp4.backends.cutedsl import emulated
-
-        emulated.run(launch)
+        emulate(launch)

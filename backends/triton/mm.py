@@ -159,7 +159,8 @@ def _mm_kernel(
     if HAS_ROW_SCALE:
         factor *= tl.load(row_scale + m_read * row_scale_stride)[None, :]
     if HAS_BIAS:
-        acc = tl.fma(acc, factor, tl.broadcast_to(to_f32(tl.load(bias + n_read))[:, None], (BN, BM)))
+        added = to_f32(tl.load(bias + n_read))
+        acc = tl.fma(acc, factor, tl.broadcast_to(added[:, None], (BN, BM)))
     else:
         acc *= factor
     at = out + m[None, :].to(tl.int64) * N + n[:, None]

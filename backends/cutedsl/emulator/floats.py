@@ -1,8 +1,8 @@
 """Floating point and conversions (PTX ISA: Floating Point Instructions; cvt).
 
 numpy rounds float32 and float64 operations to nearest even, denormals kept: .rn without .ftz. A
-fused multiply-add of float32 goes through float64: the product of two float32 is exact there, and the
-sum, rounded to odd, rounds to float32 as if it were exact.
+fused multiply-add of float32 goes through float64: the product of two float32 is exact there, and
+the sum, rounded to odd, rounds to float32 as if it were exact.
 """
 
 from collections.abc import Callable, Mapping

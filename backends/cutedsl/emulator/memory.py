@@ -20,8 +20,8 @@ from nvfp4.backends.cutedsl.emulator.shadow import Events, Index, Shadow
 SHARED_WINDOW = 1 << 58
 PARAMETER_WINDOW = 1 << 59
 RANK_SHIFT = 24
-"""Where a cluster's ranks stand in shared addresses. PTX leaves it open; the DSL's kernels rely on it
-where they clear bit 24 of an mbarrier's address to name the even CTA of a pair."""
+"""Where a cluster's ranks stand in shared addresses. PTX leaves it open; the DSL's kernels rely on
+it where they clear bit 24 of an mbarrier's address to name the even CTA of a pair."""
 DYNAMIC_SHARED_BASE = 1024
 """The system keeps the first 1 KB of shared memory on sm_90 and later (CUDA programming guide)."""
 

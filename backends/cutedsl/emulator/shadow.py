@@ -2,10 +2,10 @@
 
 Every access that others may have to wait for is an event with a number: an asynchronous transfer or
 a batch of tensor core work, and, for ordinary loads and stores, the span of a warp's program from
-one release to the next. What an agent has observed is a set of events, an int with a bit for each. A
-warp's set grows when it waits on a barrier, by the sets of those that arrived there. An access is a
-fault if it conflicts with an event that its agent has not observed, whether or not the bytes happen
-to be right: this is the happens-before order of PTX ISA's memory consistency model.
+one release to the next. What an agent has observed is a set of events, an int with a bit for each.
+A warp's set grows when it waits on a barrier, by the sets of those that arrived there. An access
+that conflicts with an event which its agent has not observed is a fault, whether or not the bytes
+happen to be right: this is the happens-before order of PTX ISA's memory consistency model.
 """
 
 from collections.abc import Callable

@@ -130,23 +130,16 @@ def _alloc(instruction: ptx.Instruction, program: Program, modifiers: Modifiers)
     def step(warp: Any) -> int | None:
         if (blocked := warp.converge()) is not None:
             return blocked
-        ctas = _ctas(warp, group)
+        memories = [cta.tensor for cta in _ctas(warp, group)]
         memory = warp.cta.tensor
-        turn = warp.state.get(key)
-        if turn is None:
-            memory.allocs += 1
-            turn = warp.state[key] = memory.allocs
-            for cta in ctas:
-                waiting, cta.tensor.waiting = cta.tensor.waiting, []
-                for other in waiting:
-                    other.wake()
-        columns = pick(warp.registers[count], warp.mask)
-        first = None
-        if all(cta.tensor.allocs >= turn for cta in ctas):
-            first = memory.allocate(columns)
-        if first is None:
+        number = warp.state.get(key)
+        if number is None:
+            columns = pick(warp.registers[count], warp.mask)
+            number = warp.state[key] = memory.request(columns)
+        if number not in memory.granted and not _grant(memories, number):
             memory.waiting.append(warp)
             return BLOCKED
+        first = memory.granted[number]
         del warp.state[key]
         address = pick(warp.registers[base], warp.mask) + offset
         cta, at = cta_at(warp, address)
@@ -159,6 +152,23 @@ def _alloc(instruction: ptx.Instruction, program: Program, modifiers: Modifiers)
         return None
 
     return step
+
+
+def _grant(memories: list[Any], number: int) -> bool:
+    """Serves the same request of all these CTAs at once, or none."""
+    if any(number >= len(memory.requests) for memory in memories):
+        return False
+    columns = memories[0].requests[number]
+    if any(memory.requests[number] != columns for memory in memories):
+        raise Hazard(Kind.TMEM, "the CTAs of a pair allocate different numbers of columns")
+    rooms = [memory.room(columns) for memory in memories]
+    if None in rooms:
+        return False
+    for memory, first in zip(memories, rooms, strict=True):
+        memory.allocations[first] = columns
+        memory.granted[number] = first
+        memory.wake()
+    return True
 
 
 def _dealloc(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -> Step:

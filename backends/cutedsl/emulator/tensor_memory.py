@@ -19,7 +19,10 @@ class TensorMemory:
         self.words = np.zeros((LANES, COLUMNS), np.uint32)
         self.shadow = Shadow((QUARTERS, COLUMNS), cta.cluster.events, self._name)
         self.allocations: dict[int, int] = {}  # first column: columns
-        self.allocs = 0  # begun so far: the two CTAs of a pair allocate together
+        # The two CTAs of a pair allocate together: the columns that each of this CTA's allocations
+        # asks for, and the first column that it got.
+        self.requests: list[int] = []
+        self.granted: dict[int, int] = {}
         self.relinquished = False
         self.waiting: list[Any] = []
 
@@ -32,17 +35,28 @@ class TensorMemory:
         quarter = quarters if isinstance(quarters, int) else n // width
         return f"CTA {self._cta.index}: tensor memory column {column}, lanes {32 * quarter}.."
 
-    def allocate(self, columns: int) -> int | None:
-        """The first of that many columns; None while they are not to be had."""
+    def request(self, columns: int) -> int:
+        """Asks for columns; the number of the request."""
         if columns not in (32, 64, 128, 256, 512):
             raise Hazard(Kind.TMEM, f"{columns} columns: allocations are 32, 64, ... 512")
         if self.relinquished:
             raise Hazard(Kind.TMEM, "an allocation after relinquish_alloc_permit")
+        self.requests.append(columns)
+        return len(self.requests) - 1
+
+    def room(self, columns: int) -> int | None:
+        """The first of that many free columns, if there are."""
         for first in range(0, COLUMNS - columns + 1, columns):
-            if all(first + columns <= at or at + n <= first for at, n in self.allocations.items()):
-                self.allocations[first] = columns
+            taken = self.allocations.items()
+            if all(first + columns <= at or at + n <= first for at, n in taken):
                 return first
         return None
+
+    def wake(self) -> None:
+        """Those that wait for an allocation try again."""
+        waiting, self.waiting = self.waiting, []
+        for warp in waiting:
+            warp.wake()
 
     def free(self, address: int, columns: int, seen: int) -> None:
         if self.allocations.get(address) != columns:
@@ -55,9 +69,7 @@ class TensorMemory:
         self.shadow.writer[region] = 0
         self.shadow.readers[region] = 0
         del self.allocations[address]
-        waiting, self.waiting = self.waiting, []
-        for warp in waiting:
-            warp.wake()
+        self.wake()
 
     def region(self, address: int, columns: int) -> slice:
         """The columns from an address on, all of them within one allocation."""

@@ -8,8 +8,8 @@ figures of B200 or stated assumptions, and none of it has been measured on one: 
 import functools
 from typing import NamedTuple
 
-from nvfp4.backends.cutedsl.gemm.config import SWAPPED_COLUMNS, Tile
-from nvfp4.backends.cutedsl.gemm.layouts import MMA_K, STAGE_K
+from nvfp4.backends.cutedsl.gemm.config import STAGE_K, SWAPPED_COLUMNS, Tile
+from nvfp4.backends.cutedsl.gemm.layouts import MMA_K
 
 SMS = 148
 CLOCK = 1.85e9
@@ -62,7 +62,8 @@ def predict(tile: Tile, m: int, n: int, k: int, out_bytes: int = 2, sms: int = S
     """The time of out [m, n] = A B^T with K = k by this tile on `sms` SMs."""
     rows, columns = (n, m) if tile.swapped else (m, n)
     waves = -(-tile.tiles(rows, columns) // max(1, sms // tile.cluster))
-    steps = -(-(-(-k // STAGE_K)) // tile.split_k)
+    stages = -(-k // STAGE_K)
+    steps = -(-stages // tile.split_k)
 
     # Of one K = 64 MMA, an SM's share: its 128 rows, its part of B's rows.
     b_rows = tile.columns // tile.ctas
@@ -80,24 +81,18 @@ def predict(tile: Tile, m: int, n: int, k: int, out_bytes: int = 2, sms: int = S
     return Prediction(tile, overhead + max(mma, l2, hbm), mma, l2, hbm, waves)
 
 
-def candidates(m: int, k: int) -> tuple[Tile, ...]:
-    """The tiles to choose from. Few tokens go to the MMA's N side, in one tile if it is narrow."""
+def candidates(m: int, n: int, k: int) -> tuple[Tile, ...]:
+    """The tiles to choose from. Few tokens go to the MMA's N side, in one tile that just fits."""
     if m > SWAP_UP_TO:
         return TILES
     fitting = min(columns for columns in SWAPPED_COLUMNS if columns >= m)
-    stages = -(-k // STAGE_K)
-    return tuple(t for t in NARROW if t.columns == fitting and splits(t, stages))
-
-
-def splits(tile: Tile, stages: int) -> bool:
-    """Whether each part of K has work, and each thread of the reduction has columns."""
-    return tile.split_k <= min(stages, tile.columns)
+    return tuple(t for t in NARROW if t.columns == fitting and not t.unfit(n, m, k))
 
 
 @functools.lru_cache(maxsize=65536)
 def choose_config(m: int, n: int, k: int, out_bytes: int = 2, sms: int = SMS) -> Prediction:
     """The best tile for out [m, n] = A B^T with K = k, and what it is expected to take."""
     return min(
-        (predict(tile, m, n, k, out_bytes, sms) for tile in candidates(m, k)),
+        (predict(tile, m, n, k, out_bytes, sms) for tile in candidates(m, n, k)),
         key=lambda prediction: prediction.time,
     )

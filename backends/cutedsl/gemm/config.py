@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
+STAGE_K = 256
+"""K of a load stage: rows of 128 bytes."""
+
 SWAPPED_COLUMNS = (8, 16, 32, 64)
 """Tile widths for few tokens: those of 8 and 16 hold all of them in one tile, since a tile's scales
 must start on one of tensor memory's groups of 32 rows."""
@@ -54,6 +57,15 @@ class Tile:
             found.append("split_k needs one CTA a tile and columns up to 64")
         return found
 
+    def unfit(self, rows: int, columns: int, k: int) -> list[str]:
+        """Why this tile cannot compute a D of rows x columns with this K; empty if it can."""
+        found = []
+        if self.columns < 32 and columns > self.columns:
+            found.append(f"columns under 32 need all {columns} columns of D in one tile")
+        if self.split_k > -(-k // STAGE_K):
+            found.append(f"split_k needs K = {STAGE_K} or a part of it for each CTA, K is {k}")
+        return found
+
     @property
     def ctas(self) -> int:
         """CTAs that compute one MMA together: 1, or a pair."""
@@ -86,7 +98,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """out = acc * factor (+ bias) as one fused multiply-add, rounded once more to the output's dtype.
+    """out = acc * factor (+ bias), a fused multiply-add in float32, then rounded to out_dtype.
 
     alpha, which the factor is: "one" number [1, 1], "rows" [M, 1], "segments" of N [1, S], or a
     "matrix" [M, S], looked up per element. row_scale: times another per row. tma_store: by TMA, for
@@ -103,7 +115,15 @@ class Epilogue:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A static configuration: one of these is one compiled function, for every shape and address."""
+    """A static configuration: one compiled function, for every shape and address."""
 
     tile: Tile
     epilogue: Epilogue = Epilogue()
+
+    def __str__(self) -> str:
+        e = self.epilogue
+        parts = [str(e.out_dtype).removeprefix("torch."), f"alpha {e.alpha}"]
+        parts += ["row_scale"] * e.row_scale
+        parts += [f"bias {str(e.bias_dtype).removeprefix('torch.')}"] * e.bias
+        parts += ["element stores"] * (not e.tma_store)
+        return f"{self.tile}: {', '.join(parts)}"

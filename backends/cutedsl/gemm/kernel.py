@@ -1,8 +1,8 @@
 """The GEMM kernel: host function, tensor maps, roles.
 
 Six warps: four empty the accumulators (epilogue.py), one issues the MMAs and one loads
-(mainloop.py). Everything that a call changes (addresses, sizes, strides) is a run-time argument: one
-compiled function serves them all.
+(mainloop.py). Everything that a call changes (addresses, sizes, strides) is a run-time argument:
+one compiled function serves them all.
 """
 
 import cutlass
@@ -12,7 +12,7 @@ from cutlass.cute.nvgpu import cpasync
 from cutlass.cute.runtime import make_fake_stream, make_ptr
 
 from nvfp4.backends.cutedsl.gemm import epilogue, mainloop, ptx
-from nvfp4.backends.cutedsl.gemm.config import Epilogue
+from nvfp4.backends.cutedsl.gemm.config import STAGE_K, Epilogue
 from nvfp4.backends.cutedsl.gemm.factors import Factors
 from nvfp4.backends.cutedsl.gemm.layouts import (
     EPILOGUE_WARPS,
@@ -20,7 +20,6 @@ from nvfp4.backends.cutedsl.gemm.layouts import (
     ROW_BYTES,
     SCALE_ROWS,
     SCALE_WORDS,
-    STAGE_K,
     STORE_BYTES,
     WARP_ROWS,
     Layout,
@@ -37,9 +36,8 @@ THREADS = 32 * (EPILOGUE_WARPS + 2)
 def operand_map(data: cute.Pointer, rows: Int32, k: Int32, stride: Int64, box_rows):
     """The tensor map of packed rows [rows, k / 2] bytes, `stride` bytes apart."""
     layout = cute.make_layout((rows, k // 2), stride=(cute.assume(stride, 16), 1))
-    box = cute.make_composed_layout(
-        cute.make_swizzle(3, 4, 3), 0, cute.make_layout((box_rows, ROW_BYTES), stride=(ROW_BYTES, 1))
-    )
+    rows_of_box = cute.make_layout((box_rows, ROW_BYTES), stride=(ROW_BYTES, 1))
+    box = cute.make_composed_layout(cute.make_swizzle(3, 4, 3), 0, rows_of_box)
     load = cpasync.CopyBulkTensorTileG2SOp()
     tensor = cute.make_tensor(data, layout)
     return cpasync.make_tiled_tma_atom(load, tensor, box, (box_rows, ROW_BYTES)).atom
@@ -103,9 +101,7 @@ def gemm(
         operand_map(a, rows, k, a_stride, 128 // layout.a_sharers),
         operand_map(b, columns, k, b_stride, layout.b_rows // layout.b_sharers),
         scale_map(a_scales, rows, k, K_BLOCKS // layout.a_sharers, 1),
-        scale_map(
-            b_scales, columns, k, K_BLOCKS // layout.b_scale_sharers, layout.b_scale_tiles
-        ),
+        scale_map(b_scales, columns, k, K_BLOCKS // layout.b_scale_sharers, layout.b_scale_tiles),
     )
     out_map = None
     if const_expr(layout.epilogue.tma_store):
@@ -157,7 +153,7 @@ def kernel(
     rank = Int32(0)
     if const_expr(tile.cluster > 1):
         rank = cute.arch.make_warp_uniform(cute.arch.block_idx_in_cluster())
-    schedule = Grid(*grid, block // tile.cluster, blocks // tile.cluster)
+    schedule = Grid(grid[0], grid[1], block // tile.cluster, blocks // tile.cluster)
     warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
     smem = cute.arch.get_dyn_smem(cutlass.Uint8, alignment=1024).toint()
 

@@ -11,6 +11,10 @@ from nvfp4.backends.cutedsl.compile import FUNCTION, Compiled, compiled
 from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
 
 
+ALPHA_FORMS = ("one", "rows", "segments", "matrix")
+"""Epilogue.alpha, by whether alpha [1 or M, S] has segments, then rows."""
+
+
 class Launch(NamedTuple):
     """What to call, and with what: the kernel's run-time arguments but the stream."""
 
@@ -38,17 +42,14 @@ def plan(
     a, b = loadable(a), loadable(b)
     a_scales, b_scales = aligned(a_scales.view(torch.uint8)), aligned(b_scales.view(torch.uint8))
     alpha_rows, segments = alpha.shape
-    form = {(True, True): "one", (False, True): "rows", (True, False): "segments"}.get(
-        (alpha_rows == 1, segments == 1), "matrix"
-    )
-    item = out.element_size()
+    form = ALPHA_FORMS[2 * (segments > 1) + (alpha_rows > 1)]
     epilogue = Epilogue(
         out_dtype=out.dtype,
         alpha=form,
         row_scale=row_scale is not None,
         bias=bias is not None,
         bias_dtype=torch.float32 if bias is None else bias.dtype,
-        tma_store=not tile.swapped and form != "matrix" and n * item % 16 == 0 and out.data_ptr() % 16 == 0,
+        tma_store=not tile.swapped and form != "matrix" and starts_on_16_bytes(out),
     )
     tensors = {"a": a, "b": b, "a_scales": a_scales, "b_scales": b_scales, "alpha": alpha}
     tensors |= {} if row_scale is None else {"row_scale": row_scale}
@@ -57,6 +58,8 @@ def plan(
     operands, rows, columns = (a, b, a_scales, b_scales), m, n
     if tile.swapped:
         operands, rows, columns = (b, a, b_scales, a_scales), n, m
+    if problems := tile.unfit(rows, columns, k):
+        raise ValueError(f"tile {tile}: {'; '.join(problems)}")
     unused = alpha.data_ptr()
     args = (
         *(operand.data_ptr() for operand in operands),
@@ -80,13 +83,18 @@ def plan(
 def loadable(data: Tensor) -> Tensor:
     """Packed rows as TMA can load them, from and at multiples of 16 bytes.
 
-    K that is not a multiple of 32 has rows that are not: those are copied, padded by zeros.
+    K that is not a multiple of 32 has rows that are not: those are copied to rows that are.
     """
-    if data.shape[1] % 16 == 0 and data.stride(0) % 16 == 0 and data.data_ptr() % 16 == 0:
+    if starts_on_16_bytes(data):
         return data
-    padded = data.new_zeros(data.shape[0], -(-data.shape[1] // 16) * 16)
-    padded[:, : data.shape[1]] = data
-    return padded
+    rows, width = data.shape
+    copy = data.new_empty(rows, -(-width // 16) * 16)[:, :width]
+    return copy.copy_(data)
+
+
+def starts_on_16_bytes(x: Tensor) -> bool:
+    """Whether each row does, as TMA needs."""
+    return x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
 
 
 def aligned(scales: Tensor) -> Tensor:

@@ -25,9 +25,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
+from nvfp4.backends.cutedsl.gemm.config import STAGE_K, Epilogue, Kernel, Tile
 
-STAGE_K = 256
 MMA_K = 64
 K_BLOCKS = STAGE_K // MMA_K
 ROW_BYTES = STAGE_K // 2

@@ -58,7 +58,9 @@ def k_range(layout: cutlass.Constexpr[Layout], k_stages: Int32, rank: Int32):
 
 
 @cute.jit
-def load(layout: cutlass.Constexpr[Layout], maps, smem: Int32, rank: Int32, k_stages: Int32, grid: Grid):
+def load(
+    layout: cutlass.Constexpr[Layout], maps, smem: Int32, rank: Int32, k_stages: Int32, grid: Grid
+):
     """The TMA warp: keep the ring of stages full, tile after tile."""
     tile_config = layout.tile
     ctas = tile_config.ctas
@@ -89,9 +91,7 @@ def load(layout: cutlass.Constexpr[Layout], maps, smem: Int32, rank: Int32, k_st
     weight_row = tile[1] + y * tile_config.columns + b_row
     if const_expr(tile_config.swapped):
         weight_row = tile[0] + x * 128
-    for k in cutlass.range(
-        k_begin, cutlass.min(k_end, k_begin + layout.stages), unroll=1
-    ):
+    for k in cutlass.range(k_begin, cutlass.min(k_end, k_begin + layout.stages), unroll=1):
         ptx.tma_prefetch(weights, [k * ROW_BYTES, weight_row])
         ptx.tma_prefetch(weight_scales, [k * STAGE_WORDS, weight_row // SCALE_ROWS])
     cute.arch.griddepcontrol_wait()
@@ -112,9 +112,7 @@ def load(layout: cutlass.Constexpr[Layout], maps, smem: Int32, rank: Int32, k_st
             ptx.tma_load(
                 a_at + at, a_map, [k * ROW_BYTES, row + y * a_part], full, ctas, column_mask
             )
-            ptx.tma_load(
-                b_at + at, b_map, [k * ROW_BYTES, column + b_row], full, ctas, row_mask
-            )
+            ptx.tma_load(b_at + at, b_map, [k * ROW_BYTES, column + b_row], full, ctas, row_mask)
             ptx.tma_load(
                 a_scales_at + at,
                 a_scale_map,
@@ -154,7 +152,12 @@ def masks(layout: cutlass.Constexpr[Layout], x: Int32, y: Int32):
 
 @cute.jit
 def multiply(
-    layout: cutlass.Constexpr[Layout], smem: Int32, tmem: Int32, rank: Int32, k_stages: Int32, grid: Grid
+    layout: cutlass.Constexpr[Layout],
+    smem: Int32,
+    tmem: Int32,
+    rank: Int32,
+    k_stages: Int32,
+    grid: Grid,
 ):
     """The MMA warp (of the leading CTA): for each stage, scales to tensor memory, then the MMAs."""
     tile_config = layout.tile

@@ -256,8 +256,8 @@ def tmem_load(tmem: Int32, columns: int, *, loc=None, ip=None) -> tuple[Float32,
 
 @dsl_user_op
 def tmem_load_16x256b(tmem: Int32, columns: int, *, loc=None, ip=None) -> tuple[Float32, ...]:
-    """`columns` of 16 lanes (the whole warp), after tmem_wait: for each 8 columns, the thread's two,
-    2 (lane % 4) and the next, of lane / 4, then of 8 lanes further.
+    """`columns` of 16 lanes (the whole warp), after tmem_wait: for each 8 columns, the thread's
+    two, 2 (lane % 4) and the next, of row lane / 4, then of the row 8 further.
     """
     count = columns // 2
     registers = ", ".join(f"${i}" for i in range(count))

@@ -27,7 +27,7 @@ def store(
     row_bias: Float32, factors: Factors, out: cute.Pointer, out_stride: Int64, row: Int32,
     column: Int32, rows: Int32, columns: Int32,
 ):  # fmt: skip
-    """A thread's sums, of row `row` of D from `column` on; their staged vectors are at `vectors`."""
+    """A thread's sums, of row `row` of D from `column` on; `vectors`: what is staged for them."""
     dtype, swapped = DTYPES[layout.epilogue.out_dtype], layout.tile.swapped
     for i in cutlass.range_constexpr(len(sums)):
         if row < rows and column + i < columns:
@@ -56,18 +56,19 @@ def keep_partials(
 
 
 @cute.jit
-def add_partials(layout: cutlass.Constexpr[Layout], smem: Int32, r: Int32, rank: Int32, turn: Int32):
+def add_partials(
+    layout: cutlass.Constexpr[Layout], smem: Int32, r: Int32, rank: Int32, turn: Int32
+):  # fmt: skip
     """Split-K: this CTA's share of the tile's columns, added in the order of the CTAs' ranks."""
     split = layout.tile.split_k
     share = layout.tile.columns // split
     arrive_at_all(layout, smem + layout.partial_full)
     ptx.mbarrier_wait_cluster(smem + layout.partial_full, turn & 1)
     at = smem + layout.partials + (rank * share * 128 + r) * 4
-    sums = []
-    for q in cutlass.range_constexpr(split):
+    sums = [ptx.load_cluster(ptx.map_to_cta(at, Int32(0)), 512 * i) for i in range(share)]
+    for q in cutlass.range_constexpr(1, split):
         remote = ptx.map_to_cta(at, Int32(q))
-        parts = [ptx.load_cluster(remote, 512 * i) for i in range(share)]
-        sums = parts if q == 0 else [a + b for a, b in zip(sums, parts, strict=True)]
+        sums = [sums[i] + ptx.load_cluster(remote, 512 * i) for i in range(share)]
     arrive_at_all(layout, smem + layout.partial_empty)
     return sums
 

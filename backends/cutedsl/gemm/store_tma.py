@@ -47,9 +47,7 @@ def places_of(layout: cutlass.Constexpr[Layout], buffer: Int32, lane: Int32):
 
 
 @cute.jit
-def pairs_of(
-    layout: cutlass.Constexpr[Layout], vectors: Int32, offset: cutlass.Constexpr[int]
-):
+def pairs_of(layout: cutlass.Constexpr[Layout], vectors: Int32, offset: cutlass.Constexpr[int]):
     """The thread's pairs of a staged vector of a subtile: one pair for every 8 columns."""
     pairs = []
     for i in cutlass.range_constexpr(layout.subtile // 16):
@@ -69,7 +67,8 @@ def move(
     where they start.
     """
     out_dtype = layout.epilogue.out_dtype
-    factors = biases = None
+    factors: list = []
+    biases: list = []
     if const_expr(layout.stages_factors):
         factors = pairs_of(layout, vectors, 0)
     if const_expr(layout.stages_bias):
@@ -82,10 +81,10 @@ def move(
             j, low = i // 2, i % 2  # the i-th pair: columns 8 j.., rows 0.. or 8..
             row_factor = row_factors[2 * half + low]
             factor = (row_factor, row_factor)
-            if const_expr(factors is not None):
+            if const_expr(layout.stages_factors):
                 factor = ptx.multiply2(factors[j], factor)
             pair = (values[2 * i], values[2 * i + 1])
-            if const_expr(biases is not None):
+            if const_expr(layout.stages_bias):
                 pair = ptx.fma2(pair, factor, biases[j])
             else:
                 pair = ptx.multiply2(pair, factor)
