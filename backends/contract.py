@@ -56,8 +56,19 @@ class Workload(NamedTuple):
         return [*range(1, min(self.max_m, 128) + 1), *many, *{self.max_m} - set(many)]
 
 
-CompileAhead = Callable[[Iterable[Workload], str, int], Iterator[tuple[str, str]]]
-"""(workloads, architecture, processes) -> each kernel as it is done, and how that went."""
+class Compilation(NamedTuple):
+    """Kernels being compiled ahead: how many, and each as it is done: its name, and "cached",
+    "compiled" or "failed: " and why.
+    """
+
+    kernels: int
+    outcomes: Iterator[tuple[str, str]]
+
+
+CompileAhead = Callable[[Iterable[Workload], str, int], Compilation]
+"""What workloads need, for an architecture such as "sm_100a", in so many processes (0: one per
+CPU).
+"""
 
 
 @dataclass(frozen=True)
@@ -66,8 +77,9 @@ class Backend:
 
     `ops` are those it has; op `x` is function `x` of module `nvfp4.backends.<name>.x`, imported on
     first use. `needs` lists everything that stands in a problem's way, each "needs X, got Y".
-    `only_by_name` says why a problem that this backend can run is not given to it unasked. `compile_ahead`, if it
-    has one, fills a cache on disk.
+    `only_by_name` says why a problem that this backend can run is not given to it unasked.
+    `compile_ahead`, if it has one, fills a cache on disk; `describe` says what it would run for
+    mm's M, N, K.
     """
 
     name: str
@@ -75,6 +87,7 @@ class Backend:
     needs: Callable[[Problem], list[str]]
     only_by_name: Callable[[Problem], str]
     compile_ahead: CompileAhead | None = None
+    describe: Callable[[int, int, int], str] | None = None
 
     def reasons(self, problem: Problem) -> list[str]:
         """Why this backend cannot run the problem; all the reasons, none if it can."""

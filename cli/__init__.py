@@ -2,7 +2,7 @@
 
 import typer
 
-from nvfp4.cli import bench, demo, info
+from nvfp4.cli import bench, demo, info, warmup
 
 app = typer.Typer(
     help="NVFP4 operators: what runs here, a real model on them, and how fast they are.",
@@ -13,5 +13,6 @@ app = typer.Typer(
 app.command()(info.info)
 app.command()(demo.demo)
 app.command()(bench.bench)
+app.command()(warmup.warmup)
 
 __all__ = ["app"]

@@ -20,6 +20,14 @@ from nvfp4.version import VERSION
 PACKAGES = ("torch", "triton", "nvidia-cutlass-dsl")
 
 
+def _plans(m: int, n: int, k: int) -> dict[str, str]:
+    """What each backend that can say it would run for out [m, n] with K = k."""
+    if min(m, n) < 1 or k < 16 or k % 16:
+        need = "M and N positive and K a positive multiple of 16"
+        raise ValueError(f"--problem needs {need}, got {m} {n} {k}")
+    return {b.name: b.describe(m, n, k) for b in BACKENDS if b.describe is not None}
+
+
 def _installed(package: str) -> str:
     try:
         return version(package)
@@ -61,10 +69,16 @@ def _device(device: torch.device) -> dict[str, Any]:
 
 def info(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    problem: Annotated[
+        tuple[int, int, int] | None,
+        typer.Option(metavar="M N K", help="What each backend's mm would run, and how long."),
+    ] = None,
 ) -> None:
     """Say what this machine has, and which backend runs each op on it, and why."""
     with user_errors():
         facts = _facts()
+        if problem is not None:
+            facts["problem"] = _plans(*problem)
     if as_json:
         print(json.dumps(facts, indent=2))
         return
@@ -73,6 +87,8 @@ def info(
     console.print(f"nvfp4 {facts['nvfp4']}, Python {facts['python']}, {packages}")
     for device, about in facts["devices"].items():
         _print_device(device, about, console)
+    for backend, plan in facts.get("problem", {}).items():
+        console.print(f"  mm M N K = {problem} on {backend}: {plan}")
 
 
 def _print_device(device: str, about: dict[str, Any], console: Console) -> None:
@@ -84,7 +100,16 @@ def _print_device(device: str, about: dict[str, Any], console: Console) -> None:
         table.add_row(
             op,
             runs,
-            *(_word([said[stage] for stage in STAGES[op]]) for said in about["backends"].values()),
+            *(
+                _word(
+                    [
+                        said[stage]
+                        for stage in STAGES[op]
+                        if len(STAGES[op]) == 1 or _has(said[stage])
+                    ]
+                )
+                for said in about["backends"].values()
+            ),
         )
     console.print(table)
     for backend, said in about["backends"].items():
@@ -96,6 +121,11 @@ def _print_device(device: str, about: dict[str, Any], console: Console) -> None:
             console.print(
                 f"  {backend}: {reason}" + ("" if len(ops) == len(said) else f" ({', '.join(ops)})")
             )
+
+
+def _has(verdict: str) -> bool:
+    """Whether the backend has a kernel at all: others do the stages that it has none for."""
+    return not verdict.startswith("needs a kernel for this op")
 
 
 def _word(verdicts: list[str]) -> str:

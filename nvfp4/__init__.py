@@ -17,6 +17,7 @@ from nvfp4.ops import (
     quantize_dynamic,
     quantize_weight,
     silu_mul_quantize,
+    warmup,
 )
 from nvfp4.spec.swizzle import swizzle_scales, unswizzle_scales
 from nvfp4.version import VERSION
@@ -38,4 +39,5 @@ __all__ = [
     "silu_mul_quantize",
     "swizzle_scales",
     "unswizzle_scales",
+    "warmup",
 ]

@@ -11,6 +11,7 @@ from nvfp4.ops.quantize import quantize, quantize_weight
 from nvfp4.ops.quantize_dynamic import quantize_dynamic
 from nvfp4.ops.silu_mul_quantize import silu_mul_quantize
 from nvfp4.ops.tensor import QuantizedTensor, concatenate
+from nvfp4.ops.warmup import warmup
 from nvfp4.spec.quantize import global_scale
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "quantize_dynamic",
     "quantize_weight",
     "silu_mul_quantize",
+    "warmup",
 ]

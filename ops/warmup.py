@@ -41,7 +41,7 @@ def warmup(
     done = []
     if chosen.compile_ahead is not None:
         arch = f"sm_{target.sm or 100}a"
-        for kernel, outcome in chosen.compile_ahead(workloads, arch, 0):
+        for kernel, outcome in chosen.compile_ahead(workloads, arch, 0).outcomes:
             if outcome.startswith("failed"):
                 raise RuntimeError(f"nvfp4.warmup: {kernel}: {outcome}")
             done.append(f"{kernel}: {outcome}")

@@ -22,10 +22,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`backend`: every registered backend that has the op of the test's mark, pytest.mark.op."""
+    """`backend`: every registered backend that has the op of the test's mark, pytest.mark.op, or of
+    a composed op a stage.
+    """
     if "backend" in metafunc.fixturenames:
         op = metafunc.definition.get_closest_marker("op").args[0]
-        names = [b.name for b in BACKENDS if all(stage in b.ops for stage in STAGES[op])]
+        names = [b.name for b in BACKENDS if any(stage in b.ops for stage in STAGES[op])]
         metafunc.parametrize("backend", names, indirect=True)
 
 
@@ -35,9 +37,10 @@ def backend(request: pytest.FixtureRequest) -> str:
     machine.
     """
     op = request.node.get_closest_marker("op").args[0]
+    has = next(b.ops for b in BACKENDS if b.name == request.param)
     for stage in explain(op, DEVICE).stages:
         for verdict in stage.verdicts:
-            if verdict.backend == request.param and verdict.reasons:
+            if verdict.backend == request.param and verdict.reasons and stage.op in has:
                 pytest.skip(f"{request.param}: {verdict}")
     return request.param
 

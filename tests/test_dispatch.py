@@ -33,7 +33,7 @@ def test_defaults(op, compiled_triton):
     assert _choose(op, HOPPER) == "triton"
     assert _choose(op, Target("cuda", 120)) == "triton"
     assert _choose(op, TURING) == "reference"
-    assert _choose(op, BLACKWELL) == "triton", "until the CuTe DSL kernels exist"
+    assert _choose(op, BLACKWELL) == ("cutedsl" if op == "mm" else "triton")
 
 
 def test_interpreted_triton_runs_by_name_only(monkeypatch):
@@ -47,17 +47,29 @@ def test_all_reasons_of_all_backends_are_told(compiled_triton):
         choose(Problem("quantize", CPU), "cutedsl")
     message = str(error.value)
     assert "backend 'cutedsl' cannot run this on cpu" in message
-    assert "needs a kernel for this op" in message and "needs sm_100 or sm_103, got cpu" in message
+    assert "needs a kernel for this op, has mm" in message
     assert "triton: needs an NVIDIA GPU of sm_80 or later" in message
     assert "reference: ok" in message
 
 
 def test_cutedsl_reasons():
-    assert (
-        cutedsl.BACKEND.reasons(Problem("mm", HOPPER))[1]
-        == "needs sm_100 or sm_103, got cuda sm_90"
-    )
+    needs = "needs sm_100 or sm_103, or the CPU to emulate it, got cuda sm_90"
+    assert needs in cutedsl.BACKEND.reasons(Problem("mm", HOPPER))
     assert "needs sm_100" not in " ".join(cutedsl.BACKEND.reasons(Problem("mm", BLACKWELL)))
+    assert "needs sm_100" not in " ".join(cutedsl.BACKEND.reasons(Problem("mm", CPU)))
+
+
+def test_sm_100_is_emulated_by_name_only():
+    assert _choose("mm", CPU) != "cutedsl"
+    assert _choose("mm", CPU, "cutedsl") == "cutedsl"
+    assert "emulated" in str(nvfp4.explain("mm", "cpu"))
+
+
+def test_emulation_needs_a_c_compiler(monkeypatch):
+    monkeypatch.setattr(cutedsl.shutil, "which", lambda name: None)
+    reasons = cutedsl.BACKEND.reasons(Problem("mm", CPU))
+    assert "needs a C compiler to emulate sm_100, got none" in reasons
+    assert not any("C compiler" in r for r in cutedsl.BACKEND.reasons(Problem("mm", BLACKWELL)))
 
 
 def test_a_missing_package_is_a_reason(monkeypatch, compiled_triton):
@@ -83,7 +95,8 @@ def test_environment_names_a_backend(monkeypatch, device):
     x = torch.randn(2, 32, device=device)
     monkeypatch.setenv(select.ENVIRONMENT, "cutedsl")
     with pytest.raises(ValueError, match="backend 'cutedsl' cannot run this"):
-        torch.ops.nvfp4.quantize_dynamic(x)
+        torch.ops.nvfp4.quantize_dynamic(x, backend="cutedsl")
+    torch.ops.nvfp4.quantize_dynamic(x)  # it has no quantizer: who runs it best does
     torch.ops.nvfp4.quantize_dynamic(x, backend="reference")
     monkeypatch.setenv(select.ENVIRONMENT, "reference")
     assert nvfp4.explain("mm", device).backend == "reference"
@@ -94,7 +107,8 @@ def test_explain(device):
     assert [stage.op for stage in explanation.stages] == ["quantize_dynamic", "mm"]
     for name in (b.name for b in BACKENDS):
         assert f"{name}: " in str(explanation)
-    assert "none" in nvfp4.explain("mm", "cpu", backend="cutedsl").backend
+    assert nvfp4.explain("quantize", "cpu", backend="cutedsl").backend == "none"
+    assert nvfp4.explain("linear", "cpu", backend="cutedsl").backend.endswith(" + cutedsl")
     with pytest.raises(ValueError, match="op needs one of"):
         nvfp4.explain("conv2d")
 

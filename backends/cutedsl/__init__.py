@@ -4,10 +4,10 @@ Elsewhere, on CPU tensors and if asked for by name, the same compiled code runs 
 """
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from importlib.util import find_spec
 
-from nvfp4.backends.contract import Backend, Problem, Workload
+from nvfp4.backends.contract import Backend, Compilation, Problem, Workload
 
 ARCHITECTURES = (100, 103)
 """tcgen05.mma.kind::mxf4nvf4 exists here; sm_120 has mma.sync's form of it and runs Triton."""
@@ -37,13 +37,17 @@ def _only_by_name(problem: Problem) -> str:
     return "emulated: sm_100 code run by the CPU, slowly" if _emulates(problem) else ""
 
 
-def _compile_ahead(
-    workloads: Iterable[Workload], arch: str, workers: int
-) -> Iterator[tuple[str, str]]:
+def _compile_ahead(workloads: Iterable[Workload], arch: str, workers: int) -> Compilation:
     from nvfp4.backends.cutedsl.warmup import compile_all, kernels_for
 
     kernels = dict.fromkeys(kernel for w in workloads for kernel in kernels_for(w))
-    return compile_all(kernels, arch, workers)
+    return Compilation(len(kernels), compile_all(kernels, arch, workers))
+
+
+def _describe(m: int, n: int, k: int) -> str:
+    from nvfp4.backends.cutedsl.gemm.choose import choose_config
+
+    return f"on a B200, {choose_config(m, n, k)}"
 
 
 BACKEND = Backend(
@@ -52,4 +56,5 @@ BACKEND = Backend(
     needs=_needs,
     only_by_name=_only_by_name,
     compile_ahead=_compile_ahead,
+    describe=_describe,
 )

@@ -1,11 +1,20 @@
 """nvfp4::mm on sm_100: the tile chosen, the kernel launched; on CPU tensors, emulated."""
 
+import functools
+
 import torch
 from torch import Tensor
 
 from nvfp4.backends.cutedsl.gemm.choose import SMS, choose_config
 from nvfp4.backends.cutedsl.gemm.config import Tile
 from nvfp4.backends.cutedsl.gemm.launch import Launch, plan, run
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return SMS
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def emulate(launch: Launch) -> None:
@@ -24,12 +33,14 @@ def mm(
     bias: Tensor | None,
     out: Tensor,
     tile: Tile | None = None,
+    sms: int = 0,
 ) -> None:
-    """out [M, N] = (A B^T) * (row_scale[m] * alpha[m or 0, segment of n]) + bias[n]."""
+    """out [M, N] = (A B^T) * (row_scale[m] * alpha[m or 0, segment of n]) + bias[n].
+
+    tile: default the one chosen; sms: to run on, default all.
+    """
     (m, n), k = out.shape, 2 * a.shape[1]
-    sms = SMS
-    if out.is_cuda:
-        sms = torch.cuda.get_device_properties(out.device).multi_processor_count
+    sms = sms or multiprocessors(out.device)
     tile = tile or choose_config(m, n, k, out.element_size(), sms).tile
     launch = plan(a, b, a_scales, b_scales, alpha, row_scale, bias, out, tile, sms)
     if out.is_cuda:

@@ -10,7 +10,6 @@ from torch import Tensor
 from nvfp4.backends.cutedsl.compile import FUNCTION, Compiled, compiled
 from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
 
-
 ALPHA_FORMS = ("one", "rows", "segments", "matrix")
 """Epilogue.alpha, by whether alpha [1 or M, S] has segments, then rows."""
 
