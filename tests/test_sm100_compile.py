@@ -1,0 +1,197 @@
+"""Compiled for sm_100a: what ptxas made of the kernels, and the cache that keeps them."""
+
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+import nvfp4
+from nvfp4.backends import cutedsl
+from nvfp4.backends.contract import Problem, Target
+from nvfp4.backends.cutedsl import cache, cubin
+from nvfp4.backends.cutedsl import compile as compiler
+from nvfp4.backends.cutedsl.compile import Compiled, cache_key, compiled, is_cached
+from nvfp4.backends.cutedsl.gemm.choose import NARROW, TILES
+from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
+from nvfp4.backends.cutedsl.gemm.launch import function_on, loadable
+
+REASONS = cutedsl.BACKEND.reasons(Problem("mm", Target("cpu")))
+pytestmark = pytest.mark.skipif(bool(REASONS), reason="; ".join(REASONS))
+
+FULL = Epilogue(bias=True, alpha="segments", row_scale=True)
+CLUSTERS = (Tile(128, 128, 2, 2), Tile(256, 256, 4, 2))
+
+
+def kernel_of(tile: Tile, bias: bool = True) -> Kernel:
+    return Kernel(tile, Epilogue(bias=bias, tma_store=not tile.swapped))
+
+
+@pytest.mark.parametrize("tile", [*TILES, *NARROW, *CLUSTERS], ids=str)
+def test_nothing_spills(tile):
+    code = compiled(kernel_of(tile), "sm_100a").cubin
+    resources = cubin.resources(code)
+    assert resources.spill_stores == resources.spill_loads == resources.local == 0
+    assert resources.stack == 0
+    assert resources.registers <= 65536 // 192 // 8 * 8, "192 threads, one CTA an SM"
+    assert resources.static_shared <= 1024, "what CUDA keeps for itself"
+
+
+@pytest.mark.parametrize("epilogue", [FULL, Epilogue(torch.float32, "rows", True, True)], ids=repr)
+def test_the_fullest_epilogues_do_not_spill(epilogue):
+    resources = cubin.resources(compiled(Kernel(Tile(256, 256, 2), epilogue), "sm_100a").cubin)
+    assert resources.spill_stores == resources.local == resources.stack == 0
+
+
+@pytest.mark.parametrize("tile", [*TILES, *CLUSTERS], ids=str)
+def test_the_mma_that_was_meant(tile):
+    """Block-scaled MMAs with four scales an instruction row, by a pair of CTAs where two compute a
+    tile; four of them for K = 256, with the copies of their scales.
+    """
+    code = cubin.sass(compiled(kernel_of(tile), "sm_100a").cubin)
+    mmas = [i for i in code if i.opcode.startswith("UTCOMMA")]
+    copies = [i for i in code if i.opcode.startswith("UTCCP")]
+    assert len(mmas) == 4 and len(copies) == 4 + 4 * (2 if tile.columns > 128 else 1)
+    for instruction in (*mmas, *copies):
+        assert ("2CTA" in instruction.opcode) == (tile.rows == 256), instruction
+    assert all("4X" in i.opcode for i in mmas)
+    loads = [i for i in code if i.opcode.startswith("UTMALDG")]
+    assert len(loads) == 4
+    multicast = sum("MULTICAST" in i.opcode for i in loads)
+    shared = (tile.cluster_columns > 1) * 2 + (tile.cluster_rows > tile.ctas)
+    assert multicast == shared + (tile.cluster_rows > 1)
+    assert not [i for i in code if i.opcode.startswith("BRA.U.ANY")], "a loop over lanes"
+
+
+@pytest.mark.parametrize("tile", TILES, ids=str)
+def test_loops_stay_short(tile):
+    """Instructions that one K = 256 takes the two feeding warps, and an output element the others:
+    figures of public kernels are in bench/results/sm100_static.md.
+    """
+    code = cubin.sass(compiled(kernel_of(tile), "sm_100a").cubin)
+    assert cubin.mma_loop(code).sass <= (70 if tile.columns <= 128 else 85)
+    assert cubin.tma_loop(code).sass <= 36
+    assert cubin.epilogue_per_element(code, tile.columns).tile <= 1.9
+
+
+def test_other_architectures():
+    assert "sm_103a" in compiled(kernel_of(Tile(256, 128, 2)), "sm_103a").ptx
+    assert cache_key(kernel_of(Tile(128, 64)), "sm_100a") != cache_key(
+        kernel_of(Tile(128, 64)), "sm_103a"
+    )
+
+
+@pytest.fixture
+def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Kernel]:
+    """An empty cache, and a compiler that says what it was asked for."""
+    asked: list[Kernel] = []
+
+    def compile_(kernel: Kernel, arch: str) -> dict[str, bytes]:
+        asked.append(kernel)
+        return {"object": b"object", "ptx": b"ptx", "cubin": arch.encode()}
+
+    monkeypatch.setenv(cache.ENVIRONMENT, str(tmp_path / "cache"))
+    monkeypatch.setattr(compiler, "_compile", compile_)
+    return asked
+
+
+def test_a_kernel_is_compiled_once(fresh_cache):
+    kernel = kernel_of(Tile(128, 128))
+    assert not is_cached(kernel, "sm_100a")
+    first = compiled(kernel, "sm_100a")
+    assert first == compiled(kernel, "sm_100a") == Compiled(b"object", "ptx", b"sm_100a")
+    assert fresh_cache == [kernel] and is_cached(kernel, "sm_100a")
+    compiled(kernel, "sm_103a")
+    compiled(kernel_of(Tile(128, 64)), "sm_100a")
+    assert len(fresh_cache) == 3
+
+
+def test_many_at_once_compile_once(fresh_cache):
+    kernel = kernel_of(Tile(128, 128))
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda _: compiled(kernel, "sm_100a"), range(16)))
+    assert len(fresh_cache) == 1 and len(set(results)) == 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied", "another key's", "no zip"])
+def test_a_damaged_entry_is_a_miss(fresh_cache, damage):
+    kernel = kernel_of(Tile(128, 128))
+    want = compiled(kernel, "sm_100a")
+    (path,) = cache.directory().glob("*.zip")
+    content = path.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        with zipfile.ZipFile(path) as archive:
+            start = archive.getinfo("object").header_offset + len("object") + 30
+        path.write_bytes(content[:start] + bytes([content[start] ^ 0xFF]) + content[start + 1 :])
+    elif damage == "emptied":
+        path.write_bytes(b"")
+    elif damage == "another key's":
+        compiled(kernel_of(Tile(128, 64)), "sm_100a")
+        (other,) = set(cache.directory().glob("*.zip")) - {path}
+        path.write_bytes(other.read_bytes())
+    else:
+        path.write_bytes(b"not an archive" * 100)
+    before = len(fresh_cache)
+    assert not is_cached(kernel, "sm_100a")
+    assert compiled(kernel, "sm_100a") == want
+    assert len(fresh_cache) == before + 1 and is_cached(kernel, "sm_100a")
+
+
+def test_an_interrupted_compilation_leaves_nothing(fresh_cache, monkeypatch):
+    def fail(kernel, arch):
+        raise KeyboardInterrupt
+
+    kernel = kernel_of(Tile(128, 128))
+    with monkeypatch.context() as patch:
+        patch.setattr(compiler, "_compile", fail)
+        with pytest.raises(KeyboardInterrupt):
+            compiled(kernel, "sm_100a")
+    assert not list(cache.directory().glob("*.zip"))
+    assert compiled(kernel, "sm_100a")
+
+
+def test_what_changes_code_is_in_the_key(monkeypatch):
+    kernel = kernel_of(Tile(128, 128))
+    key = cache_key(kernel, "sm_100a")
+    monkeypatch.setenv("CUTE_DSL_LINEINFO", "1")
+    assert cache_key(kernel, "sm_100a") != key
+    monkeypatch.delenv("CUTE_DSL_LINEINFO")
+    assert cache_key(kernel, "sm_100a") == key
+    monkeypatch.setattr(compiler, "_sources", lambda: "other sources")
+    assert cache_key(kernel, "sm_100a") != key
+
+
+def test_compiling_under_capture_names_warmup(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match=r"CUDA graph is captured; call nvfp4.warmup"):
+        function_on(kernel_of(Tile(128, 192)), torch.device("cuda", 7))
+
+
+def test_warmup_in_a_process(tmp_path, monkeypatch):
+    monkeypatch.setenv(cache.ENVIRONMENT, str(tmp_path))
+    done = nvfp4.warmup([(64, 256)], max_m=1, device="cpu", backend="cutedsl")
+    assert len(done) == 4 and all(line.endswith(": compiled") for line in done)
+    again = nvfp4.warmup([(64, 256)], max_m=1, device="cpu", backend="cutedsl")
+    assert sorted(line.replace("compiled", "cached") for line in done) == sorted(again)
+    assert nvfp4.warmup([(64, 256)], max_m=1, device="cpu", backend="reference") == []
+
+
+@pytest.mark.parametrize(
+    "shapes, max_m, message",
+    [([(64, 250)], 1, "K a positive multiple of 16"), ([(64, 256)], 0, "max_m needs a positive")],
+)
+def test_warmup_refuses(shapes, max_m, message):
+    with pytest.raises(ValueError, match=message):
+        nvfp4.warmup(shapes, max_m=max_m, device="cpu", backend="cutedsl")
+
+
+def test_rows_that_tma_cannot_load_are_copied():
+    data = torch.arange(3 * 40, dtype=torch.uint8).view(3, 40)
+    copy = loadable(data)
+    assert copy.data_ptr() % 16 == 0 and copy.stride(0) == 48 and (copy == data).all()
+    whole = torch.zeros(5, 64, dtype=torch.uint8)
+    assert loadable(whole) is whole and loadable(whole[::2]).stride(0) == 128
+    assert loadable(whole[:, 8:]).data_ptr() % 16 == 0

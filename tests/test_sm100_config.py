@@ -1,0 +1,124 @@
+"""Tiles, layouts and the choice of a tile: pure functions, for every machine."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nvfp4.backends.contract import Workload
+from nvfp4.backends.cutedsl.gemm import layouts
+from nvfp4.backends.cutedsl.gemm.choose import NARROW, TILES, choose_config, predict
+from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
+from nvfp4.backends.cutedsl.gemm.layouts import SHARED_BYTES, TMEM_COLUMNS, layout_of
+from nvfp4.backends.cutedsl.warmup import kernels_for
+from nvfp4.spec.format import FLOAT_DTYPES
+
+SERVED = [(6144, 3584), (9216, 3584), (7168, 2048), (4096, 7168), (16384, 7168), (8192, 8192)]
+EPILOGUES = [
+    Epilogue(dtype, alpha, row_scale, bias, tma_store=tma)
+    for dtype in FLOAT_DTYPES
+    for alpha in ("one", "rows", "segments", "matrix")
+    for row_scale in (False, True)
+    for bias in (False, True)
+    for tma in (False, True)
+    if not (tma and alpha == "matrix")
+]
+
+
+@pytest.mark.parametrize("tile", [*TILES, *NARROW, Tile(256, 256, 4, 4)], ids=str)
+def test_everything_fits(tile):
+    for epilogue in EPILOGUES:
+        if tile.swapped and epilogue.tma_store:
+            continue
+        layout = layout_of(Kernel(tile, epilogue))
+        assert layout.stages >= 3 and layout.shared_bytes <= SHARED_BYTES
+        assert layout.shared_bytes + layout.stage_pitch > SHARED_BYTES - layout.output_bytes, (
+            "room for one more stage"
+        )
+        assert layout.b_scale_tmem + 4 * layout.b_scale_columns <= layout.tmem_columns
+        assert layout.tmem_columns <= TMEM_COLUMNS
+        # What the second accumulator overlaps of the first is emptied before the MMAs go on.
+        emptied = (layout.release_after + 1) * layout.subtile
+        assert emptied >= layout.overlap and layout.second_acc >= 0
+
+
+@pytest.mark.parametrize("tile", [*TILES, *NARROW, Tile(256, 192, 4, 4)], ids=str)
+def test_a_stage_holds_each_byte_once(tile):
+    layout = layout_of(Kernel(tile, Epilogue(tma_store=False)))
+    for tiles, sharers in (
+        (1, layout.a_sharers),
+        (layout.b_scale_tiles, layout.b_scale_sharers),
+    ):
+        offsets = [
+            layout.scale_offset(k, t, tiles, sharers)
+            for k in range(layouts.K_BLOCKS)
+            for t in range(tiles)
+        ]
+        size = layouts.SCALE_TILE
+        assert sorted(offsets) == [size * i for i in range(layouts.K_BLOCKS * tiles)]
+    assert layout.b % 1024 == 0 and layout.stage_pitch % 1024 == 0, "swizzle atoms"
+    assert layout.a_sharers * (128 // layout.a_sharers) == 128
+    assert layout.b_rows // layout.b_sharers % 8 == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((64, 128), "rows needs 128 or 256"),
+        ((128, 96), "columns needs 64, 128, 192 or 256"),
+        ((128, 8), "or, swapped, 8, 16, 32 or 64"),
+        ((256, 128), "cluster_rows needs 2 or 4 for a pair"),
+        ((128, 128, 3), "cluster_rows and cluster_columns need 1, 2 or 4"),
+        ((128, 128, 1, 1, 2), "split_k needs one CTA a tile and columns up to 64"),
+        ((128, 16, 1, 1, 3, True), "split_k needs 1, 2, 4 or 8"),
+    ],
+)
+def test_invalid_tiles(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Tile(*arguments)
+
+
+@given(
+    m=st.integers(1, 20000),
+    n=st.integers(1, 20000),
+    k=st.integers(1, 1024).map(lambda blocks: 16 * blocks),
+    sms=st.integers(1, 160),
+)
+def test_the_choice_can_be_run(m, n, k, sms):
+    chosen = choose_config(m, n, k, 2, sms)
+    rows, columns = (n, m) if chosen.tile.swapped else (m, n)
+    assert chosen.tile.unfit(rows, columns, k) == []
+    assert chosen.tile.clusters(rows, columns, sms) >= 1
+    assert chosen.time >= max(chosen.mma, chosen.l2, chosen.hbm) > 0
+
+
+def test_choices():
+    """Few tokens: on the MMA's N, weights split along K until the machine is full. Many: the pair's
+    largest tile.
+    """
+    for n, k in SERVED:
+        assert choose_config(1, n, k).tile.swapped and choose_config(1, n, k).tile.columns == 8
+        assert choose_config(33, n, k).tile.columns == 64
+        assert not choose_config(65, n, k).tile.swapped
+        assert choose_config(8192, n, k).tile.rows == 256
+        assert choose_config(8192, n, k).tile.columns in (192, 256)
+    assert choose_config(1, 4096, 7168).tile.split_k > 1
+    assert choose_config(1, 16384, 7168).tile.split_k == 1, "its 128 tiles fill the machine"
+
+
+def test_the_prediction_is_a_roofline():
+    for m, n, k in ((1, 6144, 3584), (8192, 8192, 8192)):
+        best = choose_config(m, n, k)
+        assert best.hbm == pytest.approx(
+            ((m + n) * k * 0.5625 + 2 * m * n) / (8e12 * 0.92), rel=1e-6
+        )
+        assert best.mma >= 2 * m * n * k / 9.0e15
+    whole, half = (predict(Tile(128, 128), 1024, 8192, 4096, 2, sms) for sms in (148, 74))
+    assert half.waves > whole.waves and half.time > whole.time
+
+
+def test_warmup_covers_every_choice():
+    n, k = 6144, 3584
+    kernels = kernels_for(Workload(n, k, 1000))
+    tiles = {kernel.tile for kernel in kernels}
+    assert {choose_config(m, n, k).tile for m in range(1, 1001)} <= tiles
+    assert len(kernels) == len(set(kernels)) == 4 * len(tiles)
