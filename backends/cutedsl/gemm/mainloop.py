@@ -183,8 +183,11 @@ def multiply(
             block = block + second * layout.acc_pitch
             ptx.mbarrier_wait(block + layout.acc_empty, turn >> 1 & 1 ^ 1)
         ptx.tmem_fence_after()
-        for k in cutlass.range(k_begin, k_end, unroll=1):
-            ptx.mbarrier_wait(smem + layout.full + stage * 8, phase)
+        # Waiting at the end of the loop, rather than where it begins, leaves ptxas one block from
+        # the stage's addresses to the instructions that use them.
+        ptx.mbarrier_wait(smem + layout.full + stage * 8, phase)
+        left, accumulate = k_end - k_begin, Int32(0)
+        while left > 0:
             ptx.tmem_fence_after()
             at = base + stage * (layout.stage_pitch >> 4)
             for k_block in cutlass.range_constexpr(K_BLOCKS):
@@ -219,11 +222,14 @@ def multiply(
                     instruction,
                     tmem + layout.a_scale_tmem + 4 * k_block,
                     b_scales + layout.b_scale_columns * k_block,
-                    Int32(1) if const_expr(k_block > 0) else k - k_begin,
+                    Int32(1) if const_expr(k_block > 0) else accumulate,
                     ctas,
                 )
             ptx.commit(smem + layout.empty + stage * 8, ctas, release)
             stage, phase = advance(layout, stage, phase)
+            left, accumulate = left - 1, Int32(1)
+            if left > 0:
+                ptx.mbarrier_wait(smem + layout.full + stage * 8, phase)
         ptx.commit(
             smem + layout.acc_block + layout.acc_full + second * layout.acc_pitch, ctas, pair
         )
