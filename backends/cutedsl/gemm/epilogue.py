@@ -3,7 +3,7 @@
 Warp w reads lanes 32 w .. 32 w + 31 of tensor memory, that is rows of D, a subtile of columns at a
 time, and sends them out by TMA (store_tma.py) or element by element (store_elements.py).
 
-Legend: row, column: the tile's first in D; r: the thread's row in the tile, in the layout of
+Legend: row, column: the warp's first in D; r: the thread's row in the CTA's tile, in the layout of
 store_elements.py; turn: tiles begun.
 """
 
@@ -29,11 +29,11 @@ def empty(
     x, y = layout.place_in_cluster(rank)
     r = warp * WARP_ROWS + lane
     slot, lane_vectors = r, Int32(0)
-    # The thread's rows, in its warp's order.
-    own_rows = [r]
+    # The thread's rows, from its warp's first on.
+    own_rows = [lane]
     if const_expr(epilogue.tma_store):
         slot, lane_vectors = store_tma.slot_of(r), lane % 4 * 16
-        own_rows = [warp * WARP_ROWS + lane // 4 + i for i in store_tma.ROWS]
+        own_rows = [lane // 4 + i for i in store_tma.ROWS]
         buffer = smem + layout.outputs + warp * (WARP_ROWS * STORE_BYTES)
         places = store_tma.places_of(layout, buffer, lane)
     # What alternates between the two accumulators: tensor memory, and their blocks.
@@ -42,7 +42,8 @@ def empty(
     block = smem + layout.acc_block
     blocks = block + block + layout.acc_pitch
     second, parity, turn = Int32(0), Int32(0), Int32(0)
-    tile, walk = start(grid, config.cluster_tile)
+    place = (x * 128 + warp * WARP_ROWS, y * config.columns)
+    tile, walk = start(grid, config.cluster_tile, place)
     cute.arch.griddepcontrol_wait()
     row_bias = Float32(0.0)
     row_factors = [Float32(1.0) for _ in own_rows]
@@ -50,7 +51,7 @@ def empty(
         row_factors = [factor.element(factors.alpha, 0)] * len(own_rows)
 
     while remains(tile, walk):
-        row, column = tile[0] + x * 128, tile[1] + y * config.columns
+        row, column = tile
         if const_expr(layout.vectors > 0):
             factor.stage(layout, factors, block, slot, r, column, columns)
         if const_expr(not layout.same_factor):
@@ -58,7 +59,7 @@ def empty(
                 factor.of_row(layout, factors, cutlass.min(row + i, rows - 1)) for i in own_rows
             ]
         if const_expr(epilogue.bias and config.swapped):
-            row_bias = factor.element(factors.bias, cutlass.min(row + r, rows - 1))
+            row_bias = factor.element(factors.bias, cutlass.min(row + lane, rows - 1))
 
         ptx.mbarrier_wait(block + layout.acc_full, parity)
         ptx.tmem_fence_after()
@@ -84,22 +85,22 @@ def empty(
             if const_expr(epilogue.tma_store):
                 cute.arch.fence_proxy("async.shared", space="cta")
                 cute.arch.sync_warp()
-                place = [column + offset, row + warp * WARP_ROWS]
-                ptx.tma_store(ptx.tensor_map(atom), place, buffer + buffers)
+                corner = [column + offset, row]
+                ptx.tma_store(ptx.tensor_map(atom), corner, buffer + buffers)
                 cute.arch.cp_async_bulk_commit_group()
             elif const_expr(config.split_k > 1):
                 store_elements.keep_partials(layout, sums, smem, r, s * layout.subtile)
             else:
                 store_elements.store(
                     layout, sums, vectors, row_factors[0], row_bias, factors, out, out_stride,
-                    row + r, column + offset, rows, columns,
+                    row + lane, column + offset, rows, columns,
                 )  # fmt: skip
         if const_expr(config.split_k > 1):
             part = rank * (config.columns // config.split_k)
             sums = store_elements.add_partials(layout, smem, r, rank, turn)
             store_elements.store(
                 layout, sums, block + 4 * part, row_factors[0], row_bias, factors, out, out_stride,
-                row + r, column + part, rows, columns,
+                row + lane, column + part, rows, columns,
             )  # fmt: skip
         tile = next_tile(tile, walk)
         acc, block, turn = accs - acc, blocks - block, turn + 1

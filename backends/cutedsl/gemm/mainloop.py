@@ -82,15 +82,16 @@ def load(
 
     leads = True if const_expr(ctas == 1) else x % 2 == 0
     k_begin, k_end = k_range(layout, k_stages, rank)
-    tile, walk = start(grid, tile_config.cluster_tile)
+    place = (x * 128, y * tile_config.columns)
+    tile, walk = start(grid, tile_config.cluster_tile, place)
 
     # Weights do not wait for the kernel before this one.
     weights, weight_scales = (
         (a_map, a_scale_map) if const_expr(tile_config.swapped) else (b_map, b_scale_map)
     )
-    weight_row = tile[1] + y * tile_config.columns + b_row
+    weight_row = tile[1] + b_row
     if const_expr(tile_config.swapped):
-        weight_row = tile[0] + x * 128
+        weight_row = tile[0]
     for k in cutlass.range(k_begin, cutlass.min(k_end, k_begin + layout.stages), unroll=1):
         ptx.tma_prefetch(weights, [k * ROW_BYTES, weight_row])
         ptx.tma_prefetch(weight_scales, [k * STAGE_WORDS, weight_row // SCALE_ROWS])
@@ -98,8 +99,7 @@ def load(
 
     stage, phase = Int32(0), Int32(1)
     while remains(tile, walk):
-        row = tile[0] + x * 128
-        column = tile[1] + y * tile_config.columns
+        row, column = tile
         for k in cutlass.range(k_begin, k_end, unroll=1):
             at = stage * layout.stage_pitch
             empty = smem + layout.empty + stage * 8
@@ -166,7 +166,7 @@ def multiply(
     release, pair = commit_masks(layout, x, y)
     instruction = instruction_descriptor(tile_config)
     k_begin, k_end = k_range(layout, k_stages, rank)
-    tile, walk = start(grid, tile_config.cluster_tile)
+    tile, walk = start(grid, tile_config.cluster_tile, (0, y * tile_config.columns))
     base = (smem & SHARED_OFFSET) >> 4
     stage, phase, turn = Int32(0), Int32(0), Int32(0)
     while remains(tile, walk):
@@ -174,8 +174,7 @@ def multiply(
         acc = tmem + second * layout.second_acc
         b_scales = tmem + layout.b_scale_tmem
         if const_expr(tile_config.columns % SCALE_ROWS != 0):
-            column = tile[1] + y * tile_config.columns
-            b_scales = b_scales + column % SCALE_ROWS // 32
+            b_scales = b_scales + tile[1] % SCALE_ROWS // 32
         block = smem + layout.acc_block
         if const_expr(layout.overlap > 0):
             ptx.mbarrier_wait(block + layout.acc_empty, second ^ 1)

@@ -34,11 +34,14 @@ class Walk(NamedTuple):
 
 
 @cute.jit
-def start(grid: Grid, cluster_tile):
-    """A cluster's first tile, (row, column) of D, and how it goes on."""
+def start(grid: Grid, cluster_tile, place):
+    """Where the first tile is, (row, column) of D, and how to go on; of the cluster, or of a part
+    of it that is at `place`, (row, column) in the cluster's tile.
+    """
     high, wide = cluster_tile
     column, step = grid.cluster // grid.rows, grid.clusters // grid.rows
-    first = ((grid.cluster - column * grid.rows) * high, column * wide)
+    first_row = (grid.cluster - column * grid.rows) * high
+    first = (first_row + place[0], column * wide + place[1])
     rows = grid.rows * high
     backward = (grid.clusters - step * grid.rows) * high - rows
     return first, Walk(rows, backward, (step + 1) * wide, wide, grid.columns * wide)
