@@ -99,14 +99,14 @@ def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
         return "none"
 
 
-def _commit() -> str:
+def commit_of() -> str:
     """Of the checkout that this file is in, if it is in one."""
     here = Path(__file__).resolve().parent
     told = subprocess.run(
@@ -155,8 +155,8 @@ def run(
         "cpu": f"{platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": _version("triton"),
-        "commit": commit or _commit(),
+        "triton": version_of("triton"),
+        "commit": commit or commit_of(),
         "copy": f"{ceilings['copy'] / 1e12:.2f} TB/s",
         "bf16 matmul": f"{ceilings['matmul'] / 1e12:.1f} TFLOP/s",
         "rounds": rounds,

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from nvfp4.backends.cutedsl import cache, cubin
 from nvfp4.bench.peers import Compiled, cutlass_operators
-from nvfp4.bench.run import _commit, _version
+from nvfp4.bench.run import commit_of, version_of
 
 
 class Shape(NamedTuple):
@@ -124,18 +124,18 @@ class Results:
 
 
 def ours(tile_m: int, tile_n: int, cluster: tuple[int, int]) -> Compiled:
-    """Our GEMM of that tile: one alpha, no bias, bf16 out by TMA; compiled anew, not from the cache
-    of compiled kernels.
+    """Our GEMM of that tile, with alpha and a bias, bf16 out by TMA; compiled anew, not from the
+    cache of compiled kernels.
     """
     with tempfile.TemporaryDirectory() as folder:
         os.environ[cache.ENVIRONMENT] = folder
         # Imported before the clock starts, with the DSL.
         import nvfp4.backends.cutedsl.gemm.kernel  # noqa: F401
         from nvfp4.backends.cutedsl.compile import compiled
-        from nvfp4.backends.cutedsl.gemm.config import Kernel, Tile
+        from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
         from nvfp4.backends.cutedsl.gemm.layouts import layout_of
 
-        kernel = Kernel(Tile(tile_m, tile_n, *cluster))
+        kernel = Kernel(Tile(tile_m, tile_n, *cluster), Epilogue(bias=True))
         start = time.perf_counter()
         code = compiled(kernel, "sm_100a")
         seconds = time.perf_counter() - start
@@ -207,11 +207,11 @@ def run(say: Callable[[str], None]) -> Results:
             rows.append(read(kernel, tile, compiled))
             say(f"{kernel}: {tile}")
     machine = {
-        **{package: _version(package) for package in PACKAGES},
+        **{package: version_of(package) for package in PACKAGES},
         "compiled by": ", ".join(sorted({row.toolchain for row in rows})),
         "compiled for": "sm_100a; NVFP4 x NVFP4 to bf16, M at run time",
         "python": platform.python_version(),
-        "commit": _commit(),
+        "commit": commit_of(),
         "command": "python -m nvfp4.bench.sm100_static",
     }
     return Results(machine, rows)

@@ -48,9 +48,7 @@ class Edit:
         edited, end = "", 0
         for i, match in enumerate(found):
             put = self.put(match) if callable(self.put) else match.expand(self.put)
-            edited += ptx[end : match.start()] + (
-                put if not self.at or i in self.at else match[0]
-            )
+            edited += ptx[end : match.start()] + (put if not self.at or i in self.at else match[0])
             end = match.end()
         edited += ptx[end:]
         if edited == ptx:
@@ -152,11 +150,30 @@ EDITS = (
     Edit(ONE, "no full wait", FULL_WAIT, DROP, "MMAs read a stage that TMA may still fill", X),
     Edit(ONE, "no empty wait", EMPTY_WAIT, DROP, "TMA fills a stage that MMAs may still read", X),
     Edit(ONE, "no accumulator-full wait", ACC_FULL_WAIT, DROP, "read before the MMAs end", X),
-    Edit(ONE, "no accumulator-empty wait", ACC_EMPTY_WAIT, DROP, "overwritten while it is read", X, 2),
+    Edit(
+        ONE, "no accumulator-empty wait", ACC_EMPTY_WAIT, DROP, "overwritten while it is read", X, 2
+    ),
     Edit(ONE, "full wait, wrong parity", FULL_WAIT, OTHER_PARITY, "passes a phase early", X),
-    Edit(ONE, "empty wait, wrong parity", EMPTY_WAIT, OTHER_PARITY, "waits for a phase that never ends", X),
-    Edit(ONE, "accumulator-full wait, wrong parity", ACC_FULL_WAIT, OTHER_PARITY, "a phase early", X),
-    Edit(ONE, "accumulator-empty wait, wrong parity", ACC_EMPTY_WAIT, OTHER_PARITY, "never ends", X, 2),
+    Edit(
+        ONE,
+        "empty wait, wrong parity",
+        EMPTY_WAIT,
+        OTHER_PARITY,
+        "waits for a phase that never ends",
+        X,
+    ),
+    Edit(
+        ONE, "accumulator-full wait, wrong parity", ACC_FULL_WAIT, OTHER_PARITY, "a phase early", X
+    ),
+    Edit(
+        ONE,
+        "accumulator-empty wait, wrong parity",
+        ACC_EMPTY_WAIT,
+        OTHER_PARITY,
+        "never ends",
+        X,
+        2,
+    ),
     # transaction counts
     Edit(ONE, "16 bytes too many expected", rf"{EXPECT[:-4]}", DROP, "", X),
 )
