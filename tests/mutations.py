@@ -1,179 +1,347 @@
-"""Single edits to the PTX of real kernels, and what the emulator must say of each.
+"""Single faults in real kernels, and what the emulator must say of each."""
 
-An edit is found by a pattern, which must match as often as is written here: one that does not is an
-error of this table, not a fault that went unnoticed. "once" in a comment below is once in the
-source; what the compiler unrolled is edited everywhere.
-"""
-
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from edits import (
+    ACC_FULL_WAIT, ACCUMULATE, ALL_LANES, ALLOC, ARRIVE, ARRIVE_AT, BULK_WAIT, COMMIT, COPY,
+    COPY_SOURCE, DROP, EXPECT, FIRST_CLUSTER_BARRIER, FREE, INIT, LAST_CLUSTER_BARRIER,
+    LAST_TMEM_LOAD_AND_RELEASE, LOAD, MAPA_TO_ARRIVE, MAPA_TO_LOAD, MMA, MMA_A, MMA_B, MMA_KIND,
+    OTHER_PARITY, SECOND_ACCUMULATOR, STAGE_OF_LOADS, STAGE_OF_MMAS, STORE, TMEM_LOAD, TWICE, WAIT,
+    Edit, On, Outcome, at_own_rank, mask, number, plus, to, within,
+)  # fmt: skip
 
 from nvfp4.backends.cutedsl.emulator import Kind
 
-Outcome = Kind | Literal["deadlock", "wrong output"]
-Put = str | Callable[[re.Match[str]], str]
+ONE, PAIR, MULTICAST, SPLIT_K = "one CTA", "pair", "multicast", "split-K"
 
 
-@dataclass(frozen=True)
-class Edit:
-    """One fault.
-
-    kernel: of KERNELS in test_emulator_mutations.py. find: a pattern that is in its PTX `matches`
-    times; put: what replaces those of `at`, or all. caught: what counts as noticed, empty where the
-    emulator cannot notice it. sometimes: only under some schedules.
-    """
-
-    kernel: str
-    name: str
-    find: str
-    put: Put
-    why: str
-    caught: frozenset[Outcome]
-    matches: int = 1
-    at: tuple[int, ...] = ()
-    sometimes: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.kernel}: {self.name}"
-
-    def apply(self, ptx: str) -> str:
-        found = list(re.finditer(self.find, ptx))
-        if len(found) != self.matches:
-            raise LookupError(
-                f"{self}: {self.find!r} is in the PTX {len(found)} times, needs {self.matches};"
-                " the kernel has changed, and so must tests/mutations.py"
-            )
-        edited, end = "", 0
-        for i, match in enumerate(found):
-            put = self.put(match) if callable(self.put) else match.expand(self.put)
-            edited += ptx[end : match.start()] + (put if not self.at or i in self.at else match[0])
-            end = match.end()
-        edited += ptx[end:]
-        if edited == ptx:
-            raise LookupError(f"{self}: the edit changes nothing")
-        return edited
-
-
-# What the edits look for. ptx.py of the kernel emits these blocks.
-
-_WAIT = (
-    r"\{\n\.reg \.pred done;\nWAIT:\n(mbarrier\.try_wait\.parity\S* done, \[%r\d+\]), (%r\d+);\n"
-    r"@!done bra WAIT;\n\}"
-)
-_BEFORE_THE_NEXT_WAIT = r"(?:(?!WAIT:)[\s\S])*?"
-
-
-def _wait(then: str, until: str = "") -> str:
-    """The wait after which, and before any other wait, `then` comes and `until` does not."""
-    no = rf"(?!{_BEFORE_THE_NEXT_WAIT}{until})" if until else ""
-    return rf"{_WAIT}(?={_BEFORE_THE_NEXT_WAIT}{then}){no}"
-
-
-EMPTY_WAIT = _wait("expect_tx")
-FULL_WAIT = _wait(r"tcgen05\.cp")
-ACC_EMPTY_WAIT = _wait(r"(?:nounroll|tcgen05\.commit)", r"(?:tcgen05\.cp|expect_tx)")
-ACC_FULL_WAIT = _wait(r"tcgen05\.ld")
-"""Of split-K: the wait between that one and the loads, for the peers to have read the partials."""
-
-OTHER_PARITY = (
-    "{\n.reg .pred done;\n.reg .b32 other;\nxor.b32 other, \\2, 1;\nWAIT:\n\\1, other;\n"
-    "@!done bra WAIT;\n}"
-)
-
-
-def _elected(instruction: str) -> str:
-    """A block for one lane; group 1 is its instruction, whose other groups follow."""
-    block = r"\{\n\.reg \.pred elected;\nelect\.sync _\|elected, -1;\n@elected "
-    return rf"{block}({instruction}[^;]*;)\n\}}"
-
-
-EXPECT = _elected(r"mbarrier\.arrive\.expect_tx")
-ARRIVE = _elected(r"mbarrier\.arrive\.shared::cta")
-ARRIVE_AT_CLUSTER = _elected(r"mbarrier\.arrive\.release\.cluster")
-LOAD = _elected(r"cp\.async\.bulk\.tensor\.2d\S*\.shared::cluster")
-STORE = _elected(r"cp\.async\.bulk\.tensor\.2d\.global")
-COMMIT = _elected(r"tcgen05\.commit")
-_COPY = r"@elected (tcgen05\.cp[^;]* \[)(%r\d+)(\], source;)"
-_MMA = r"@elected (tcgen05\.mma[^;]*;)"
-INIT = r"mbarrier\.init\.shared::cta\.b64 \[%r\d+\], (\d+);"
-FREE = r"tcgen05\.dealloc\.\S+ %r\d+, (\d+);"
-ALLOC = r"(tcgen05\.alloc\.\S+ \[%r\d+\], )(\d+);"
-
-
-def number(change: Callable[[int], int]) -> Put:
-    """Replaces the last group, a number, by `change` of it."""
-
-    def put(match: re.Match[str]) -> str:
-        start, end = (at - match.start() for at in match.span(match.re.groups))
-        return f"{match[0][:start]}{change(int(match[0][start:end]))}{match[0][end:]}"
-
-    return put
-
-
-def replace(old: str, new: str) -> Put:
-    """Replaces a text within the match, once."""
-
-    def put(match: re.Match[str]) -> str:
-        assert match[0].count(old) == 1, (old, match[0])
-        return match[0].replace(old, new)
-
-    return put
-
-
-def swap(old: str, new: str) -> Put:
-    """The same, by a pattern."""
-
-    def put(match: re.Match[str]) -> str:
-        text, count = re.subn(old, new, match[0])
-        assert count == 1, (old, match[0])
-        return text
-
-    return put
-
-
-TWICE = r"\g<0>\n\g<0>"
-DROP = ""
-ALL_LANES = r"\1"
-
-
-def _caught(*outcomes: Outcome) -> frozenset[Outcome]:
+def _any(*outcomes: Outcome) -> frozenset[Outcome]:
     return frozenset(outcomes)
 
 
-ONE, PAIR, MULTICAST, SPLIT_K = "one CTA", "pair", "multicast", "split-K"
-X = frozenset()
+UNNOTICED = _any()
+WRONG = _any("wrong output")
+DEADLOCK = _any("deadlock")
+READ = _any(Kind.EARLY_READ, Kind.UNINITIALISED)
+"""Data read without having waited for it: what stood there before, or nothing."""
+UNINITIALISED = _any(Kind.UNINITIALISED)
+OVERWRITE = _any(Kind.OVERWRITE)
+MBARRIER = _any(Kind.MBARRIER)
+TMEM = _any(Kind.TMEM)
+DESCRIPTOR = _any(Kind.DESCRIPTOR)
+CTA_GROUP = _any(Kind.CTA_GROUP)
+MANY_LANES = _any(Kind.MANY_LANES)
+OUT_OF_BOUNDS = _any(Kind.OUT_OF_BOUNDS)
+EXITED = _any(Kind.EXITED)
+PROXY = _any(Kind.PROXY)
+UNFINISHED = _any(Kind.UNFINISHED)
+UNWRITTEN = _any(Kind.UNWRITTEN)
 
-EDITS = (
-    # mbarrier waits
-    Edit(ONE, "no full wait", FULL_WAIT, DROP, "MMAs read a stage that TMA may still fill", X),
-    Edit(ONE, "no empty wait", EMPTY_WAIT, DROP, "TMA fills a stage that MMAs may still read", X),
-    Edit(ONE, "no accumulator-full wait", ACC_FULL_WAIT, DROP, "read before the MMAs end", X),
-    Edit(
-        ONE, "no accumulator-empty wait", ACC_EMPTY_WAIT, DROP, "overwritten while it is read", X, 2
-    ),
-    Edit(ONE, "full wait, wrong parity", FULL_WAIT, OTHER_PARITY, "passes a phase early", X),
-    Edit(
-        ONE,
-        "empty wait, wrong parity",
-        EMPTY_WAIT,
-        OTHER_PARITY,
-        "waits for a phase that never ends",
-        X,
-    ),
-    Edit(
-        ONE, "accumulator-full wait, wrong parity", ACC_FULL_WAIT, OTHER_PARITY, "a phase early", X
-    ),
-    Edit(
-        ONE,
-        "accumulator-empty wait, wrong parity",
-        ACC_EMPTY_WAIT,
-        OTHER_PARITY,
-        "never ends",
-        X,
-        2,
-    ),
-    # transaction counts
-    Edit(ONE, "16 bytes too many expected", rf"{EXPECT[:-4]}", DROP, "", X),
+# A row: kernel, name, what is looked for, what is put there, what counts as noticed, why it is a
+# fault; how often it is there, which of those.
+# fmt: off
+
+WAITS = (
+    Edit(ONE, "no full wait", On("full", WAIT), DROP, READ,
+         "MMAs read a stage that TMA still fills", None),
+    Edit(ONE, "no empty wait", On("empty", WAIT), DROP, OVERWRITE | MBARRIER,
+         "TMA fills a stage that MMAs still read"),
+    Edit(ONE, "no accumulator-full wait", ACC_FULL_WAIT, DROP, READ,
+         "the accumulator is read before its MMAs end"),
+    Edit(ONE, "no accumulator-empty wait", On("acc_empty", WAIT), DROP, OVERWRITE,
+         "MMAs write an accumulator that the epilogue still reads", None),
+    Edit(ONE, "full wait, other parity", On("full", WAIT), OTHER_PARITY, READ,
+         "it ends a phase early", None),
+    Edit(ONE, "empty wait, other parity", On("empty", WAIT), OTHER_PARITY, DEADLOCK,
+         "it waits for MMAs of a stage that was never filled"),
+    Edit(ONE, "accumulator-full wait, other parity", ACC_FULL_WAIT, OTHER_PARITY, READ,
+         "it ends a phase early"),
+    Edit(ONE, "accumulator-empty wait, other parity", On("acc_empty", WAIT), OTHER_PARITY, DEADLOCK,
+         "it waits for a release of what was never full", None),
+    Edit(PAIR, "no full wait", On("full", WAIT), DROP, READ,
+         "MMAs read what both CTAs still load", None),
+    Edit(PAIR, "no empty wait", On("empty", WAIT), DROP, OVERWRITE | MBARRIER,
+         "TMA fills a stage that MMAs still read"),
+    Edit(PAIR, "no accumulator-empty wait", On("acc_empty", WAIT), DROP,
+         OVERWRITE | READ, "the accumulators overlap: the second is not free either", None),
+    Edit(MULTICAST, "no empty wait", On("empty", WAIT), DROP, OVERWRITE | MBARRIER,
+         "TMA fills what MMAs of other CTAs still read"),
+    Edit(SPLIT_K, "no wait for the partials", On("partial_full", WAIT), DROP, READ,
+         "the other CTA's sums are read before they are written"),
+    Edit(SPLIT_K, "no wait for room for partials", On("partial_empty", WAIT), DROP, OVERWRITE,
+         "sums are overwritten while the other CTA reads them"),
+    Edit(SPLIT_K, "wait for the partials, other parity", On("partial_full", WAIT), OTHER_PARITY,
+         READ, "it ends a phase early"),
+    Edit(SPLIT_K, "wait for room for partials, other parity", On("partial_empty", WAIT),
+         OTHER_PARITY, DEADLOCK, "it waits for a read of what was never written"),
 )
+
+ARRIVALS = (
+    Edit(ONE, "16 bytes too many expected", EXPECT, plus(16), DEADLOCK,
+         "the phase never ends"),
+    Edit(ONE, "16 bytes too few expected", EXPECT, plus(-16), MBARRIER | READ,
+         "the phase ends before the last bytes come"),
+    Edit(ONE, "no bytes expected", EXPECT,
+         within(r"arrive\.expect_tx(\S* _, \[%r\d+\]), \d+", r"arrive\1"), READ | MBARRIER,
+         "the phase ends before any byte comes"),
+    Edit(ONE, "bytes expected without an arrival", EXPECT,
+         within(r"arrive\.expect_tx\S* _,", "expect_tx.relaxed.cta.shared::cta.b64"), DEADLOCK,
+         "the phase waits for the arrival"),
+    Edit(ONE, "all lanes expect the bytes", EXPECT, ALL_LANES, MBARRIER,
+         "32 arrivals for one"),
+    Edit(PAIR, "the bytes of one CTA expected", EXPECT, number(lambda n: n // 2), READ | MBARRIER,
+         "the phase ends with half of the bytes"),
+    Edit(PAIR, "both CTAs expect the bytes",
+         r"@%p\d+ bra\s+\$L\w+;(?=[^@]*@elected mbarrier\.arrive\.expect_tx)", DROP,
+         DEADLOCK | MBARRIER, "all bytes are counted at the leader's barrier"),
+    Edit(PAIR, "bytes counted where they are loaded", LOAD, at_own_rank(r"\[(%rd\d+)\]", 64),
+         DEADLOCK, "the leader waits for the bytes of its peer", 4),
+    Edit(ONE, "load to the next stage's barrier", LOAD, within(r", \[(%r\d+)\];", r", [\1+8];"),
+         DEADLOCK | MBARRIER, "a stage lacks bytes, another has too many", 4, (0,)),
+    Edit(ONE, "no commit of the stages", On("empty", COMMIT), DROP, DEADLOCK,
+         "no stage becomes empty", None),
+    Edit(ONE, "stages committed to the next one's barrier", On("empty", COMMIT),
+         within(r"\[(%r\d+)\]", r"[\1+8]"), DEADLOCK,
+         "the first never becomes empty", None),
+    Edit(ONE, "all lanes commit", On("empty", COMMIT), ALL_LANES, MANY_LANES,
+         "32 arrivals for one", None),
+    Edit(ONE, "no commit of the accumulator", On("acc_full", COMMIT), DROP, DEADLOCK,
+         "it never becomes full", None),
+    Edit(PAIR, "accumulator committed to the leader alone", On("acc_full", COMMIT), mask("and 1"),
+         DEADLOCK, "the peer's never becomes full", None),
+    Edit(PAIR, "accumulator committed to a CTA that is not there", On("acc_full", COMMIT),
+         mask("or 4"), OUT_OF_BOUNDS, "the cluster has two CTAs", None),
+    Edit(PAIR, "stages committed to the leader alone", On("empty", COMMIT), mask("and 1"),
+         DEADLOCK, "the peer's never become empty", None),
+    Edit(MULTICAST, "stages committed to the own column alone", On("empty", COMMIT), mask("and 15"),
+         DEADLOCK, "the other column loads A's rows too", None),
+    Edit(MULTICAST, "stages committed to all CTAs", On("empty", COMMIT), mask("or 255"),
+         MBARRIER | OVERWRITE, "more MMAs arrive than were counted", None),
+    Edit(MULTICAST, "accumulator committed to all CTAs", On("acc_full", COMMIT), mask("or 255"),
+         MBARRIER | READ, "others' accumulators count as full", None),
+    Edit(ONE, "no release of the accumulator", ARRIVE, DROP, DEADLOCK,
+         "the third tile waits for the first's"),
+    Edit(ONE, "accumulator released twice", ARRIVE, TWICE,
+         OVERWRITE | MBARRIER | DEADLOCK, "two warps count for four"),
+    Edit(ONE, "all lanes release the accumulator", ARRIVE, ALL_LANES, MBARRIER,
+         "32 arrivals for one"),
+    Edit(ONE, "accumulator released before its last read", LAST_TMEM_LOAD_AND_RELEASE, r"\2\n\1",
+         OVERWRITE, "MMAs write what the epilogue still reads"),
+    Edit(PAIR, "no release of the accumulator", ARRIVE_AT, DROP, DEADLOCK,
+         "the next tile overlaps it"),
+    Edit(PAIR, "accumulator released to the own CTA", ARRIVE_AT, at_own_rank(r"\[(%r\d+)\]", 32),
+         DEADLOCK | MBARRIER, "the leader waits for its peer's warps"),
+    Edit(SPLIT_K, "no arrival for the partials at CTA 0", ARRIVE_AT, DROP, DEADLOCK,
+         "it waits for them", 4, (0,)),
+    Edit(SPLIT_K, "arrivals for the partials at CTA 0 alone", MAPA_TO_ARRIVE, r"\1, 0;",
+         DEADLOCK | READ | MBARRIER, "one has too many, the other none", 4, (1,)),
+    Edit(SPLIT_K, "no arrival after the partials are read", ARRIVE_AT, DROP, DEADLOCK,
+         "the next tile waits for room", 4, (3,)),
+    Edit(SPLIT_K, "arrivals for partials without .release.cluster",
+         r"mbarrier\.arrive\.release\.cluster", "mbarrier.arrive", UNNOTICED,
+         "their scope is then the CTA, but the peer reads the sums", 4),
+    Edit(SPLIT_K, "waits for partials without .acquire.cluster",
+         r"try_wait\.parity\.acquire\.cluster", "try_wait.parity", UNNOTICED,
+         "their scope is then the CTA, but the peer wrote the sums", 2),
+    Edit(SPLIT_K, "no bar.warp.sync before the arrivals", r"bar\.warp\.sync\s+-1;", DROP, UNNOTICED,
+         "one lane arrives for 32, which may not all have written", 2),
+)
+
+STARTS_AND_ENDS = (
+    Edit(ONE, "a full barrier not initialised", On("full", INIT), DROP, MBARRIER,
+         "it is used"),
+    Edit(ONE, "an empty barrier not initialised", On("empty", INIT), DROP, MBARRIER,
+         "it is used"),
+    Edit(ONE, "a full barrier counts one arrival more", On("full", INIT), plus(1), DEADLOCK,
+         "its phase never ends"),
+    Edit(ONE, "accumulator-empty counts an arrival less", On("acc_empty", INIT), plus(-1),
+         OVERWRITE | MBARRIER, "a warp is not waited for"),
+    Edit(ONE, "accumulator-empty counts an arrival more", On("acc_empty", INIT), plus(1), DEADLOCK,
+         "its phase never ends"),
+    Edit(PAIR, "accumulator-empty counts one CTA's warps", On("acc_empty", INIT), to(4),
+         OVERWRITE | MBARRIER, "the peer's are not waited for"),
+    Edit(MULTICAST, "empty counts an MMA less", On("empty", INIT), plus(-1), OVERWRITE | MBARRIER,
+         "one that reads the stage is not waited for"),
+    Edit(MULTICAST, "empty counts an MMA more", On("empty", INIT), plus(1), DEADLOCK,
+         "its phase never ends"),
+    Edit(SPLIT_K, "the partials count one CTA's warps", On("partial_full", INIT), to(4),
+         READ | MBARRIER, "the other CTA's are not waited for"),
+    Edit(ONE, "no bar.sync after the start", r"bar\.sync\s+0;", DROP, UNINITIALISED | MBARRIER,
+         "barriers and the allocated address are used before they are there", 2, (0,)),
+    Edit(PAIR, "no cluster barrier after the start", FIRST_CLUSTER_BARRIER, DROP, MBARRIER,
+         "a peer's barriers are used before they are there"),
+    Edit(PAIR, "no fence of the initialisation", r"fence\.mbarrier_init\.release\.cluster;", DROP,
+         MBARRIER, "without it the relaxed arrival publishes nothing"),
+    Edit(ONE, "half of the columns allocated", ALLOC, number(lambda n: n // 2), TMEM,
+         "the scales are beyond them"),
+    Edit(ONE, "384 columns allocated", ALLOC, to(384), TMEM,
+         "not a power of two"),
+    Edit(ONE, "never freed", FREE, DROP, UNFINISHED,
+         "the next CTA on the SM waits for ever"),
+    Edit(ONE, "freed twice", FREE, TWICE, TMEM,
+         "nothing is allocated then"),
+    Edit(ONE, "half freed", FREE, number(lambda n: n // 2), TMEM,
+         "all that was allocated must be"),
+    Edit(ONE, "freed 32 columns off", FREE,
+         within(r"tcgen05\S* (%r\d+), \d+;", r"{\n.reg .b32 other;\nadd.s32 other, \1, 32;\n"
+                r"tcgen05.dealloc.cta_group::1.sync.aligned.b32 other, 512;\n}"), TMEM,
+         "that is not where the allocation begins"),
+    Edit(PAIR, "freed for one CTA", FREE, within("cta_group::2", "cta_group::1"), CTA_GROUP,
+         "a kernel has one cta_group"),
+    Edit(ONE, "freed while the epilogue reads", r"bar\.sync\s+0;", DROP, OVERWRITE,
+         "the warp that frees does not wait for the others", 2, (1,)),
+    Edit(PAIR, "no cluster barrier at the end", LAST_CLUSTER_BARRIER, DROP, EXITED,
+         "the peer still releases an accumulator to a CTA that is gone", sometimes=True),
+    Edit(MULTICAST, "no cluster barrier at the end", LAST_CLUSTER_BARRIER, DROP, EXITED,
+         "commits still arrive at a CTA that is gone", sometimes=True),
+    Edit(SPLIT_K, "no cluster barrier at the end", LAST_CLUSTER_BARRIER, DROP, EXITED,
+         "the peer still reads the sums of a CTA that is gone", sometimes=True),
+    Edit(ONE, "no griddepcontrol.wait before the loads", r"griddepcontrol\.wait;", DROP, UNNOTICED,
+         "the kernel before may still write what is loaded", 2, (0,)),
+    Edit(ONE, "no griddepcontrol.wait in the epilogue", r"griddepcontrol\.wait;", DROP, UNNOTICED,
+         "the kernel before may still write the factors, or read the output", 2, (1,)),
+    Edit(ONE, "no tcgen05.fence", r"tcgen05\.fence::\w+;", DROP, UNNOTICED,
+         "tcgen05 operations are ordered around barriers by it alone", None),
+    Edit(ONE, "no fence of the initialisation", r"fence\.mbarrier_init\.release\.cluster;", DROP,
+         UNNOTICED, "the async proxy may see barriers that are not initialised"),
+)
+
+LOADS = (
+    Edit(ONE, "no load of A", LOAD, DROP, DEADLOCK, "the stage is never full", 4, (0,)),
+    Edit(ONE, "no load of B's scales", LOAD, DROP, DEADLOCK, "the stage is never full", 4, (3,)),
+    Edit(ONE, "all lanes load A", LOAD, ALL_LANES, MANY_LANES, "32 loads for one", 4, (0,)),
+    Edit(ONE, "A loaded 64 bytes off", LOAD, within(r" \[(%r\d+)\], \[%rd", r" [\1+64], [%rd"),
+         _any(Kind.MISALIGNED), "a box begins at a multiple of 128", 4, (0,)),
+    Edit(ONE, "A loaded 1024 bytes off", LOAD, within(r" \[(%r\d+)\], \[%rd", r" [\1+1024], [%rd"),
+         OVERWRITE | READ, "its end is in B", 4, (0,)),
+    Edit(ONE, "A's coordinates exchanged", LOAD, within(r"\{(%r\d+), (%r\d+)\}", r"{\2, \1}"),
+         WRONG, "K is not M", 4, (0,)),
+    Edit(ONE, "the first K of A in every stage", LOAD, within(r"\{%r\d+, ", "{0, "), WRONG,
+         "the sum runs over K", 4, (0,)),
+    Edit(ONE, "the first scales of B in every tile", LOAD, within(r", %r\d+\}", ", 0}"), WRONG,
+         "tiles have their own", 4, (3,)),
+    Edit(ONE, "stages of the loads 1024 bytes further apart", STAGE_OF_LOADS, plus(1024),
+         READ | OVERWRITE, "the MMAs look elsewhere"),
+    Edit(MULTICAST, "A multicast to the first column alone", LOAD, mask("and 15"), DEADLOCK,
+         "the second waits for its bytes", 4, (0,)),
+    Edit(MULTICAST, "A multicast to other rows too", LOAD, mask("or 15"), OVERWRITE | MBARRIER,
+         "they have their own", 4, (0,)),
+    Edit(MULTICAST, "A not multicast", LOAD,
+         within(r"\.multicast::cluster( [^;]*), %rs\d+;", r"\1;"), DEADLOCK,
+         "the other column waits for its bytes", 4, (0,)),
+    Edit(MULTICAST, "B multicast to one pair alone", LOAD, mask("and 51"), DEADLOCK | OUT_OF_BOUNDS,
+         "the other waits for its bytes", 4, (1,)),
+    Edit(MULTICAST, "B's scales multicast to three of four", LOAD, mask("and 119"), DEADLOCK,
+         "the fourth waits for its bytes", 4, (3,)),
+    Edit(MULTICAST, "parts of A overlap", LOAD, within(r" \[(%r\d+)\], \[%rd", r" [\1+4096], [%rd"),
+         OVERWRITE, "each column loads a half for both", 4, (0,)),
+)
+
+MMAS = (
+    Edit(ONE, "no first MMA", MMA, DROP, UNINITIALISED,
+         "the second adds to nothing", 4, (0,), True),
+    Edit(ONE, "no last MMA", MMA, DROP, WRONG,
+         "a quarter of K is missing", 4, (3,), True),
+    Edit(ONE, "all lanes issue an MMA", MMA, ALL_LANES, MANY_LANES,
+         "32 MMAs for one", 4, (3,), True),
+    Edit(ONE, "all lanes copy scales", COPY, ALL_LANES, MANY_LANES,
+         "32 copies for one", 8, (0,), True),
+    Edit(ONE, "the first MMA always accumulates", ACCUMULATE, "setp.eq.b32 accumulate, 0, 0;",
+         UNINITIALISED, "to nothing, then to the tile before", 4, (0,), True),
+    Edit(ONE, "the first MMA never accumulates", ACCUMULATE, "setp.ne.b32 accumulate, 0, 0;", WRONG,
+         "only the last stage counts", 4, (0,), True),
+    Edit(ONE, "the last MMA never accumulates", ACCUMULATE, "setp.ne.b32 accumulate, 0, 0;", WRONG,
+         "only a quarter of the last stage counts", 4, (3,), True),
+    Edit(ONE, "stages of the MMAs 1024 bytes further apart", STAGE_OF_MMAS, plus(64),
+         READ | OUT_OF_BOUNDS, "the loads went elsewhere", unrolled=True),
+    Edit(ONE, "no copy of A's first scales", COPY, DROP, UNINITIALISED,
+         "the MMA reads them", 8, (0,), True),
+    Edit(ONE, "A's scales copied to the next columns", COPY, within(r"\[(%r\d+)\]", r"[\1+4]"),
+         UNINITIALISED, "the next copy overwrites them", 8, (0,), True),
+    Edit(ONE, "B's scales copied beyond the allocation", COPY, within(r"\[(%r\d+)\]", r"[\1+480]"),
+         TMEM, "512 columns are allocated", 8, (7,), True),
+    Edit(ONE, "scales of the next K = 64 copied", COPY_SOURCE,
+         r"\g<0>\nadd.s64 source, source, 32;", WRONG, "each K = 64 has its own", 8, (0,), True),
+    Edit(ONE, "scale descriptor, twice the stride", COPY_SOURCE, plus(8), WRONG | READ,
+         "groups of 8 rows are 128 bytes apart", 8, (0,), True),
+    Edit(ONE, "scale descriptor, no version", COPY_SOURCE, plus(-(1 << 14)), DESCRIPTOR,
+         "it is 1 on sm_100", 8, (0,), True),
+    Edit(ONE, "A's descriptor, 64-byte swizzle", MMA_A, plus(2 << 29), WRONG,
+         "TMA swizzled 128 bytes", 4, (0,), True),
+    Edit(ONE, "A's descriptor, no swizzle", MMA_A, plus(-(2 << 29)), WRONG,
+         "TMA swizzled 128 bytes", 4, (0,), True),
+    Edit(ONE, "B's descriptor, half the stride", MMA_B, plus(-32), WRONG,
+         "groups of 8 rows are 1024 bytes apart", 4, (0,), True),
+    Edit(ONE, "instruction descriptor, half of N", MMA_KIND, plus(-(8 << 17)), UNINITIALISED,
+         "half of the columns are never written", unrolled=True),
+    Edit(ONE, "instruction descriptor, half of M", MMA_KIND, plus(-(4 << 24)), DESCRIPTOR,
+         "there is no such block-scaled MMA", unrolled=True),
+    Edit(ONE, "instruction descriptor, UE8M0 scales", MMA_KIND, plus(1 << 23), WRONG,
+         "they are UE4M3", unrolled=True),
+    Edit(ONE, "instruction descriptor, A negated", MMA_KIND, plus(1 << 13), WRONG,
+         "the sign is A's own", unrolled=True),
+    Edit(ONE, "instruction descriptor, A's second scale id", MMA_KIND, plus(1 << 29), DESCRIPTOR,
+         "four scales a row fill the word: the id is 0", unrolled=True),
+    Edit(ONE, "instruction descriptor, another format of A", MMA_KIND, plus(3 << 7), DESCRIPTOR,
+         "mxf4nvf4 has E2M1 alone", unrolled=True),
+    Edit(PAIR, "an MMA of one CTA", MMA, within("cta_group::2", "cta_group::1"), CTA_GROUP,
+         "a kernel has one cta_group", 4, (3,), True),
+    Edit(PAIR, "a copy of one CTA", COPY, within("cta_group::2", "cta_group::1"), CTA_GROUP,
+         "a kernel has one cta_group", 12, (0,), True),
+    Edit(PAIR, "second accumulator 16 columns early", SECOND_ACCUMULATOR, plus(-16), UNINITIALISED,
+         "the epilogue looks elsewhere"),
+    Edit(PAIR, "both CTAs issue MMAs", r"or\.pred\s+(%p\d+), %p\d+, (%p\d+);\s+@\1 bra",
+         r"@\2 bra", MBARRIER | DEADLOCK | OVERWRITE, "the leader issues those of both"),
+)
+
+EPILOGUE = (
+    Edit(ONE, "columns read one further", TMEM_LOAD, r"\1+1];", WRONG | UNINITIALISED,
+         "they are another's", 4, (0,)),
+    Edit(ONE, "lanes of another warp read", TMEM_LOAD, r"\1+2097152];", TMEM,
+         "a warp reaches its own quarter of the lanes", 4, (0,)),
+    Edit(ONE, "no tcgen05.wait::ld", r"tcgen05\.wait::ld\.sync\.aligned;", DROP, UNNOTICED,
+         "the registers are used before the load ends", 4),
+    Edit(ONE, "no barrier after the bias is staged", r"bar\.sync\s+1, 128;", DROP, READ,
+         "other warps write what is read"),
+    Edit(ONE, "bias not staged", r"st\.shared\.b32 [^;]*;", DROP, UNINITIALISED,
+         "it is read"),
+    Edit(ONE, "bias of other columns", r"ld\.shared\.v4\.b32 [^;]*\+(64)\];", to(128), WRONG,
+         "each column has its own", 2, (0,)),
+    Edit(ONE, "alpha read 4 bytes off", r"(ld\.global\.b32\s+%r\d+, \[%rd\d+)\];", r"\1+4];",
+         OUT_OF_BOUNDS, "there is one", 2, (0,)),
+    Edit(ONE, "a pair of columns exchanged", r"(cvt\.rn\.bf16x2\.f32 %r\d+), (%r\d+), (%r\d+);",
+         r"\1, \3, \2;", WRONG, "the low half is the first", 64, (0,)),
+    Edit(ONE, "no proxy fence before the stores", r"fence\.proxy\.async\.shared::cta;", DROP, PROXY,
+         "TMA may not see what was written", 2),
+    Edit(ONE, "no proxy fence before the last store", r"fence\.proxy\.async\.shared::cta;", DROP,
+         PROXY, "TMA may not see what was written", 2, (1,)),
+    Edit(ONE, "no wait for the output buffer", BULK_WAIT, DROP, OVERWRITE,
+         "TMA still reads it", 3, (0, 1)),
+    Edit(ONE, "a wait for one store too few", BULK_WAIT, plus(1), OVERWRITE,
+         "TMA still reads the buffer", 3, (0, 1)),
+    Edit(ONE, "no wait for the last stores", BULK_WAIT, DROP, UNFINISHED,
+         "TMA still reads shared memory when the CTA ends", 3, (2,)),
+    Edit(ONE, "stores in no group", r"cp\.async\.bulk\.commit_group;", DROP, OVERWRITE | UNFINISHED,
+         "nobody waits for them", 2),
+    Edit(ONE, "no store of the last columns", STORE, DROP, UNWRITTEN,
+         "they are output", 2, (1,)),
+    Edit(ONE, "the stores' coordinates exchanged", STORE,
+         within(r"\{(%r\d+), (%r\d+)\}", r"{\2, \1}"), UNWRITTEN | WRONG, "M is not N", 2),
+    Edit(ONE, "the last columns stored to the first", STORE, within(r"\{%r\d+, ", "{0, "),
+         UNWRITTEN, "they have their own place", 2, (1,)),
+    Edit(ONE, "no bar.warp.sync after the wait for the buffer", r"bar\.warp\.sync\s+-1;", DROP,
+         UNNOTICED, "one lane waits for 32 that write", 4, (0, 2)),
+    Edit(ONE, "no bar.warp.sync before the stores", r"bar\.warp\.sync\s+-1;", DROP, UNNOTICED,
+         "one lane stores for 32, which may not all have written", 4, (1, 3)),
+    Edit(SPLIT_K, "partials of a column not written", r"st\.shared\.b32 \[%r\d+\+512\][^;]*;", DROP,
+         UNINITIALISED, "they are read"),
+    Edit(SPLIT_K, "partials of a column in another's place",
+         r"st\.shared\.b32 \[%r\d+\+(512)\]", to(1024), UNINITIALISED | OVERWRITE,
+         "their own place is read"),
+    Edit(SPLIT_K, "the own partials added twice", MAPA_TO_LOAD, r"\1, 0;", WRONG,
+         "the sum is over both CTAs", 9, (8,)),
+    Edit(SPLIT_K, "a token too many stored", r"or\.pred\s+(%p\d+), (%p\d+), %p\d+;\s+@\1 bra",
+         r"mov.pred \1, \2;\n@\1 bra", OUT_OF_BOUNDS, "the output has no room for it", 8, (1,)),
+)
+
+# fmt: on
+
+EDITS = WAITS + ARRIVALS + STARTS_AND_ENDS + LOADS + MMAS + EPILOGUE

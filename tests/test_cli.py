@@ -1,6 +1,7 @@
 """The commands, as a user types them."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ def run():
 def test_info(run):
     result = run("info")
     assert result.exit_code == 0
-    for word in ("cutedsl", "triton", "reference", "needs sm_100", *STAGES):
+    sm_100 = "emulated: sm_100" if find_spec("cutlass") else "needs the package nvidia-cutlass-dsl"
+    for word in ("cutedsl", "triton", "reference", sm_100, *STAGES):
         assert word in result.stdout
 
 
@@ -44,6 +46,11 @@ def test_bench(run, tmp_path):
 def test_a_user_error_is_one_line_and_status_2(run, tmp_path):
     result = run("bench", "--op", "conv2d")
     assert result.exit_code == 2 and result.stderr.strip().endswith("got 'conv2d'")
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.skipif(find_spec("gguf") is None, reason="needs the package gguf")
+def test_a_missing_model_is_named(run, tmp_path):
     missing = tmp_path / "missing.gguf"
     result = run("demo", "--model", str(missing))
     assert (
@@ -51,3 +58,41 @@ def test_a_user_error_is_one_line_and_status_2(run, tmp_path):
         and f"--model needs an existing file or folder, got {missing}" in result.stderr
     )
     assert "Traceback" not in result.output
+
+
+needs_dsl = pytest.mark.skipif(find_spec("cutlass") is None, reason="needs nvidia-cutlass-dsl")
+
+
+def test_info_on_a_problem(run):
+    result = run("info", "--problem", "1", "6144", "3584")
+    assert result.exit_code == 0
+    assert "cutedsl: on a B200, 128x8" in result.stdout and "us predicted" in result.stdout
+    facts = json.loads(run("info", "--problem", "8192", "8192", "8192", "--json").stdout)
+    assert "256x256" in facts["problem"]["cutedsl"]
+    refused = run("info", "--problem", "1", "64", "40")
+    assert refused.exit_code == 2 and "K a positive multiple of 16, got 1 64 40" in refused.stderr
+
+
+@needs_dsl
+def test_warmup(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("NVFP4_CACHE_DIR", str(tmp_path))
+    arguments = ("warmup", "--shape", "64x256", "--max-m", "1", "--dtype", "float16")
+    first = run(*arguments)
+    assert first.exit_code == 0 and first.stdout.count(": compiled\n") == 4
+    assert "128x8 swapped: float16, alpha segments, row_scale" in first.stdout
+    assert len(list(tmp_path.glob("*.zip"))) == 4
+    assert run(*arguments).stdout.count(": cached\n") == 4
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--shape", "64"), "--shape needs NxK, K a multiple of 16, such as 6144x3584, got '64'"),
+        (("--shape", "64x40"), "got '64x40'"),
+        (("--shape", "64x32", "--dtype", "int8"), "--dtype needs one of bfloat16, float16"),
+        (("--shape", "64x32", "--bias", "x"), "--bias needs one of bfloat16"),
+    ],
+)
+def test_warmup_refuses(run, arguments, message):
+    result = run("warmup", *arguments)
+    assert result.exit_code == 2 and message in result.stderr

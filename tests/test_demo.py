@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from nvfp4.cli import app
 from nvfp4.demo.model import WEIGHTS_PACKAGE
 
+MISSING = [name for name in ("transformers", "gguf", "accelerate") if find_spec(name) is None]
 needs_transformers = pytest.mark.skipif(
-    find_spec("transformers") is None, reason="needs the package transformers"
+    bool(MISSING), reason=f"needs the packages {', '.join(MISSING)}"
 )
 
 

@@ -56,13 +56,22 @@ def _aligned(addresses: np.ndarray, width: int) -> None:
         raise Hazard(Kind.MISALIGNED, f"address {address:#x} in a {width}-byte access")
 
 
-def _load(warp: Any, space: str, addresses: np.ndarray, bits: int, count: int, ins: Any) -> Any:
-    """[addresses, count] elements."""
+def _load(
+    warp: Any,
+    space: str,
+    addresses: np.ndarray,
+    bits: int,
+    count: int,
+    ins: Any,
+    strong: bool = False,
+) -> Any:
+    """[addresses, count] elements. `strong`: of memory that others may write meanwhile."""
     width = bits // 8 * count
     _aligned(addresses, width)
     space, _ = _resolve(space, int(addresses[0]))
     if space == "global":
-        return warp.machine.memory.load(addresses, bits, count)
+        warp.access_global()
+        return warp.machine.memory.load(addresses, bits, count, None if strong else warp)
     if space == "param":
         addresses = addresses & (PARAMETER_WINDOW - 1)
         if int(addresses.max()) + width > len(warp.machine.parameters.data):
@@ -84,7 +93,8 @@ def store(warp: Any, space: str, addresses: np.ndarray, values: np.ndarray, ins:
     _aligned(addresses, width)
     space, _ = _resolve(space, int(addresses[0]))
     if space == "global":
-        warp.machine.memory.store(addresses, values, warp.cta.number)
+        warp.access_global()
+        warp.machine.memory.store(addresses, values, warp, warp.event(ins))
     elif space.startswith("shared"):
         for cta, offsets, chosen in _shared_parts(warp, addresses & _WINDOW_MASK, width):
             if warp.machine.options.check:
@@ -121,10 +131,12 @@ class _Access:
         self.letter, self.bits = modifiers.type()
         self.space = modifiers.take(*_SPACES)
         self.count = int(modifiers.take("v2", "v4", "v8")[1:] or 1)
-        # Lanes run in order and the machine is sequentially consistent: strength changes nothing
-        # for global memory. In shared memory these count as ordinary accesses, which is stricter.
-        modifiers.take("weak", "volatile", "relaxed", "acquire", "release")
-        modifiers.take("cta", "cluster", "gpu", "sys")
+        # The machine is sequentially consistent: strength changes no value, but who may rely on it
+        # (memory.py). In shared memory these count as ordinary accesses, which is stricter.
+        order = modifiers.take("weak", "volatile", "relaxed", "acquire", "release")
+        wide = modifiers.take("cta", "cluster", "gpu", "sys") in ("gpu", "sys")
+        self.strong = order not in ("", "weak")
+        self.acquires, self.releases = order == "acquire" and wide, order == "release" and wide
         modifiers.take("nc")
         modifiers.take("ca", "cg", "cs", "cv", "lu", "wb", "wt")
         modifiers.take("unified")
@@ -149,13 +161,16 @@ def _decode_ld(instruction: ptx.Instruction, program: Program) -> Step:
     widths = [program.bits[program.result(operand, bits)] for operand in results]
     base, offset = program.address(instruction.operands[1], 32 if space != "" else 64)
     sign_extends = access.letter == "s"
+    strong, acquires = access.strong, access.acquires
 
     def step(warp: Any) -> None:
+        if acquires:
+            warp.acquire_from_gpu()
         address = warp.registers[base]
         mask = warp.mask
         same = uniform(address, mask)
         if same is not None:
-            data = _load(warp, space, np.array([same + offset]), bits, count, instruction)
+            data = _load(warp, space, np.array([same + offset]), bits, count, instruction, strong)
             for put, width, value in zip(puts, widths, data[0].tolist(), strict=True):
                 if sign_extends and width > bits:
                     value = signed(value, bits) & ((1 << width) - 1)
@@ -163,7 +178,7 @@ def _decode_ld(instruction: ptx.Instruction, program: Program) -> Step:
             return
         lanes = members(mask)
         addresses = address[lanes].astype(np.int64) + offset
-        data = _load(warp, space, addresses, bits, count, instruction)
+        data = _load(warp, space, addresses, bits, count, instruction, strong)
         if sign_extends:
             data = data.view(SIGNED[bits])
         for i, (put, width) in enumerate(zip(puts, widths, strict=True)):
@@ -184,9 +199,12 @@ def _decode_st(instruction: ptx.Instruction, program: Program) -> Step:
     data = instruction.operands[1]
     items = data.items if isinstance(data, ptx.Vector) else (data,)
     slots = [program.source(operand, bits) for operand in items]
+    releases = access.releases
 
     def step(warp: Any) -> None:
         registers, mask = warp.registers, warp.mask
+        if releases:
+            warp.release_to_gpu()
         address = registers[base]
         if address.__class__ is int:  # all lanes write the same place: one of them wins
             lane = lowest(mask)
@@ -257,8 +275,8 @@ def _decode_atom(instruction: ptx.Instruction, program: Program) -> Step:
     modifiers = Modifiers(instruction)
     letter, bits = modifiers.type()
     space = modifiers.take(*_SPACES)
-    modifiers.take("relaxed", "acquire", "release", "acq_rel")
-    modifiers.take("cta", "cluster", "gpu", "sys")
+    order = modifiers.take("relaxed", "acquire", "release", "acq_rel")
+    wide = modifiers.take("cta", "cluster", "gpu", "sys") in ("gpu", "sys")
     operation = modifiers.need(*_ATOMICS, "cas")
     modifiers.done()
     returns = instruction.opcode == "atom"
@@ -270,6 +288,11 @@ def _decode_atom(instruction: ptx.Instruction, program: Program) -> Step:
 
     def step(warp: Any) -> None:
         registers = warp.registers
+        warp.access_global()
+        if wide and order in ("release", "acq_rel"):
+            warp.release_to_gpu()
+        if wide and order in ("acquire", "acq_rel"):
+            warp.acquire_from_gpu()
         addresses = spread(registers[base], 64).astype(np.int64) + offset
         sources = [spread(registers[slot], bits).view(dtype) for slot in slots]
         before = np.zeros(32, dtype)
@@ -281,14 +304,16 @@ def _decode_atom(instruction: ptx.Instruction, program: Program) -> Step:
                 raise instruction.unsupported("atomics on global memory only")
             memory = warp.machine.memory
             tensor = memory.find(int(here[0]), int(here[0]) + bits // 8)
-            old = memory.load(here, bits, 1).view(dtype)[0, 0]
+            old = memory.load(here, bits, 1, None).view(dtype)[0, 0]
             before[lane] = old
             if operation == "cas":
                 new = sources[1][lane] if old == sources[0][lane] else old
             else:
-                new = _ATOMICS[operation](old, sources[0][lane])
+                with np.errstate(over="ignore"):
+                    new = _ATOMICS[operation](old, sources[0][lane])
             where = here - tensor.base
-            memory.write_check(tensor, where[:, None] + np.arange(bits // 8), warp.cta.number, True)
+            cells = where[:, None] + np.arange(bits // 8)
+            memory.write_check(tensor, cells, warp, warp.event(instruction), True)
             tensor.bytes.scatter(where, np.array([[new]], dtype).view(DTYPES[bits]))
         if put is not None:
             put(warp, before.view(DTYPES[bits]))

@@ -16,12 +16,14 @@ from nvfp4.backends.cutedsl.emulator.lanes import (
     DTYPES,
     FLOATS,
     SIGNED,
+    Loading,
     flags,
     lane_set,
     signed,
     spread,
 )
 from nvfp4.backends.cutedsl.emulator.program import Decoder, Modifiers, Program, Step
+from nvfp4.backends.cutedsl.emulator.special import CLOCKS
 
 Scalar = Callable[..., int]
 
@@ -40,6 +42,8 @@ def _elementwise(
     """
     result_bits = result_bits or bits
     into, *operands = instruction.operands
+    if len(operands) != _SOURCES.get(instruction.opcode, 2):
+        raise ValueError(f"{len(operands)} operands behind the result")
     widths = source_bits or (bits,) * len(operands)
     slots = [program.source(o, n) for o, n in zip(operands, widths, strict=True)]
     put = program.put(into, result_bits)
@@ -74,6 +78,14 @@ def _elementwise(
             put(warp, vector(*(_array(v, n) for v, n in zip(values, widths, strict=True))))
 
     return step
+
+
+_SOURCES = {
+    **dict.fromkeys(("mad", "prmt", "shf", "lop3", "bfe"), 3),
+    **dict.fromkeys(("not", "neg", "abs", "popc", "clz", "brev", "bfind"), 1),
+    "bfi": 4,
+}  # fmt: skip
+"""How many operands an instruction has behind its result, where not two."""
 
 
 def _array(value: Any, bits: int) -> np.ndarray:
@@ -249,7 +261,7 @@ def _decode_mov(instruction: ptx.Instruction, program: Program) -> Step:
         return _pack(program, into, source, bits)
     if isinstance(into, ptx.Vector):
         return _unpack(program, into, source, bits)
-    if isinstance(source, ptx.Symbol) and source.name.startswith(("%clock", "%globaltimer")):
+    if isinstance(source, ptx.Symbol) and source.name in CLOCKS:
         put = program.put(into, bits)
         return lambda warp: put(warp, warp.machine.time & (1 << bits) - 1)
     put, slot = program.put(into, bits), program.source(source, bits)
@@ -257,8 +269,8 @@ def _decode_mov(instruction: ptx.Instruction, program: Program) -> Step:
 
 
 def _defined(value: Any) -> Any:
-    if value is None:
-        raise TypeError("a register that was never written")
+    if value is None or value.__class__ is Loading:
+        raise TypeError("a register without a value")
     return value
 
 
@@ -318,9 +330,9 @@ def _decode_selp(instruction: ptx.Instruction, program: Program) -> Step:
         registers = warp.registers
         lanes = (registers[predicate] ^ flip) & warp.mask
         if lanes == warp.mask:
-            put(warp, registers[yes])
+            put(warp, _defined(registers[yes]))
         elif not lanes:
-            put(warp, registers[no])
+            put(warp, _defined(registers[no]))
         else:
             put(
                 warp,
@@ -489,13 +501,18 @@ def _decode_bitfield(instruction: ptx.Instruction, program: Program) -> Step:
 def _decode_count(instruction: ptx.Instruction, program: Program) -> Step:
     """popc, clz, brev, bfind."""
     modifiers = Modifiers(instruction)
-    _, bits = modifiers.type()
+    letter, bits = modifiers.type()
     modifiers.done()
+
+    def highest(x: int) -> int:
+        """The highest bit that is not the sign."""
+        return (~signed(x, bits) if letter == "s" and x >> bits - 1 else x).bit_length() - 1
+
     scalar: Scalar = {
         "popc": int.bit_count,
         "clz": lambda x: bits - x.bit_length(),
         "brev": lambda x: int(f"{x:0{bits}b}"[::-1], 2),
-        "bfind": lambda x: x.bit_length() - 1,
+        "bfind": highest,
     }[instruction.opcode]
     result = bits if instruction.opcode == "brev" else 32
 

@@ -232,6 +232,8 @@ def _decode_griddepcontrol(instruction: ptx.Instruction, program: Program) -> St
 
     def step(warp: Any) -> None:
         warp.machine.counts[f"griddepcontrol.{kind}"] += 1
+        if kind == "wait":
+            warp.wait_for_grids(instruction.line)
 
     return step
 

@@ -5,7 +5,9 @@ fused multiply-add of float32 goes through float64: the product of two float32 i
 the sum, rounded to odd, rounds to float32 as if it were exact.
 """
 
+import math
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,31 @@ def fma32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     inexact = (error != 0) & np.isfinite(total) & (raw & 1 == 0)
     towards = np.where((error > 0) == (total > 0), 1, -1)
     return np.where(inexact, raw + towards, raw).view(np.float64).astype(np.float32)
+
+
+def _fma64(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """The same for float64, by Python's fractions."""
+    result = a * b + c
+    for i in np.flatnonzero(np.isfinite(a) & np.isfinite(b) & np.isfinite(c)):
+        exact = Fraction(a[i]) * Fraction(b[i]) + Fraction(c[i])
+        if exact:
+            result[i] = float(exact) if abs(exact) < _HUGE else math.copysign(math.inf, exact)
+    return result
+
+
+_HUGE = 2**1024 - 2**970
+"""From here on a number rounds to infinity."""
+
+
+def _chosen(ufunc: Callable[..., np.ndarray], low: bool) -> Callable[..., np.ndarray]:
+    """min and max: a number rather than a NaN, and -0 is below +0."""
+
+    def choose(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        numbers = np.where(a == b, np.where(np.signbit(a) == low, a, b), ufunc(a, b))
+        either = np.where(np.isnan(a), b, np.where(np.isnan(b), a, numbers))
+        return np.where(np.isnan(either), a.dtype.type(np.nan), either)
+
+    return choose
 
 
 def to_bfloat16(bits: np.ndarray) -> np.ndarray:
@@ -82,7 +109,7 @@ def _arithmetic(name: str, values: list[np.ndarray]) -> np.ndarray:
     with np.errstate(all="ignore"):
         if name == "fma":
             a, b, c = values
-            return fma32(a, b, c) if a.dtype == np.float32 else a * b + c
+            return fma32(a, b, c) if a.dtype == np.float32 else _fma64(a, b, c)
         return _OPERATIONS[name](*values)
 
 
@@ -91,8 +118,8 @@ _OPERATIONS: Mapping[str, Callable[..., np.ndarray]] = {
     "sub": np.subtract,
     "mul": np.multiply,
     "div": np.divide,
-    "min": np.fmin,
-    "max": np.fmax,
+    "min": _chosen(np.minimum, low=True),
+    "max": _chosen(np.maximum, low=False),
     "neg": np.negative,
     "abs": np.abs,
     "rcp": lambda x: np.divide(x.dtype.type(1), x),
@@ -102,6 +129,8 @@ _OPERATIONS: Mapping[str, Callable[..., np.ndarray]] = {
     "lg2": lambda x: np.log2(x.astype(np.float64)).astype(x.dtype),
     "tanh": lambda x: np.tanh(x.astype(np.float64)).astype(x.dtype),
 }
+_SOURCES = {"fma": 3, **dict.fromkeys(("add", "sub", "mul", "div", "min", "max"), 2)}
+"""How many operands an operation has, where not one."""
 _APPROXIMATE = ("rcp", "sqrt", "rsqrt", "ex2", "lg2", "tanh", "div")
 """Their .approx forms have no exact results; these are the correctly rounded ones."""
 
@@ -119,8 +148,11 @@ def decode(instruction: ptx.Instruction, program: Program) -> Step:
         raise instruction.unsupported("flushing denormals is not known")
     bits = 64 if kind in ("f64", "f32x2") else 32
     dtype = np.float64 if kind == "f64" else np.float32
-    put = program.put(instruction.operands[0], bits)
-    slots = [program.source(operand, bits) for operand in instruction.operands[1:]]
+    into, *operands = instruction.operands
+    if len(operands) != _SOURCES.get(name, 1):
+        raise ValueError(f"{len(operands)} operands behind the result")
+    put = program.put(into, bits)
+    slots = [program.source(operand, bits) for operand in operands]
 
     def step(warp: Any) -> None:
         values = [warp.registers[slot] for slot in slots]
@@ -245,9 +277,12 @@ def _convert_floats(
                 return value.astype(FLOATS[bits]).view(DTYPES[bits])
             info = np.iinfo((SIGNED if kind == "s" else DTYPES)[bits])
             whole = integers[rounding or "rzi"](value.astype(np.float64))
-            top = np.nextafter(float(info.max) + 1, 0) if bits == 64 else float(info.max)
-            bounded = np.clip(np.nan_to_num(whole, nan=0.0), float(info.min), top)
-            return bounded.astype(info.dtype).view(DTYPES[bits])
+            nan, over = np.isnan(whole), whole >= float(info.max)
+            bounded = np.where(nan | over, 0.0, np.maximum(whole, float(info.min)))
+            result = np.where(over, info.dtype.type(info.max), bounded.astype(info.dtype))
+            wide = bits == 64 or source[1] == 64
+            nothing = DTYPES[bits](1 << bits - 1 if wide else 0)
+            return np.where(nan, nothing, result.view(DTYPES[bits]))
 
     return _apply(put, slot, source[1], convert)
 

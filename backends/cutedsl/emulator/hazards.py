@@ -22,7 +22,8 @@ class Kind(Enum):
     MISALIGNED = "misaligned"
     EXITED = "exited CTA"  # shared memory or barriers of a CTA that has ended
     UNFINISHED = "unfinished at exit"  # a kernel ended with asynchronous work or allocations left
-    RACE = "race"  # two CTAs wrote the same byte of global memory
+    RACE = "race"  # two CTAs wrote a byte of global memory, or one read what the other wrote
+    GRID_DEPENDENCY = "grid dependency"  # global memory before griddepcontrol.wait
     UNWRITTEN = "unwritten output"
 
 

@@ -17,6 +17,24 @@ ALL = (1 << LANES) - 1
 
 Value = int | np.ndarray
 
+
+class Loading:
+    """What a register holds from tcgen05.ld until the warp has executed tcgen05.wait::ld: nothing
+    that an instruction can use.
+    """
+
+    __slots__ = ("value", "line")
+
+    def __init__(self, value: np.ndarray, line: int) -> None:
+        self.value, self.line = value, line
+
+    def __str__(self) -> str:
+        return (
+            f"a register of the tcgen05.ld in PTX line {self.line} is used without tcgen05.wait::ld"
+            " (Options.tmem_load_waits)"
+        )
+
+
 DTYPES: Mapping[int, Any] = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 SIGNED: Mapping[int, Any] = {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}
 FLOATS: Mapping[int, Any] = {16: np.float16, 32: np.float32, 64: np.float64}

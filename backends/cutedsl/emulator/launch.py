@@ -151,7 +151,8 @@ def _module(text: str) -> ptx_.Module:
 
 @lru_cache(maxsize=64)
 def _program(text: str, kernel: str) -> Program:
-    return Program(_module(text).kernel(kernel), DECODERS)
+    module = _module(text)
+    return Program(module.kernel(kernel), module.shared, DECODERS)
 
 
 @cache

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from nvfp4.backends.cutedsl.emulator import ptx
+from nvfp4.backends.cutedsl.emulator import ptx, special
 from nvfp4.backends.cutedsl.emulator.hazards import Deadlock, Event, Hazard, Kind
-from nvfp4.backends.cutedsl.emulator.lanes import ALL, LANES, flags, spread
+from nvfp4.backends.cutedsl.emulator.lanes import LANES, Loading, flags, spread
 from nvfp4.backends.cutedsl.emulator.memory import (
-    DYNAMIC_SHARED_BASE,
+    RANK_SHIFT,
     Bytes,
     GlobalMemory,
     SharedMemory,
@@ -43,6 +43,10 @@ class Options:
     `seed`: of every random choice. `delay`: the longest time that asynchronous work takes, in
     instructions. `outputs`: names of tensors whose content counts as uninitialised and that must be
     written whole. `max_steps`: instructions before a run counts as a livelock. `check`: hazards.
+    `tmem_load_waits`: whether a register that tcgen05.ld writes has no value until the warp has
+    executed tcgen05.wait::ld, as PTX ISA has it; False for kernels that leave the wait out, as
+    those of CUTLASS do, and rely on hardware's waiting for registers. `quantum`: the most
+    instructions that a warp runs at a time. `multiprocessors`: as many CTAs run at once.
     """
 
     seed: int = 0
@@ -50,6 +54,7 @@ class Options:
     outputs: frozenset[str] = frozenset()
     max_steps: int = 200_000_000
     check: bool = True
+    tmem_load_waits: bool = True
     quantum: int = 64
     multiprocessors: int = 148
 
@@ -80,7 +85,7 @@ class Warp:
     __slots__ = (
         "registers", "program", "steps", "pc", "mask", "full", "live", "limit", "fragments", "cta",
         "cluster", "machine", "index", "parked", "seen", "fenced", "released", "span", "init_span",
-        "inits", "batch", "pipe_seen", "bulk", "bulk_groups", "state",
+        "inits", "batch", "pipe_seen", "bulk", "bulk_groups", "loading", "acquired", "state",
     )  # fmt: skip
 
     def __init__(self, cta: "Cta", index: int, live: int, registers: list[Any]) -> None:
@@ -103,7 +108,9 @@ class Warp:
         self.batch = self.pipe_seen = 0
         self.bulk: list[Any] = []  # bulk stores not yet in a group
         self.bulk_groups: list[list[Any]] = []  # those of each group, oldest first
-        self.state: dict[str, Any] = {}
+        self.loading: list[tuple[int, Loading]] = []  # registers of tcgen05.ld, until the wait
+        self.acquired = 0  # the CTAs (bits) whose releases to the whole GPU came before its acquire
+        self.state: dict[Any, Any] = {}
 
     @property
     def where(self) -> str:
@@ -143,14 +150,22 @@ class Warp:
         except Hazard as hazard:
             line = self.program.lines[pc]
             raise hazard.at(line.line, line.text, self.where) from None
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:
             line = self.program.lines[pc]
-            if any(self.registers[slot] is None for slot in self.program.read_by(line)):
-                unwritten = Hazard(Kind.UNINITIALISED, "a register is read that was never written")
-                raise unwritten.at(line.line, line.text, self.where) from error
-            raise
+            if (missing := self._without_value(line)) is None:
+                raise
+            raise missing.at(line.line, line.text, self.where) from error
         self.pc = pc
         return budget - left
+
+    def _without_value(self, line: ptx.Instruction) -> Hazard | None:
+        """What is wrong with an instruction that could not use its registers."""
+        for slot in self.program.named_by(line):
+            if self.registers[slot].__class__ is Loading:
+                return Hazard(Kind.EARLY_READ, str(self.registers[slot]))
+        if any(self.registers[slot] is None for slot in self.program.read_by(line)):
+            return Hazard(Kind.UNINITIALISED, "a register is read that was never written")
+        return None
 
     def merge(self, slot: int, value: Any) -> None:
         """Writes a register in the lanes that run; the others keep theirs."""
@@ -250,6 +265,29 @@ class Warp:
         self.seen |= seen
         self.fenced |= fenced
 
+    def release_to_gpu(self) -> None:
+        """Its CTA's global writes until now are seen by whoever acquires from now on."""
+        self.machine.released |= 1 << self.cta.number
+
+    def acquire_from_gpu(self) -> None:
+        self.acquired |= self.machine.released
+
+    def wait_for_grids(self, line: int) -> None:
+        """griddepcontrol.wait: this warp, and who waits for it, may access global memory."""
+        cluster = self.cluster
+        if not self.seen & cluster.grid_waits:
+            event = cluster.events.new(Event("griddepcontrol.wait", line, self.where))
+            self.seen |= 1 << event
+            cluster.grid_waits |= 1 << event
+
+    def access_global(self) -> None:
+        """Before an access to global memory: the grids before this one have ended, if it waits."""
+        if self.machine.waits_for_grids and not self.seen & self.cluster.grid_waits:
+            raise Hazard(
+                Kind.GRID_DEPENDENCY, "global memory is accessed without waiting for"
+                " griddepcontrol.wait, which this kernel has"
+            )  # fmt: skip
+
 
 class Cta:
     def __init__(self, cluster: "Cluster", rank: int, index: Dim) -> None:
@@ -289,6 +327,7 @@ class Cluster:
         self.machine = machine
         self.events = Events()
         self.cta_group = 0  # of its tcgen05 instructions; 0: none yet
+        self.grid_waits = 0  # the events of its griddepcontrol.wait
         self.barrier = ClusterBarrier(self)
         shape = machine.launch.cluster
         self.ctas: list[Cta] = []
@@ -316,6 +355,9 @@ class Machine:
         self.parameters = Bytes(np.frombuffer(bytearray(launch.parameters), np.uint8), False)
         self.layout, self.shared_size = shared_layout(launch.module.shared, launch.dynamic_shared)
         program = launch.program
+        self.released = 0  # the CTAs (bits) that have released to the whole GPU
+        self.waits_for_grids = options.check and program.uses("griddepcontrol.wait")
+        self.tmem_load_waits = options.check and options.tmem_load_waits
         self._template: list[Any] = [None] * len(program.bits)
         for slot, value in program.constants.items():
             self._template[slot] = value
@@ -353,47 +395,12 @@ class Machine:
         return registers
 
     def _symbol(self, cta: Cta, warp: int, name: str) -> Any:
-        launch = self.launch
         if name in self.layout:
-            return cta.rank << 24 | self.layout[name]
-        offsets = launch.program.kernel.parameter_offsets
+            return cta.rank << RANK_SHIFT | self.layout[name]
+        offsets = self.launch.program.kernel.parameter_offsets
         if name in offsets:
             return offsets[name]
-        base, _, axis = name.partition(".")
-        axis_number = "xyz".find(axis) if axis else 0
-        thread = np.arange(LANES) + warp * LANES
-        if base == "%tid":
-            x, y, _ = launch.block
-            value = (thread % x, thread // x % y, thread // (x * y))[axis_number]
-            return int(value[0]) if (value == value[0]).all() else value.astype(np.uint32)
-        if base == "%laneid":
-            return np.arange(LANES, dtype=np.uint32)
-        in_cluster = [i % c for i, c in zip(cta.index, launch.cluster, strict=True)]
-        dims: dict[str, Any] = {
-            "%ntid": launch.block,
-            "%ctaid": cta.index,
-            "%nctaid": launch.grid,
-            "%cluster_ctaid": in_cluster,
-            "%cluster_nctaid": launch.cluster,
-            "%clusterid": [i // c for i, c in zip(cta.index, launch.cluster, strict=True)],
-            "%nclusterid": [n // c for n, c in zip(launch.grid, launch.cluster, strict=True)],
-        }
-        if base in dims and axis_number >= 0:
-            return dims[base][axis_number]
-        scalars = {
-            "%cluster_ctarank": cta.rank,
-            "%cluster_nctarank": launch.cluster[0] * launch.cluster[1] * launch.cluster[2],
-            "%warpid": warp,
-            "%nwarpid": -(-cta_threads(launch) // LANES),
-            "%smid": cta.number % self.options.multiprocessors,
-            "%nsmid": self.options.multiprocessors,
-            "%is_explicit_cluster": ALL,
-            "%dynamic_smem_size": launch.dynamic_shared,
-            "%total_smem_size": self.shared_size - DYNAMIC_SHARED_BASE + launch.dynamic_shared,
-        }
-        if name in scalars:
-            return scalars[name]
-        raise NotImplementedError(f"the special register or variable {name}")
+        return special.value(name, self, cta, warp)
 
     def run(self) -> None:
         size = self.launch.cluster[0] * self.launch.cluster[1] * self.launch.cluster[2]
@@ -451,7 +458,3 @@ class Machine:
                     some = "" if lanes == warp.live else f" lanes {lanes:#010x}"
                     lines.append(f"{warp.where}{some}: line {instruction.line}: {instruction.text}")
         return lines
-
-
-def cta_threads(launch: Launch) -> int:
-    return launch.block[0] * launch.block[1] * launch.block[2]

@@ -6,8 +6,8 @@ memory and of parameters lie in windows far above any that a CPU uses.
 """
 
 from bisect import bisect_right
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -78,9 +78,10 @@ class Tensor:
         self.bytes = Bytes(data.numpy(), self.base % 8 == 0)
         self.output = output
         self.dense = tensor.numel() == span
-        self.writer = np.zeros(
-            0, np.int32
-        )  # of each byte: the CTA that wrote it plus 1; -1: an earlier launch
+        # Of each byte: the CTA that wrote it plus 1; -1: an earlier launch.
+        self.writer = np.zeros(0, np.int32)
+        # Of each CTA that writes it: its cluster, and the events that these writes belong to.
+        self.writes: dict[int, tuple[Any, int]] = {}
 
     @property
     def end(self) -> int:
@@ -121,22 +122,24 @@ class GlobalMemory:
         distance = f"{low - near.base:+d} bytes from its start, {high - near.end:+d} from its end"
         return f"{what}; the nearest is {near.name} ({near.size} bytes): {distance}"
 
-    def load(self, addresses: np.ndarray, bits: int, count: int) -> np.ndarray:
-        """[addresses, count] elements; the addresses may be in several tensors."""
+    def load(self, addresses: np.ndarray, bits: int, count: int, warp: Any) -> np.ndarray:
+        """[addresses, count] elements; the addresses may be in several tensors. `warp`: of an
+        ordinary load, for read_check.
+        """
         width = bits // 8 * count
         parts = self._parts(addresses, width)
         out = np.empty((len(addresses), count), DTYPES[bits])
         for tensor, chosen in parts:
             offsets = addresses[chosen] - tensor.base
-            self.read_check(tensor, offsets[:, None] + np.arange(width))
+            self.read_check(tensor, offsets[:, None] + np.arange(width), warp)
             out[chosen] = tensor.bytes.gather(offsets, bits, count)
         return out
 
-    def store(self, addresses: np.ndarray, values: np.ndarray, cta: int) -> None:
+    def store(self, addresses: np.ndarray, values: np.ndarray, warp: Any, event: int) -> None:
         width = values.itemsize * values.shape[1]
         for tensor, chosen in self._parts(addresses, width):
             offsets = addresses[chosen] - tensor.base
-            self.write_check(tensor, offsets[:, None] + np.arange(width), cta)
+            self.write_check(tensor, offsets[:, None] + np.arange(width), warp, event)
             tensor.bytes.scatter(offsets, values[chosen])
 
     def _parts(self, addresses: np.ndarray, width: int) -> list[tuple[Tensor, Index]]:
@@ -152,39 +155,77 @@ class GlobalMemory:
             parts.append((self.find(int(span.min()), int(span.max()) + width), chosen))
         return parts
 
-    def read_check(self, tensor: Tensor, index: Index) -> None:
-        """Output tensors are read only where the kernel has written them."""
-        if not (self.check and tensor.output):
+    def read_check(self, tensor: Tensor, index: Index, warp: Any) -> None:
+        """Whether a warp may rely on these bytes: those of an output have been written, and what
+        another CTA of the launch has written, the warp has waited for. No warp: a strong access,
+        which may race.
+        """
+        if not self.check:
             return
-        if not len(tensor.writer) or not tensor.writer[index].all():
+        if len(tensor.writer):
+            self._rely(tensor, tensor.writer[index], warp)
+        elif tensor.output:
+            raise Hazard(Kind.UNINITIALISED, f"{tensor.name} is an output, not yet written")
+
+    def view_read_check(self, tensor: Tensor, view: Callable[..., np.ndarray], warp: Any) -> None:
+        """The same for a view of the tensor's bytes."""
+        if not self.check:
+            return
+        if len(tensor.writer):
+            self._rely(tensor, view(tensor.writer), warp)
+        elif tensor.output:
+            raise Hazard(Kind.UNINITIALISED, f"{tensor.name} is an output, not yet written")
+
+    @staticmethod
+    def _rely(tensor: Tensor, writer: np.ndarray, warp: Any) -> None:
+        if tensor.output and not writer.all():
             raise Hazard(
                 Kind.UNINITIALISED, f"{tensor.name} is an output and is read before it is written"
             )
+        if warp is None:
+            return
+        own = warp.cta.number + 1
+        if int(writer.max()) <= 0 or int(writer.min()) == int(writer.max()) == own:
+            return
+        for cta in (np.unique(writer[(writer > 0) & (writer != own)]) - 1).tolist():
+            cluster, events = tensor.writes[cta]
+            if warp.acquired >> cta & 1 or cluster is warp.cluster and not events & ~warp.seen:
+                continue
+            raise Hazard(
+                Kind.RACE, f"{tensor.name} is read where CTA {cta} has written in this launch,"
+                " without waiting for it"
+            )  # fmt: skip
 
-    def write_check(self, tensor: Tensor, index: Index, cta: int, atomic: bool = False) -> None:
+    def write_check(
+        self, tensor: Tensor, index: Index, warp: Any, event: int, atomic: bool = False
+    ) -> None:
         """A byte is written by one CTA of a launch."""
         if self.check:
             writer = tensor.track()
-            self._claim(tensor, writer[index], cta, atomic)
-            writer[index] = cta + 1
+            self._claim(tensor, writer[index], warp, event, atomic)
+            writer[index] = warp.cta.number + 1
 
-    def write_check_view(self, tensor: Tensor, cells: np.ndarray, cta: int) -> None:
+    def view_write_check(self, tensor: Tensor, cells: np.ndarray, warp: Any, event: int) -> None:
         """write_check for a view of tensor.track()."""
-        self._claim(tensor, cells, cta, False)
-        cells[...] = cta + 1
+        self._claim(tensor, cells, warp, event, False)
+        cells[...] = warp.cta.number + 1
 
     @staticmethod
-    def _claim(tensor: Tensor, old: np.ndarray, cta: int, atomic: bool) -> None:
+    def _claim(tensor: Tensor, old: np.ndarray, warp: Any, event: int, atomic: bool) -> None:
+        cta = warp.cta.number
         low, high = int(old.min()), int(old.max())
         if not atomic and high > 0 and not low == high == cta + 1:
             others = old[(old > 0) & (old != cta + 1)]
             if len(others):
                 message = f"CTAs {others[0] - 1} and {cta} both write a byte of {tensor.name}"
                 raise Hazard(Kind.RACE, message)
+        _, events = tensor.writes.get(cta, (None, 0))
+        tensor.writes[cta] = (warp.cluster, events | 1 << event)
 
     def launch_ended(self) -> None:
         """What one launch wrote, the next may overwrite: it comes after it in the stream."""
         for tensor in self.tensors:
+            tensor.writes = {}
             if len(tensor.writer):
                 tensor.writer[tensor.writer > 0] = -1
 

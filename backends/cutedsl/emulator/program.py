@@ -4,11 +4,12 @@ Constants, special registers and the addresses of variables have slots like regi
 when a warp starts; so an instruction's closure takes every source from a slot.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nvfp4.backends.cutedsl.emulator import ptx
 from nvfp4.backends.cutedsl.emulator.lanes import ALL
+from nvfp4.backends.cutedsl.emulator.special import is_special
 
 if TYPE_CHECKING:
     from nvfp4.backends.cutedsl.emulator.machine import Warp
@@ -64,8 +65,14 @@ class Modifiers:
 class Program:
     """A kernel's steps, for a launch of any grid."""
 
-    def __init__(self, kernel: ptx.Kernel, decoders: Mapping[str, Decoder]) -> None:
+    def __init__(
+        self,
+        kernel: ptx.Kernel,
+        shared: Sequence[ptx.Variable],
+        decoders: Mapping[str, Decoder],
+    ) -> None:
         self.kernel = kernel
+        self._names = {variable.name for variable in (*kernel.parameters, *shared)}
         self.bits: list[int] = []  # of each slot; 1 for predicates
         self.constants: dict[int, int] = {}  # slot: value
         self.symbols: dict[int, ptx.Symbol] = {}  # slot: what it holds
@@ -85,7 +92,11 @@ class Program:
     def _decode(self, instruction: ptx.Instruction, decoders: Mapping[str, Decoder]) -> Step:
         if instruction.opcode not in decoders:
             raise instruction.unsupported("this instruction is not known")
-        step = decoders[instruction.opcode](instruction, self)
+        try:
+            step = decoders[instruction.opcode](instruction, self)
+        except (ValueError, TypeError, AttributeError, AssertionError) as error:
+            # not the operands that this instruction has
+            raise instruction.unsupported(f"the operands are not understood: {error}") from error
         if instruction.guard is None or instruction.opcode == "bra":
             return step
         return _guarded(step, *self.predicate(instruction.guard))
@@ -109,6 +120,8 @@ class Program:
             self.constants[slot] = value
             return slot
         if isinstance(operand, ptx.Symbol):
+            if operand.name and operand.name not in self._names and not is_special(operand.name):
+                raise ValueError(f"{operand.name} is not declared")
             slot = self._slot(operand, bits)
             self.symbols[slot] = operand
             return slot
@@ -127,10 +140,20 @@ class Program:
             return self.source(operand.register, 1), ALL
         return self.source(operand, 1), 0
 
+    def uses(self, instruction: str) -> bool:
+        """Whether the kernel has such an instruction, named with its first modifier."""
+        name, _, modifier = instruction.partition(".")
+        return any(i.opcode == name and modifier in i.modifiers[:1] for i in self.lines)
+
     def read_by(self, instruction: ptx.Instruction) -> list[int]:
-        """The slots of the registers that an instruction names."""
-        operands = [*instruction.operands, instruction.guard]
-        return [self._slots[r.name] for operand in operands for r in _registers(operand)]
+        """The slots of the registers that an instruction reads."""
+        operands = instruction.operands[_has_result(instruction) :]
+        read = [r for operand in (*operands, instruction.guard) for r in _registers(operand)]
+        return [self._slots[r.name] for r in read]
+
+    def named_by(self, instruction: ptx.Instruction) -> list[int]:
+        """The slots of the registers that an instruction reads or writes."""
+        return [self._slots[r.name] for o in instruction.operands for r in _registers(o)]
 
     def address(self, operand: ptx.Operand, bits: int = 32) -> tuple[int, int]:
         """(slot of the base, offset) of an address operand."""
@@ -210,6 +233,17 @@ def _registers(operand: ptx.Operand | None) -> Iterator[ptx.Register]:
             yield from (*_registers(base), *_registers(coordinates))
 
 
+def _has_result(instruction: ptx.Instruction) -> bool:
+    """Whether its first operand is what it writes."""
+    operands = instruction.operands
+    return (
+        bool(operands)
+        and not isinstance(operands[0], ptx.Address)
+        and instruction.opcode not in _NO_RESULT
+        and (instruction.opcode != "tcgen05" or instruction.modifiers[0] == "ld")
+    )
+
+
 def _block_locals(kernel: ptx.Kernel) -> frozenset[str]:
     """Registers that every basic block writes before it reads them.
 
@@ -224,17 +258,12 @@ def _block_locals(kernel: ptx.Kernel) -> frozenset[str]:
         if index in targets:
             written = set()
         operands = instruction.operands
-        has_result = (
-            bool(operands)
-            and not isinstance(operands[0], ptx.Address)
-            and instruction.opcode not in _NO_RESULT
-            and (instruction.opcode != "tcgen05" or instruction.modifiers[0] == "ld")
-        )
+        has_result = _has_result(instruction)
         results = {r.name for r in _registers(operands[0])} if has_result else set()
         sources = {r.name for operand in operands[has_result:] for r in _registers(operand)}
         sources |= {r.name for r in _registers(instruction.guard)}
-        if instruction.guard is not None:
-            sources |= results
+        if instruction.guard is not None:  # lanes that it is not for keep what they have
+            carried |= results
         carried |= sources - written
         everything |= sources | results
         written |= results

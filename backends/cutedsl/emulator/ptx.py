@@ -123,8 +123,13 @@ _VARIABLE = re.compile(
 )
 _REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.*)$", re.S)
 _NAME = r"[A-Za-z_$%][\w$.]*"
+_HEADER = (".version", ".target", ".address_size")
 _IGNORED = (".pragma", ".loc", ".file", ".section")
 """Directives that change no meaning: hints and debug information."""
+
+
+def _is_ignored(statement: str) -> bool:
+    return statement.split(None, 1)[0] in _IGNORED
 
 
 def parse(text: str) -> Module:
@@ -139,7 +144,7 @@ def parse(text: str) -> Module:
             module.kernels[kernel.name] = kernel
         elif ".shared" in statement:
             module.shared.append(_variable(statement.split(".shared", 1)[1].strip(), line))
-        elif not statement.startswith((".version", ".target", ".address_size", *_IGNORED)):
+        elif not (_is_ignored(statement) or statement.startswith(_HEADER)):
             raise UnsupportedInstruction(line, statement, "not known at module level")
     return module
 
@@ -226,7 +231,7 @@ def _body(kernel: Kernel, statements: Iterator[tuple[int, str]]) -> None:
                 break
         elif statement.startswith(".reg"):
             _declare(statement, line, scopes[-1], label_scopes[-1])
-        elif statement.startswith(_IGNORED):
+        elif _is_ignored(statement):
             continue
         elif statement.endswith(":"):
             kernel.labels[statement[:-1] + label_scopes[-1]] = len(kernel.instructions)

@@ -415,12 +415,15 @@ def _decode_fence(instruction: ptx.Instruction, program: Program) -> Step:
 
         return proxy
     modifiers.take("acq_rel", "sc", "acquire", "release")
-    modifiers.take("cta", "cluster", "gpu", "sys", "gl")
+    wide = modifiers.take("cta", "cluster", "gpu", "sys", "gl") not in ("cta", "cluster")
     modifiers.done()
 
     def fence(warp: Any) -> None:
         seen, _ = warp.release()
         warp.released |= seen
+        if wide:
+            warp.release_to_gpu()
+            warp.acquire_from_gpu()
 
     return fence
 

@@ -23,7 +23,7 @@ from nvfp4.backends.cutedsl.emulator.descriptors import (
     matrix_descriptor,
 )
 from nvfp4.backends.cutedsl.emulator.hazards import Event, Hazard, Kind
-from nvfp4.backends.cutedsl.emulator.lanes import pick, spread, uniform
+from nvfp4.backends.cutedsl.emulator.lanes import Loading, pick, spread, uniform
 from nvfp4.backends.cutedsl.emulator.memory import RANK_SHIFT
 from nvfp4.backends.cutedsl.emulator.program import BLOCKED, Decoder, Modifiers, Program, Step
 from nvfp4.backends.cutedsl.emulator.sync import mbarrier_at
@@ -206,11 +206,23 @@ def _relinquish(instruction: ptx.Instruction, program: Program, modifiers: Modif
 
 
 def _wait(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -> Step:
-    """tcgen05.wait::ld and ::st: here loads and stores end at once."""
+    """tcgen05.wait::ld: the registers have their values. ::st: stores end at once here."""
     modifiers.need("sync")
     modifiers.need("aligned")
     modifiers.done()
-    return lambda warp: warp.converge()
+    loads = instruction.modifiers[0] == "wait::ld"
+
+    def step(warp: Any) -> int | None:
+        if (blocked := warp.converge()) is not None:
+            return blocked
+        if loads and warp.loading:
+            for slot, value in warp.loading:
+                if warp.registers[slot] is value:
+                    warp.registers[slot] = value.value
+            warp.loading = []
+        return None
+
+    return step
 
 
 def _fence(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -> Step:
@@ -395,6 +407,7 @@ def _ld(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) ->
     if len(items) != count:
         raise instruction.unsupported(f"{len(items)} registers for {count}")
     puts = [program.put(item, 32) for item in items]
+    slots = [program.result(item, 32) for item in items if not isinstance(item, ptx.Sink)]
     base, offset = program.address(address)
 
     def step(warp: Any) -> int | None:
@@ -413,6 +426,11 @@ def _ld(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) ->
             block = block.T.copy()
         for put, row in zip(puts, block, strict=True):
             put(warp, row)
+        if warp.machine.tmem_load_waits:
+            for slot in slots:
+                value = Loading(warp.registers[slot], instruction.line)
+                warp.registers[slot] = value
+                warp.loading.append((slot, value))
         return None
 
     return step

@@ -5,7 +5,7 @@ what it will read as being read, so that a program that does not wait is found o
 bytes come. They come after a random delay, transfers in any order.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -110,17 +110,11 @@ class _Box:
         strides = tuple(s * array.itemsize for s in self._strides)
         return np.lib.stride_tricks.as_strided(array[self._offset :], self._counts, strides)
 
-    def fetch(self, memory: Any) -> np.ndarray:
+    def fetch(self, memory: Any, warp: Any) -> np.ndarray:
         """The box's bytes in order, zero where the tensor has none."""
         if self.empty:
             return np.zeros(int(np.prod(self.shape)), np.uint8)
-        if self.tensor.output:
-            if not len(self.tensor.writer):
-                memory.read_check(self.tensor, slice(0, 1))
-            elif memory.check and not self.view(self.tensor.writer).all():
-                raise Hazard(
-                    Kind.UNINITIALISED, f"TMA reads {self.tensor.name} before it is written"
-                )
+        memory.view_read_check(self.tensor, self.view, warp)
         data = self.view(self.tensor.bytes.data)
         if self.whole:
             return np.ascontiguousarray(data).reshape(-1)
@@ -128,11 +122,11 @@ class _Box:
         out[self.inside] = data
         return out.reshape(-1)
 
-    def put(self, memory: Any, data: np.ndarray, cta: int) -> None:
+    def put(self, memory: Any, data: np.ndarray, warp: Any, event: int) -> None:
         if self.empty:
             return
         if memory.check:
-            memory.write_check_view(self.tensor, self.view(self.tensor.track()), cta)
+            memory.view_write_check(self.tensor, self.view(self.tensor.track()), warp, event)
         self.view(self.tensor.bytes.data)[...] = data.reshape(self.shape)[self.inside]
 
 
@@ -162,6 +156,7 @@ def _load(
 
     def step(warp: Any) -> None:
         _single(warp, instruction)
+        warp.access_global()
         destination = _one(warp, to, "destination") + to_offset
         barrier_at = _one(warp, signal, "mbarrier") + signal_offset
         own, offset = cta_at(warp, destination)
@@ -208,31 +203,36 @@ def _load(
                 if cta.exited:
                     raise Hazard(
                         Kind.EXITED, f"a TMA load arrives in CTA {cta.index}, which has exited"
-                    ).at(instruction.line, instruction.text, warp.where)
+                    )
                 if box is not None:
-                    data = box.fetch(machine.memory)
+                    data = box.fetch(machine.memory, warp)
                 else:
                     tensor = machine.memory.find(address, address + count)
                     begin = address - tensor.base
-                    machine.memory.read_check(tensor, slice(begin, begin + count))
+                    machine.memory.read_check(tensor, slice(begin, begin + count), warp)
                     data = tensor.bytes.data[begin : begin + count]
                 if bits:
                     order = tensor_map.places(offset, count, bits) + offset // 16
                     cta.shared.bytes.chunks[order] = data.view(np.uint64).reshape(-1, 2)
                 else:
                     cta.shared.bytes.data[offset : offset + count] = data
-                _complete(barrier, count, 1 << event if event else 0, instruction, warp)
+                barrier.arrive(0, -count, 1 << event if event else 0, 0)
 
-            machine.after(machine.delay(), arrive)
+            _later(warp, instruction, arrive)
 
     return step
 
 
-def _complete(barrier: Any, count: int, events: int, instruction: Any, warp: Any) -> None:
-    try:
-        barrier.arrive(0, -count, events, 0)
-    except Hazard as hazard:
-        raise hazard.at(instruction.line, instruction.text, warp.where) from None
+def _later(warp: Any, instruction: ptx.Instruction, work: Callable[[], None]) -> None:
+    """Does the work of an instruction after a random delay."""
+
+    def run() -> None:
+        try:
+            work()
+        except Hazard as hazard:
+            raise hazard.at(instruction.line, instruction.text, warp.where) from None
+
+    warp.machine.after(warp.machine.delay(), run)
 
 
 def _single(warp: Any, instruction: ptx.Instruction) -> None:
@@ -264,6 +264,7 @@ def _store(instruction: ptx.Instruction, program: Program, rank: int, hinted: bo
     def step(warp: Any) -> None:
         # ptxas issues a store once for a warp whose lanes agree; the DSL relies on it
         machine = warp.machine
+        warp.access_global()
         cta, offset = cta_at(warp, _one(warp, source, "source") + source_offset)
         if cta is not warp.cta:
             raise Hazard(Kind.OUT_OF_BOUNDS, "a bulk store from another CTA's shared memory")
@@ -298,17 +299,14 @@ def _store(instruction: ptx.Instruction, program: Program, rank: int, hinted: bo
             transfer["read"] = True
             warp.wake()
             if box is not None:
-                try:
-                    box.put(machine.memory, data, warp.cta.number)
-                except Hazard as hazard:
-                    raise hazard.at(instruction.line, instruction.text, warp.where) from None
+                box.put(machine.memory, data, warp, event)
             else:
                 begin = address - tensor.base
                 region = slice(begin, begin + count)
-                machine.memory.write_check(tensor, region, warp.cta.number)
+                machine.memory.write_check(tensor, region, warp, event)
                 tensor.bytes.data[region] = data
 
-        machine.after(machine.delay(), read)
+        _later(warp, instruction, read)
 
     return step
 
