@@ -136,13 +136,12 @@ def tma_load(
     rank = len(coordinates)
     box = ", ".join(f"${i + 3}" for i in range(rank))
     group = ".cta_group::2" if cta_group == 2 else ""
-    text = f"cp.async.bulk.tensor.{rank}d{group}.shared::cluster.global.tile"
-    text += ".mbarrier::complete_tx::bytes"
+    text = f"cp.async.bulk.tensor.{rank}d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
     operands = [target, source, barrier, *coordinates]
     if mask is None:
-        text += f" [$0], [$1, {{{box}}}], [$2];"
+        text += f"{group} [$0], [$1, {{{box}}}], [$2];"
     else:
-        text += f".multicast::cluster [$0], [$1, {{{box}}}], [$2], ${rank + 3};"
+        text += f".multicast::cluster{group} [$0], [$1, {{{box}}}], [$2], ${rank + 3};"
         operands.append(Int16(mask))
     _asm(_elected(text), operands, (), loc, ip)
 
