@@ -31,6 +31,7 @@ CTA_GROUP = _any(Kind.CTA_GROUP)
 MANY_LANES = _any(Kind.MANY_LANES)
 OUT_OF_BOUNDS = _any(Kind.OUT_OF_BOUNDS)
 EXITED = _any(Kind.EXITED)
+GRID_DEPENDENCY = _any(Kind.GRID_DEPENDENCY)
 PROXY = _any(Kind.PROXY)
 UNFINISHED = _any(Kind.UNFINISHED)
 UNWRITTEN = _any(Kind.UNWRITTEN)
@@ -48,8 +49,8 @@ WAITS = (
          "the accumulator is read before its MMAs end"),
     Edit(ONE, "no accumulator-empty wait", On("acc_empty", WAIT), DROP, OVERWRITE,
          "MMAs write an accumulator that the epilogue still reads", None),
-    Edit(ONE, "full wait, other parity", On("full", WAIT), OTHER_PARITY, READ,
-         "it ends a phase early", None),
+    Edit(ONE, "full wait, other parity", On("full", WAIT), OTHER_PARITY, READ | DEADLOCK,
+         "it ends a phase early, or never", None),
     Edit(ONE, "empty wait, other parity", On("empty", WAIT), OTHER_PARITY, DEADLOCK,
          "it waits for MMAs of a stage that was never filled"),
     Edit(ONE, "accumulator-full wait, other parity", ACC_FULL_WAIT, OTHER_PARITY, READ,
@@ -164,7 +165,7 @@ STARTS_AND_ENDS = (
          "its phase never ends"),
     Edit(SPLIT_K, "the partials count one CTA's warps", On("partial_full", INIT), to(4),
          READ | MBARRIER, "the other CTA's are not waited for"),
-    Edit(ONE, "no bar.sync after the start", r"bar\.sync\s+0;", DROP, UNINITIALISED | MBARRIER,
+    Edit(ONE, "no bar.sync after the start", r"bar\.sync\s+0;", DROP, READ | MBARRIER,
          "barriers and the allocated address are used before they are there", 2, (0,)),
     Edit(PAIR, "no cluster barrier after the start", FIRST_CLUSTER_BARRIER, DROP, MBARRIER,
          "a peer's barriers are used before they are there"),
@@ -188,16 +189,16 @@ STARTS_AND_ENDS = (
          "a kernel has one cta_group"),
     Edit(ONE, "freed while the epilogue reads", r"bar\.sync\s+0;", DROP, OVERWRITE,
          "the warp that frees does not wait for the others", 2, (1,)),
-    Edit(PAIR, "no cluster barrier at the end", LAST_CLUSTER_BARRIER, DROP, EXITED,
-         "the peer still releases an accumulator to a CTA that is gone", sometimes=True),
+    Edit(PAIR, "no cluster barrier at the end", LAST_CLUSTER_BARRIER, DROP, UNNOTICED,
+         "the peer still releases an accumulator to a CTA that is gone"),
     Edit(MULTICAST, "no cluster barrier at the end", LAST_CLUSTER_BARRIER, DROP, EXITED,
          "commits still arrive at a CTA that is gone", sometimes=True),
     Edit(SPLIT_K, "no cluster barrier at the end", LAST_CLUSTER_BARRIER, DROP, EXITED,
          "the peer still reads the sums of a CTA that is gone", sometimes=True),
-    Edit(ONE, "no griddepcontrol.wait before the loads", r"griddepcontrol\.wait;", DROP, UNNOTICED,
-         "the kernel before may still write what is loaded", 2, (0,)),
-    Edit(ONE, "no griddepcontrol.wait in the epilogue", r"griddepcontrol\.wait;", DROP, UNNOTICED,
-         "the kernel before may still write the factors, or read the output", 2, (1,)),
+    Edit(ONE, "no griddepcontrol.wait before the loads", r"griddepcontrol\.wait;", DROP,
+         GRID_DEPENDENCY, "the kernel before may still write what is loaded", 2, (0,)),
+    Edit(ONE, "no griddepcontrol.wait in the epilogue", r"griddepcontrol\.wait;", DROP,
+         GRID_DEPENDENCY, "it may still write the factors, or read the output", 2, (1,)),
     Edit(ONE, "no tcgen05.fence", r"tcgen05\.fence::\w+;", DROP, UNNOTICED,
          "tcgen05 operations are ordered around barriers by it alone", None),
     Edit(ONE, "no fence of the initialisation", r"fence\.mbarrier_init\.release\.cluster;", DROP,
@@ -225,7 +226,7 @@ LOADS = (
     Edit(MULTICAST, "A multicast to other rows too", LOAD, mask("or 15"), OVERWRITE | MBARRIER,
          "they have their own", 4, (0,)),
     Edit(MULTICAST, "A not multicast", LOAD,
-         within(r"\.multicast::cluster( [^;]*), %rs\d+;", r"\1;"), DEADLOCK,
+         within(r"\.multicast::cluster(\S* [^;]*), %rs\d+;", r"\1;"), DEADLOCK,
          "the other column waits for its bytes", 4, (0,)),
     Edit(MULTICAST, "B multicast to one pair alone", LOAD, mask("and 51"), DEADLOCK | OUT_OF_BOUNDS,
          "the other waits for its bytes", 4, (1,)),
@@ -297,7 +298,7 @@ EPILOGUE = (
          "they are another's", 4, (0,)),
     Edit(ONE, "lanes of another warp read", TMEM_LOAD, r"\1+2097152];", TMEM,
          "a warp reaches its own quarter of the lanes", 4, (0,)),
-    Edit(ONE, "no tcgen05.wait::ld", r"tcgen05\.wait::ld\.sync\.aligned;", DROP, UNNOTICED,
+    Edit(ONE, "no tcgen05.wait::ld", r"tcgen05\.wait::ld\.sync\.aligned;", DROP, READ,
          "the registers are used before the load ends", 4),
     Edit(ONE, "no barrier after the bias is staged", r"bar\.sync\s+1, 128;", DROP, READ,
          "other warps write what is read"),

@@ -13,7 +13,28 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from emulated_ptx import MBARRIER, kernel, run, tensor_map
+from emulated_ptx import (
+    ALLOCATE,
+    AT,
+    COPY_OUT,
+    FILL,
+    FREE,
+    LOAD_BYTES,
+    ONE,
+    OWN_STORE,
+    PEERS,
+    RANKS,
+    READY,
+    STORE,
+    STORED,
+    WAIT,
+    expect,
+    fill_tmem,
+    kernel,
+    registers,
+    run,
+    tensor_map,
+)  # fmt: skip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -306,7 +327,8 @@ def test_packed_floats():
 
 # Values around each rounding: halves, ties, the ends of the ranges, infinities, NaN
 VALUES = np.float32(
-    [0, -0.0, 0.5, -0.5, 1.5, -1.5, 2.5, -2.5, 0.49999997, -0.49999997, 3.75, -3.75, 255.5, 2147483520]
+    [0, -0.0, 0.5, -0.5, 1.5, -1.5, 2.5, -2.5, 0.49999997, -0.49999997, 3.75, -3.75]
+    + [255.5, 2147483520]
     + [2147483648, -2147483648, -2147483904, 4294967040, 4294967296, 1e20, -1e20, 9.3e18, 1.9e19]
     + [np.inf, -np.inf, np.nan, 1e-40, -1e-40, 8388607.5, 16777216, 65504, 127.5]
 )  # fmt: skip
@@ -493,9 +515,6 @@ def test_predicates_combine_and_negate():
     np.testing.assert_array_equal(each(text, "u4", a, b), want)
 
 
-STORE = "mul.wide.u32 %d1,%t,4; add.s64 %d1,%d1,%out; st.global.b32 [%d1],%r0;\n"
-
-
 def in_lanes(body: str, lanes: int = 32, **options) -> list[int]:
     """%r0 of each thread after `body`."""
     out = torch.full((lanes,), -1, dtype=torch.int32)
@@ -523,14 +542,17 @@ def test_moves_pack_and_unpack():
         ("setp.lt.u32 %q0,%t,5; @%q0 bra L; activemask.b32 %r1; bra J;\n"
          "L: activemask.b32 %r1; J: activemask.b32 %r2; sub.u32 %r0,%r2,%r1;",
          [ALL - 31] * 5 + [31] * 27),
-        ("mov.u32 %r1,0; L: add.u32 %r1,%r1,1; setp.le.u32 %q0,%r1,%t; @%q0 bra L; activemask.b32 %r0;",
+        ("mov.u32 %r1,0; L: add.u32 %r1,%r1,1; setp.le.u32 %q0,%r1,%t; @%q0 bra L;\n"
+         "activemask.b32 %r0;",
          [ALL] * 32),
         # a branch within a branch, and lanes that leave for good
         ("and.b32 %r1,%t,1; setp.eq.u32 %q0,%r1,0; and.b32 %r2,%t,2; setp.eq.u32 %q1,%r2,0;\n"
          "mov.u32 %r0,0; @%q0 bra E; add.u32 %r0,%r0,1; @%q1 bra I; add.u32 %r0,%r0,10;\n"
-         "I: add.u32 %r0,%r0,100; E: activemask.b32 %r3; popc.b32 %r3,%r3; mad.lo.u32 %r0,%r3,1000,%r0;",
+         "I: add.u32 %r0,%r0,100; E: activemask.b32 %r3; popc.b32 %r3,%r3;\n"
+         "mad.lo.u32 %r0,%r3,1000,%r0;",
          [32000, 32101, 32000, 32111] * 8),
-        ("setp.ge.u32 %q0,%t,8; @!%q0 bra GO; ret; GO: activemask.b32 %r0;", [255] * 8 + [ALL] * 24),
+        ("setp.ge.u32 %q0,%t,8; @!%q0 bra GO; ret; GO: activemask.b32 %r0;",
+         [255] * 8 + [ALL] * 24),
         # registers of lanes that do not run stay
         ("mov.u32 %r0,7; setp.eq.u32 %q0,%t,3; @%q0 mov.u32 %r0,9; @!%q0 add.u32 %r0,%r0,%t;",
          [7 + lane if lane != 3 else 9 for lane in range(32)]),
@@ -576,7 +598,8 @@ def shuffled(mode: str, b: int, c: int) -> list[tuple[int, bool]]:
 )
 def test_shuffles(mode, c, b):
     body = f"""
-    mad.lo.u32 %r1,%t,3,5; shfl.sync.{mode}.b32 %r0|%q0,%r1,{b},{c},-1; shfl.sync.{mode}.b32 %r2,%r1,{b},{c},-1;
+    mad.lo.u32 %r1,%t,3,5; shfl.sync.{mode}.b32 %r0|%q0,%r1,{b},{c},-1;
+    shfl.sync.{mode}.b32 %r2,%r1,{b},{c},-1;
     @%q0 add.u32 %r0,%r0,1000; sub.u32 %r2,%r0,%r2; add.u32 %r0,%r0,%r2;
     """
     want = [3 * lane + 5 + 2000 * inside for lane, inside in shuffled(mode, b, c)]
@@ -680,19 +703,13 @@ def test_parameters_are_read_by_width():
     assert out.tolist() == [200, 0x04030201, 0x08070605, 0x0C0B0A09, 0x0403]
 
 
-PEERS = "barrier.cluster.arrive; barrier.cluster.wait;\n"
-"""Each CTA's number within its cluster in %r1, of the other of two in %r2."""
-RANKS = "mov.u32 %r1,%cluster_ctarank; xor.b32 %r2,%r1,1;\n"
-OWN_STORE = """mov.u32 %r90,%ctaid.x; mov.u32 %r91,%ntid.x; mad.lo.u32 %r90,%r90,%r91,%t;
-mul.wide.u32 %d1,%r90,4; add.s64 %d1,%d1,%out; st.global.b32 [%d1],%r0;\n"""
-
-
 @pytest.mark.parametrize("generic", [False, True])
 def test_a_peers_shared_memory_is_written_and_read(generic):
     out = torch.empty(128, dtype=torch.int32)
     mine = "mad.lo.u32 %r3,%t,4,%s; mad.lo.u32 %r4,%r1,1000,%t;\n"
     if generic:
-        to = "cvt.u64.u32 %d3,%r3; cvta.shared.u64 %d3,%d3; mapa.u64 %d4,%d3,%r2; st.b32 [%d4],%r4;\n"
+        to = "cvt.u64.u32 %d3,%r3; cvta.shared.u64 %d3,%d3;\n"
+        to += "mapa.u64 %d4,%d3,%r2; st.b32 [%d4],%r4;\n"
         back = "ld.b32 %r6,[%d3]; ld.b32 %r7,[%d4];\n"
     else:
         to = "mapa.shared::cluster.u32 %r5,%r3,%r2; st.shared::cluster.b32 [%r5],%r4;\n"
@@ -758,7 +775,8 @@ def test_special_registers():
     names += ["%cluster_nctaid.y", "%cluster_nctarank"]
     block, grid, cluster = (8, 4, 3), (4, 6, 2), (2, 3, 1)
     out = torch.full((48 * 96, len(names)), -1, dtype=torch.int32)
-    body = """mov.u32 %r1,%tid.z; mov.u32 %r2,%tid.y; mad.lo.u32 %r1,%r1,4,%r2; mad.lo.u32 %r1,%r1,8,%t;
+    body = """mov.u32 %r1,%tid.z; mov.u32 %r2,%tid.y; mad.lo.u32 %r1,%r1,4,%r2;
+    mad.lo.u32 %r1,%r1,8,%t;
     mov.u32 %r2,%ctaid.z; mov.u32 %r3,%ctaid.y; mad.lo.u32 %r2,%r2,6,%r3; mov.u32 %r3,%ctaid.x;
     mad.lo.u32 %r2,%r2,4,%r3; mad.lo.u32 %r1,%r2,96,%r1;\n"""
     body += f"mul.wide.u32 %d1,%r1,{4 * len(names)}; add.s64 %d1,%d1,%out;\n"
@@ -799,43 +817,17 @@ def test_matrices_are_stored(count):
     np.testing.assert_array_equal(out.numpy(), want)
 
 
-ALLOCATE = """
-setp.lt.u32 %q15,%t,32; @!%q15 bra ALLOCATED;
-tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%s], {columns};
-tcgen05.relinquish_alloc_permit.cta_group::1.sync.aligned;
-ALLOCATED: bar.sync 0; ld.shared.b32 %r100, [%s];
-"""
-FREE = """
-bar.sync 0; @!%q15 bra FREED;
-tcgen05.dealloc.cta_group::1.sync.aligned.b32 %r100, {columns}; FREED:
-"""
-
-
-def registers(first: int, count: int) -> str:
-    return "{" + ", ".join(f"%r{first + i}" for i in range(count)) + "}"
-
-
-def fill_tmem(columns: int) -> str:
-    """Every warp writes lane << 16 | column to its lanes of so many columns, from %r100 on."""
-    body = "and.b32 %r101,%t,0x60; shl.b32 %r101,%r101,16; add.u32 %r101,%r101,%r100;\n"
-    for first in range(0, columns, 8):
-        for i in range(8):
-            body += f"shl.b32 %r{i},%t,16; or.b32 %r{i},%r{i},{first + i};\n"
-        body += f"tcgen05.st.sync.aligned.32x32b.x8.b32 [%r101+{first}], {registers(0, 8)};\n"
-    return body + "tcgen05.wait::st.sync.aligned;\n"
-
-
 @pytest.mark.parametrize("count", [1, 2, 8, 32])
 def test_tensor_memory_lanes_are_threads(count):
     """32x32b: thread i of warp w has lane 32 w + i of each column."""
     out = torch.empty(128, count, dtype=torch.int32)
-    body = ALLOCATE.format(columns=64) + fill_tmem(40)
+    body = ALLOCATE.format(group=1, columns=64) + fill_tmem(40)
     body += f"tcgen05.ld.sync.aligned.32x32b.x{count}.b32 {registers(50, count)}, [%r101+5];\n"
     body += (
         f"tcgen05.wait::ld.sync.aligned; mul.wide.u32 %d1,%t,{4 * count}; add.s64 %d1,%d1,%out;\n"
     )
     body += "".join(f"st.global.b32 [%d1+{4 * i}],%r{50 + i};\n" for i in range(count))
-    run(body + FREE.format(columns=64), {"out": out}, block=128, outputs="out")
+    run(body + FREE.format(group=1, columns=64), {"out": out}, block=128, outputs="out")
     assert out.tolist() == [[lane << 16 | 5 + c for c in range(count)] for lane in range(128)]
 
 
@@ -846,14 +838,14 @@ def test_tensor_memory_in_fragments_of_16_lanes(count, half):
     of lane t / 4 + 8.
     """
     out = torch.empty(128, 4 * count, dtype=torch.int32)
-    body = ALLOCATE.format(columns=64) + fill_tmem(40)
+    body = ALLOCATE.format(group=1, columns=64) + fill_tmem(40)
     body += f"add.u32 %r102,%r101,{(half << 16) + 3};\n"
     body += f"tcgen05.ld.sync.aligned.16x256b.x{count}.b32 {registers(50, 4 * count)}, [%r102];\n"
     body += (
         f"tcgen05.wait::ld.sync.aligned; mul.wide.u32 %d1,%t,{16 * count}; add.s64 %d1,%d1,%out;\n"
     )
     body += "".join(f"st.global.b32 [%d1+{4 * i}],%r{50 + i};\n" for i in range(4 * count))
-    run(body + FREE.format(columns=64), {"out": out}, block=128, outputs="out")
+    run(body + FREE.format(group=1, columns=64), {"out": out}, block=128, outputs="out")
     want = []
     for thread in range(128):
         lane, t = thread // 32 * 32 + half + thread % 32 // 4, thread % 4
@@ -866,31 +858,12 @@ def test_tensor_memory_in_fragments_of_16_lanes(count, half):
     assert out.tolist() == want
 
 
-ONE = "setp.eq.u32 %q14,%t,0;\n"
-READY = "@%q14 mbarrier.init.shared.b64 [%s], 1;\n" + MBARRIER
-WAIT = "WAIT: mbarrier.try_wait.parity.shared.b64 %q13, [%s], 0; @!%q13 bra WAIT;\n"
-AT = "add.u32 %r110,%s,1024;\n"
-
-
-def expect(size: int) -> str:
-    return f"@%q14 mbarrier.arrive.expect_tx.shared.b64 _, [%s], {size};\n"
-
-
-COPY_OUT = """mad.lo.u32 %r3,%t,16,%r110; ld.shared.v4.b32 {%r5,%r6,%r7,%r8},[%r3]; mul.wide.u32 %d1,%t,16;
-add.s64 %d1,%d1,%out; st.global.v4.b32 [%d1],{%r5,%r6,%r7,%r8};\n"""
-FILL = """cvt.u16.u32 %h1,%t; mul.lo.u32 %r5,%t,0x04040404; add.u32 %r5,%r5,0x03020100; add.u32 %r3,%t,%t;
-add.u32 %r3,%r3,%r3; add.u32 %r3,%r3,%r110; st.shared.b32 [%r3],%r5; fence.proxy.async.shared::cta;
-bar.warp.sync -1;\n"""
-"""Byte i of the 128 from %r110 on becomes i."""
-STORED = "cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;\n"
-
-
 @pytest.mark.parametrize("delay", [0, 300])
 def test_bulk_copies(delay):
     x = torch.arange(512, dtype=torch.int32).to(torch.uint8)
     out = torch.empty(512, dtype=torch.uint8)
     body = ONE + AT + READY + expect(512)
-    body += "@%q14 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r110], [%x], 512, [%s];\n"
+    body += f"@%q14 {LOAD_BYTES} [%r110], [%x], 512, [%s];\n"
     run(body + WAIT + COPY_OUT, {"x": x, "out": out}, outputs="out", delay=delay)
     assert out.tolist() == x.tolist()
     out = torch.full((160,), 255, dtype=torch.uint8)
@@ -912,7 +885,7 @@ def test_boxes_are_loaded_with_zeros_outside(x, y):
     maps = {"map": tensor_map(matrix, (32, 4), bits=8, sizes=(48, 5), strides=(64,))}
     body = ONE + AT + READY + expect(128) + f"mov.u32 %r1,{x}; mov.u32 %r2,{y};\n"
     body += "@%q14 cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%map, {%r1, %r2}];\n"
-    body += "@%q14 cp.async.bulk.tensor.2d.shared::cta.global.tile.mbarrier::complete_tx::bytes"
+    body += f"@%q14 {LOAD.format(2)}"
     body += (
         " [%r110], [%map, {%r1, %r2}], [%s];\n" + WAIT + "setp.lt.u32 %q12,%t,8; @!%q12 bra E;\n"
     )
@@ -948,9 +921,7 @@ def test_boxes_of_every_rank(rank):
     out = torch.empty(size, dtype=torch.uint8)
     at = ", ".join(["0", "1", "1", "1", "1"][:rank])
     body = ONE + AT + READY + expect(size)
-    body += (
-        f"@%q14 cp.async.bulk.tensor.{rank}d.shared::cta.global.tile.mbarrier::complete_tx::bytes"
-    )
+    body += f"@%q14 {LOAD.format(rank)}"
     body += f" [%r110], [%map, {{{at}}}], [%s];\n" + WAIT
     body += f"setp.lt.u32 %q12,%t,{size // 16}; @!%q12 bra E;\n" + COPY_OUT + "E: "
     run(body, {"x": data, "out": out}, {"map": tensor_map(data, box)}, outputs="out")
@@ -963,7 +934,7 @@ def test_a_load_is_multicast():
     out = torch.empty(4, 64, dtype=torch.int32)
     body = ONE + AT + RANKS + READY + expect(128) + PEERS
     body += "setp.eq.u32 %q12,%r1,1; and.pred %q11,%q12,%q14; mov.u16 %h1,13; mov.u32 %r9,32;\n"
-    load = "cp.async.bulk.tensor.1d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+    load = LOAD.format(1).replace("shared::cta", "shared::cluster")
     body += f"@%q11 {load}.multicast::cluster [%r110], [%map, {{%r9}}], [%s], %h1;\n"
     body += f"mov.u32 %r9,0; @%q11 {load} [%r110], [%map, {{%r9}}], [%s];\n" + WAIT
     body += "mad.lo.u32 %r3,%t,4,%r110; ld.shared.b32 %r0,[%r3];\n" + PEERS + OWN_STORE

@@ -19,7 +19,7 @@ from nvfp4.backends.cutedsl.gemm.schedule import Grid, next_tile, remains, start
 
 
 @cute.jit
-def empty(
+def drain(
     layout: cutlass.Constexpr[Layout], atom, out: cute.Pointer, out_stride: Int64, factors: Factors,
     smem: Int32, tmem: Int32, warp: Int32, rank: Int32, rows: Int32, columns: Int32, grid: Grid,
 ):  # fmt: skip

@@ -1,6 +1,6 @@
 """The GEMM kernel: host function, tensor maps, roles.
 
-Six warps: four empty the accumulators (epilogue.py), one issues the MMAs and one loads
+Six warps: four drain the accumulators (epilogue.py), one issues the MMAs and one loads
 (mainloop.py). Everything that a call changes (addresses, sizes, strides) is a run-time argument:
 one compiled function serves them all.
 """
@@ -181,7 +181,7 @@ def kernel(
     if leads:
         mainloop.multiply(layout, smem, tmem, rank, k_stages, schedule)
     if warp < EPILOGUE_WARPS:
-        epilogue.empty(
+        epilogue.drain(
             layout, out_map, out, out_stride, factors, smem, tmem, warp, rank, rows, columns,
             schedule,
         )  # fmt: skip

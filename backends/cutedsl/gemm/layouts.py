@@ -264,6 +264,29 @@ class Layout:
         return self.a_scale_tmem + K_BLOCKS * SCALE_ROWS // 32
 
     @cached_property
+    def scale_copies(self) -> tuple[tuple[int, int], ...]:
+        """For each scale tile of a stage: where it is in the stage, and its columns in tensor
+        memory.
+        """
+        a = [
+            (
+                self.a_scales + self.scale_offset(k, 0, 1, self.a_sharers),
+                self.a_scale_tmem + 4 * k,
+            )
+            for k in range(K_BLOCKS)
+        ]
+        b = [
+            (
+                self.b_scales
+                + self.scale_offset(k, tile, self.b_scale_tiles, self.b_scale_sharers),
+                self.b_scale_tmem + self.b_scale_columns * k + 4 * tile,
+            )
+            for k in range(K_BLOCKS)
+            for tile in range(self.b_scale_tiles)
+        ]
+        return (*a, *b)
+
+    @cached_property
     def tmem_columns(self) -> int:
         """What is allocated: a power of two from 32 on."""
         needed = self.second_acc + self.tile.columns + self.scale_columns

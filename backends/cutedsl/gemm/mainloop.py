@@ -62,8 +62,8 @@ def load(
     layout: cutlass.Constexpr[Layout], maps, smem: Int32, rank: Int32, k_stages: Int32, grid: Grid
 ):
     """The TMA warp: keep the ring of stages full, tile after tile."""
-    tile_config = layout.tile
-    ctas = tile_config.ctas
+    config = layout.tile
+    ctas = config.ctas
     a_map, b_map, a_scale_map, b_scale_map = (ptx.tensor_map(atom) for atom in maps)
 
     # Where this CTA is in its cluster, and which part of the shared operands it loads for others.
@@ -82,15 +82,15 @@ def load(
 
     leads = True if const_expr(ctas == 1) else x % 2 == 0
     k_begin, k_end = k_range(layout, k_stages, rank)
-    place = (x * 128, y * tile_config.columns)
-    tile, walk = start(grid, tile_config.cluster_tile, place)
+    place = (x * 128, y * config.columns)
+    tile, walk = start(grid, config.cluster_tile, place)
 
     # Weights do not wait for the kernel before this one.
     weights, weight_scales = (
-        (a_map, a_scale_map) if const_expr(tile_config.swapped) else (b_map, b_scale_map)
+        (a_map, a_scale_map) if const_expr(config.swapped) else (b_map, b_scale_map)
     )
     weight_row = tile[1] + b_row
-    if const_expr(tile_config.swapped):
+    if const_expr(config.swapped):
         weight_row = tile[0]
     for k in cutlass.range(k_begin, cutlass.min(k_end, k_begin + layout.stages), unroll=1):
         ptx.tma_prefetch(weights, [k * ROW_BYTES, weight_row])
@@ -160,20 +160,20 @@ def multiply(
     grid: Grid,
 ):
     """The MMA warp (of the leading CTA): for each stage, scales to tensor memory, then the MMAs."""
-    tile_config = layout.tile
-    ctas = tile_config.ctas
+    config = layout.tile
+    ctas = config.ctas
     x, y = layout.place_in_cluster(rank)
     release, pair = commit_masks(layout, x, y)
-    instruction = instruction_descriptor(tile_config)
+    instruction = instruction_descriptor(config)
     k_begin, k_end = k_range(layout, k_stages, rank)
-    tile, walk = start(grid, tile_config.cluster_tile, (0, y * tile_config.columns))
+    tile, walk = start(grid, config.cluster_tile, (0, y * config.columns))
     base = (smem & SHARED_OFFSET) >> 4
     stage, phase, turn = Int32(0), Int32(0), Int32(0)
     while remains(tile, walk):
         second = turn & 1
         acc = tmem + second * layout.second_acc
         b_scales = tmem + layout.b_scale_tmem
-        if const_expr(tile_config.columns % SCALE_ROWS != 0):
+        if const_expr(config.columns % SCALE_ROWS != 0):
             b_scales = b_scales + tile[1] % SCALE_ROWS // 32
         block = smem + layout.acc_block
         if const_expr(layout.overlap > 0):
@@ -189,28 +189,8 @@ def multiply(
         while left > 0:
             ptx.tmem_fence_after()
             at = base + stage * (layout.stage_pitch >> 4)
-            for k_block in cutlass.range_constexpr(K_BLOCKS):
-                source = layout.a_scales + layout.scale_offset(k_block, 0, 1, layout.a_sharers)
-                ptx.copy_scales(
-                    tmem + layout.a_scale_tmem + 4 * k_block,
-                    at + (source >> 4),
-                    SCALE_DESCRIPTOR,
-                    ctas,
-                )
-            for k_block in cutlass.range_constexpr(K_BLOCKS):
-                for row_tile in cutlass.range_constexpr(layout.b_scale_tiles):
-                    source = layout.b_scales + layout.scale_offset(
-                        k_block, row_tile, layout.b_scale_tiles, layout.b_scale_sharers
-                    )
-                    ptx.copy_scales(
-                        tmem
-                        + layout.b_scale_tmem
-                        + layout.b_scale_columns * k_block
-                        + 4 * row_tile,
-                        at + (source >> 4),
-                        SCALE_DESCRIPTOR,
-                        ctas,
-                    )
+            for offset, column in layout.scale_copies:
+                ptx.copy_scales(tmem + column, at + (offset >> 4), SCALE_DESCRIPTOR, ctas)
             for k_block in cutlass.range_constexpr(K_BLOCKS):
                 offset = k_block * MMA_K // 2 >> 4
                 ptx.mma(
@@ -244,10 +224,5 @@ def commit_masks(layout: cutlass.Constexpr[Layout], x: Int32, y: Int32):
         return None, None
     row_mates = sum(((1 << ctas) - 1) << (rows * i) for i in range(columns)) << x
     column_mates = ((1 << rows) - 1) << (y * rows)
-    pair = ((1 << ctas) - 1) << rank_of(layout, x, y) if const_expr(ctas == 2) else None
+    pair = ((1 << ctas) - 1) << (x + y * rows) if const_expr(ctas == 2) else None
     return row_mates | column_mates, pair
-
-
-@cute.jit
-def rank_of(layout: cutlass.Constexpr[Layout], x: Int32, y: Int32) -> Int32:
-    return x + y * layout.tile.cluster_rows

@@ -37,12 +37,13 @@ def store(
                 factor = factor * ptx.load_shared(vectors, 1, Float32, 4 * i)[0]
             if const_expr(layout.epilogue.alpha == "matrix"):
                 factor = factor * of_element(factors, token, n)
-            value = sums[i] * factor
+            bias = row_bias
+            if const_expr(layout.stages_bias):
+                bias = ptx.load_shared(vectors, 1, Float32, layout.bias_offset + 4 * i)[0]
             if const_expr(layout.epilogue.bias):
-                bias = row_bias
-                if const_expr(layout.stages_bias):
-                    bias = ptx.load_shared(vectors, 1, Float32, layout.bias_offset + 4 * i)[0]
                 value = ptx.fma(sums[i], factor, bias)
+            else:
+                value = sums[i] * factor
             (out + (Int64(token) * out_stride + n)).store(dtype(value))
 
 
@@ -58,7 +59,7 @@ def keep_partials(
 @cute.jit
 def add_partials(
     layout: cutlass.Constexpr[Layout], smem: Int32, r: Int32, rank: Int32, turn: Int32
-):  # fmt: skip
+):
     """Split-K: this CTA's share of the tile's columns, added in the order of the CTAs' ranks."""
     split = layout.tile.split_k
     share = layout.tile.columns // split
