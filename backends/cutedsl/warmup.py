@@ -9,12 +9,11 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import product
 from multiprocessing import get_context
 
-import torch
-
 from nvfp4.backends.contract import Workload
 from nvfp4.backends.cutedsl.compile import compiled, is_cached
 from nvfp4.backends.cutedsl.gemm.choose import choose_config
-from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel
+from nvfp4.backends.cutedsl.gemm.config import Kernel
+from nvfp4.backends.cutedsl.gemm.launch import kernel_of
 
 FORMS = (("one", False), ("rows", False), ("one", True), ("segments", True))
 """(alpha, row_scale) that are compiled ahead: mm of two tensors' scales, with one of the first or
@@ -28,11 +27,9 @@ def kernels_for(workload: Workload) -> list[Kernel]:
     n, k, bias = workload.n, workload.k, workload.bias
     for dtype, m in product(workload.dtypes, workload.token_counts()):
         tile = choose_config(m, n, k, dtype.itemsize).tile
-        by_tma = not tile.swapped and n * dtype.itemsize % 16 == 0
+        aligned = n * dtype.itemsize % 16 == 0
         for alpha, row_scale in FORMS:
-            bias_dtype = bias or torch.float32
-            epilogue = Epilogue(dtype, alpha, row_scale, bias is not None, bias_dtype, by_tma)
-            found[Kernel(tile, epilogue)] = None
+            found[kernel_of(tile, dtype, alpha, row_scale, bias, aligned)] = None
     return list(found)
 
 

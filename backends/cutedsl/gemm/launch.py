@@ -41,14 +41,13 @@ def plan(
     a, b = loadable(a), loadable(b)
     a_scales, b_scales = aligned(a_scales.view(torch.uint8)), aligned(b_scales.view(torch.uint8))
     alpha_rows, segments = alpha.shape
-    form = ALPHA_FORMS[2 * (segments > 1) + (alpha_rows > 1)]
-    epilogue = Epilogue(
-        out_dtype=out.dtype,
-        alpha=form,
-        row_scale=row_scale is not None,
-        bias=bias is not None,
-        bias_dtype=torch.float32 if bias is None else bias.dtype,
-        tma_store=not tile.swapped and form != "matrix" and starts_on_16_bytes(out),
+    kernel = kernel_of(
+        tile,
+        out.dtype,
+        ALPHA_FORMS[2 * (segments > 1) + (alpha_rows > 1)],
+        row_scale is not None,
+        None if bias is None else bias.dtype,
+        starts_on_16_bytes(out),
     )
     tensors = {"a": a, "b": b, "a_scales": a_scales, "b_scales": b_scales, "alpha": alpha}
     tensors |= {} if row_scale is None else {"row_scale": row_scale}
@@ -76,7 +75,22 @@ def plan(
         int(row_scale is not None and row_scale.numel() > 1),
         tile.clusters(rows, columns, sms),
     )
-    return Launch(Kernel(tile, epilogue), args, tensors)
+    return Launch(kernel, args, tensors)
+
+
+@functools.cache
+def kernel_of(
+    tile: Tile,
+    out_dtype: torch.dtype,
+    alpha: str,
+    row_scale: bool,
+    bias: torch.dtype | None,
+    aligned: bool,
+) -> Kernel:
+    """The kernel for a call's form; aligned: the output's rows start on 16 bytes."""
+    by_tma = aligned and not tile.swapped and alpha != "matrix"
+    bias_dtype = bias or torch.float32
+    return Kernel(tile, Epilogue(out_dtype, alpha, row_scale, bias is not None, bias_dtype, by_tma))
 
 
 def loadable(data: Tensor) -> Tensor:
