@@ -20,9 +20,9 @@ Put = str | Callable[[re.Match[str]], str]
 class Edit:
     """One fault, put into a kernel's PTX.
 
-    kernel: of KERNELS in test_emulator_mutations.py. find: what is there `matches` times (None: once
-    or more); if it is of the MMA loop, so often in each of the copies that the compiler unrolls it
-    to. put: what replaces those of `at`, or all of them. caught: what counts as noticed; nothing,
+    kernel: of KERNELS in test_emulator_mutations.py. find: what is there `matches` times (None:
+    once or more); `unrolled`: so often in each of the copies that the compiler makes of the MMA
+    loop. put: what replaces those of `at`, or all of them. caught: what counts as noticed; nothing,
     where the emulator notices nothing. sometimes: it is noticed under some schedules only.
     """
 
@@ -47,9 +47,10 @@ class Edit:
         copies = len(re.findall(MMA, ptx)) // K_BLOCKS if self.unrolled else 1
         needed = copies * (self.matches or 1)
         if len(found) < needed or self.matches and len(found) != needed:
+            or_more = "" if self.matches else " or more"
             raise LookupError(
-                f"{self}: {self.find} is in the PTX {len(found)} times, needs {needed}"
-                f"{'' if self.matches else ' or more'}; the kernel has changed, and so must the edit"
+                f"{self}: {self.find} is in the PTX {len(found)} times, needs {needed}{or_more};"
+                " where the kernel has changed, so must the edit"
             )
         edited, end = "", 0
         for i, match in enumerate(found):
