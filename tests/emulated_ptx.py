@@ -78,7 +78,7 @@ def fill_tmem(columns: int) -> str:
     return body + "tcgen05.wait::st.sync.aligned;\n"
 
 
-def kernel(body: str, memory: Mapping[str, Any] = {}, maps: Mapping[str, bytes] = {}) -> str:  # noqa: B006
+def kernel(body: str, memory: Mapping[str, Any] = {}, maps: Mapping[str, bytes] = {}) -> str:
     """A module with one kernel. %t is the thread's number, %s the address of its dynamic shared
     memory, %<name> that of each tensor and each tensor map.
     """
@@ -92,8 +92,8 @@ def kernel(body: str, memory: Mapping[str, Any] = {}, maps: Mapping[str, bytes] 
 
 def run(
     body: str,
-    memory: Mapping[str, torch.Tensor] = {},  # noqa: B006
-    maps: Mapping[str, bytes] = {},  # noqa: B006
+    memory: Mapping[str, torch.Tensor] = {},
+    maps: Mapping[str, bytes] = {},
     grid: tuple[int, int, int] = (1, 1, 1),
     block: int | tuple[int, int, int] = 32,
     cluster: tuple[int, int, int] = (1, 1, 1),

@@ -19,6 +19,7 @@ from emulated_ptx import (
     COPY_OUT,
     FILL,
     FREE,
+    LOAD,
     LOAD_BYTES,
     ONE,
     OWN_STORE,
@@ -34,7 +35,7 @@ from emulated_ptx import (
     registers,
     run,
     tensor_map,
-)  # fmt: skip
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays

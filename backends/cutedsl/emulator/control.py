@@ -225,7 +225,9 @@ def _decode_setmaxnreg(instruction: ptx.Instruction, program: Program) -> Step:
 
 
 def _decode_griddepcontrol(instruction: ptx.Instruction, program: Program) -> Step:
-    """Launches run one after the other here: the grids that this one depends on have ended."""
+    """Launches run one after the other here: the grids that this one depends on have ended. But a
+    kernel that has the wait may access global memory only behind it (Warp.access_global).
+    """
     modifiers = Modifiers(instruction)
     kind = modifiers.need("wait", "launch_dependents")
     modifiers.done()

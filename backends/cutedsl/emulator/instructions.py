@@ -5,22 +5,28 @@ from collections.abc import Mapping
 from nvfp4.backends.cutedsl.emulator import (
     accesses,
     arithmetic,
+    barriers,
+    bits,
     control,
     floats,
     matrices,
-    sync,
-    tensor_core,
+    mbarriers,
+    moves,
+    tcgen05,
     tma,
 )
 from nvfp4.backends.cutedsl.emulator.program import Decoder
 
 DECODERS: Mapping[str, Decoder] = {
+    **moves.DECODERS,
     **arithmetic.DECODERS,
+    **bits.DECODERS,
     **floats.DECODERS,
-    **matrices.DECODERS,
     **control.DECODERS,
     **accesses.DECODERS,
-    **sync.DECODERS,
+    **matrices.DECODERS,
+    **mbarriers.DECODERS,
+    **barriers.DECODERS,
     **tma.DECODERS,
-    **tensor_core.DECODERS,
+    **tcgen05.DECODERS,
 }

@@ -12,7 +12,7 @@ from nvfp4.backends.cutedsl.emulator.lanes import ALL
 from nvfp4.backends.cutedsl.emulator.special import is_special
 
 if TYPE_CHECKING:
-    from nvfp4.backends.cutedsl.emulator.machine import Warp
+    from nvfp4.backends.cutedsl.emulator.warp import Warp
 
 Step = Callable[["Warp"], int | None]
 """Runs an instruction. None: on to the next one; >= 0: jump there; < 0: one of these."""
@@ -22,6 +22,9 @@ DIVERGED = -3  # the warp has set its own pc
 ENDED = -4  # the lanes that ran this have exited
 
 Decoder = Callable[[ptx.Instruction, "Program"], Step]
+"""Makes an instruction's step."""
+Operation = Callable[[ptx.Instruction, "Program", "Modifiers"], Step]
+"""The same where the first modifiers have been taken."""
 
 
 class Modifiers:

@@ -1,4 +1,4 @@
-"""tcgen05: the tensor core and its memory (PTX ISA: TensorCore 5th Generation Family Instructions).
+"""The tensor core: copies to tensor memory, MMAs and commits (PTX ISA: tcgen05.cp, mma, commit).
 
 Copies, MMAs and commits of a CTA run in the order of their issue, each after a random delay that
 keeps the order. An MMA is computed exactly and rounded to float32 once, when it is added to the
@@ -16,6 +16,7 @@ import torch
 
 from nvfp4.backends.cutedsl.emulator import ptx
 from nvfp4.backends.cutedsl.emulator.accesses import cta_at
+from nvfp4.backends.cutedsl.emulator.cta_groups import group_of, pair_of
 from nvfp4.backends.cutedsl.emulator.descriptors import (
     InstructionDescriptor,
     chunks,
@@ -23,17 +24,24 @@ from nvfp4.backends.cutedsl.emulator.descriptors import (
     matrix_descriptor,
 )
 from nvfp4.backends.cutedsl.emulator.hazards import Event, Hazard, Kind
-from nvfp4.backends.cutedsl.emulator.lanes import Loading, pick, spread, uniform
+from nvfp4.backends.cutedsl.emulator.lanes import pick
+from nvfp4.backends.cutedsl.emulator.mbarriers import mbarrier_at
 from nvfp4.backends.cutedsl.emulator.memory import RANK_SHIFT
-from nvfp4.backends.cutedsl.emulator.program import BLOCKED, Decoder, Modifiers, Program, Step
-from nvfp4.backends.cutedsl.emulator.sync import mbarrier_at
+from nvfp4.backends.cutedsl.emulator.program import Modifiers, Operation, Program, Step
 
 _K = 64  # elements of K in one MMA
+
+
 _GROUP = 16  # of them under one scale
+
+
 _ALL_QUARTERS = slice(None)
 
+
 _E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
-_E2M1_PAIRS = np.stack([_E2M1[np.arange(256) & 15], _E2M1[np.arange(256) >> 4]], 1)
+
+
+E2M1_PAIRS = np.stack([_E2M1[np.arange(256) & 15], _E2M1[np.arange(256) >> 4]], 1)
 """A byte's two elements: the low nibble comes first."""
 
 
@@ -46,6 +54,8 @@ def _e4m3(code: int) -> float:
 
 
 _E4M3 = np.array([_e4m3(code) for code in range(256)])
+
+
 _E8M0 = np.array([2.0 ** (code - 127) for code in range(255)] + [float("nan")])
 
 
@@ -69,28 +79,6 @@ class TensorPipe:
         machine.at(self._last, run)
 
 
-def _same_group(warp: Any, group: int) -> None:
-    """All tcgen05 instructions of a kernel have the same .cta_group."""
-    if warp.cluster.cta_group not in (0, group):
-        raise Hazard(Kind.CTA_GROUP, f"cta_group::{group} after ::{warp.cluster.cta_group}")
-    warp.cluster.cta_group = group
-
-
-def _ctas(warp: Any, group: int) -> list[Any]:
-    """The CTAs that an instruction with .cta_group works in, the even rank first."""
-    _same_group(warp, group)
-    if group == 1:
-        return [warp.cta]
-    first = warp.cta.rank & ~1
-    if first + 2 > len(warp.cluster.ctas):
-        raise Hazard(Kind.CTA_GROUP, "cta_group::2 without a second CTA in the cluster")
-    pair = warp.cluster.ctas[first : first + 2]
-    for cta in pair:
-        if cta.exited:
-            raise Hazard(Kind.EXITED, f"cta_group::2 with CTA {cta.index}, which has exited")
-    return pair
-
-
 def _issue_event(warp: Any, instruction: ptx.Instruction) -> tuple[int, int]:
     """(event, what it has observed) of tensor core work: that of a warp between two commits is one
     event, and knows all that the warp issued before.
@@ -107,132 +95,8 @@ def _issue_event(warp: Any, instruction: ptx.Instruction) -> tuple[int, int]:
     return warp.batch, warp.pipe_seen
 
 
-def _decode_tcgen05(instruction: ptx.Instruction, program: Program) -> Step:
-    name, *_ = instruction.modifiers
-    if name not in _OPERATIONS:
-        raise instruction.unsupported(f"tcgen05.{name} is not known")
-    return _OPERATIONS[name](instruction, program, Modifiers(instruction, name))
-
-
-def _group(modifiers: Modifiers) -> int:
-    return int(modifiers.need("cta_group::1", "cta_group::2")[-1])
-
-
-def _alloc(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -> Step:
-    group = _group(modifiers)
-    for name in ("sync", "aligned", "shared::cta", "b32"):
-        modifiers.need(name)
-    modifiers.done()
-    base, offset = program.address(instruction.operands[0])
-    count = program.source(instruction.operands[1], 32)
-    key = object()
-
-    def step(warp: Any) -> int | None:
-        if (blocked := warp.converge()) is not None:
-            return blocked
-        memories = [cta.tensor for cta in _ctas(warp, group)]
-        memory = warp.cta.tensor
-        number = warp.state.get(key)
-        if number is None:
-            columns = pick(warp.registers[count], warp.mask)
-            number = warp.state[key] = memory.request(columns)
-        if number not in memory.granted and not _grant(memories, number):
-            memory.waiting.append(warp)
-            return BLOCKED
-        first = memory.granted[number]
-        del warp.state[key]
-        address = pick(warp.registers[base], warp.mask) + offset
-        cta, at = cta_at(warp, address)
-        if at % 4:
-            raise Hazard(Kind.MISALIGNED, f"shared address {address:#x}")
-        cta.shared.bound(at, at + 4)
-        if warp.machine.options.check:
-            cta.shared.shadow.write(slice(at, at + 4), warp.event(instruction), warp.seen)
-        cta.shared.bytes.scatter(np.array([at]), np.array([[first]], np.uint32))
-        return None
-
-    return step
-
-
-def _grant(memories: list[Any], number: int) -> bool:
-    """Serves the same request of all these CTAs at once, or none."""
-    if any(number >= len(memory.requests) for memory in memories):
-        return False
-    columns = memories[0].requests[number]
-    if any(memory.requests[number] != columns for memory in memories):
-        raise Hazard(Kind.TMEM, "the CTAs of a pair allocate different numbers of columns")
-    rooms = [memory.room(columns) for memory in memories]
-    if None in rooms:
-        return False
-    for memory, first in zip(memories, rooms, strict=True):
-        memory.allocations[first] = columns
-        memory.granted[number] = first
-        memory.wake()
-    return True
-
-
-def _dealloc(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -> Step:
-    group = _group(modifiers)
-    for name in ("sync", "aligned", "b32"):
-        modifiers.need(name)
-    modifiers.done()
-    address, count = (program.source(operand, 32) for operand in instruction.operands)
-
-    def step(warp: Any) -> int | None:
-        if (blocked := warp.converge()) is not None:
-            return blocked
-        _same_group(warp, group)  # the peer may have freed its own and exited
-        at = pick(warp.registers[address], warp.mask)
-        warp.cta.tensor.free(at, pick(warp.registers[count], warp.mask), warp.seen)
-        return None
-
-    return step
-
-
-def _relinquish(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -> Step:
-    group = _group(modifiers)
-    for name in ("sync", "aligned"):
-        modifiers.need(name)
-    modifiers.done()
-
-    def step(warp: Any) -> int | None:
-        if (blocked := warp.converge()) is not None:
-            return blocked
-        _same_group(warp, group)
-        warp.cta.tensor.relinquished = True
-        return None
-
-    return step
-
-
-def _wait(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -> Step:
-    """tcgen05.wait::ld: the registers have their values. ::st: stores end at once here."""
-    modifiers.need("sync")
-    modifiers.need("aligned")
-    modifiers.done()
-    loads = instruction.modifiers[0] == "wait::ld"
-
-    def step(warp: Any) -> int | None:
-        if (blocked := warp.converge()) is not None:
-            return blocked
-        if loads and warp.loading:
-            for slot, value in warp.loading:
-                if warp.registers[slot] is value:
-                    warp.registers[slot] = value.value
-            warp.loading = []
-        return None
-
-    return step
-
-
-def _fence(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -> Step:
-    """tcgen05.fence: orders what here is ordered anyway, tensor memory accesses around barriers."""
-    modifiers.done()
-    return lambda warp: None
-
-
 def _commit(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -> Step:
-    group = _group(modifiers)
+    group = group_of(modifiers)
     modifiers.need("mbarrier::arrive::one")
     modifiers.take("shared::cluster")
     multicast = bool(modifiers.take("multicast::cluster"))
@@ -242,7 +106,7 @@ def _commit(instruction: ptx.Instruction, program: Program, modifiers: Modifiers
     mask = program.source(instruction.operands[1], 16) if multicast else None
 
     def step(warp: Any) -> None:
-        _ctas(warp, group)
+        pair_of(warp, group)
         _, seen = _issue_event(warp, instruction)
         warp.batch = 0
         address = pick(warp.registers[base], warp.mask) + offset
@@ -269,7 +133,7 @@ def _commit(instruction: ptx.Instruction, program: Program, modifiers: Modifiers
 
 def _cp(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -> Step:
     """32x128b.warpx4: 32 rows of 16 bytes to lanes r, r + 32, r + 64, r + 96 of 4 columns."""
-    group = _group(modifiers)
+    group = group_of(modifiers)
     modifiers.need("32x128b")
     modifiers.need("warpx4")
     modifiers.done()
@@ -284,7 +148,7 @@ def _cp(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) ->
         address = pick(registers[to], warp.mask) + to_offset
         if address >> 16:
             raise Hazard(Kind.TMEM, f"address {address:#x}: a copy to all quarters is to lane 0")
-        ctas = _ctas(warp, group)
+        ctas = pair_of(warp, group)
         machine.counts["tensor copies"] += 1
         for cta in ctas:
             cta.shared.bound(int(rows.min()) * 16, int(rows.max()) * 16 + 16)
@@ -304,7 +168,7 @@ def _cp(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) ->
 
 
 def _mma(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -> Step:
-    group = _group(modifiers)
+    group = group_of(modifiers)
     modifiers.need("kind::mxf4nvf4")
     modifiers.need("block_scale")
     modifiers.need("block16", "scale_vec::4X")
@@ -320,7 +184,7 @@ def _mma(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -
     def step(warp: Any) -> None:
         machine, registers, mask = warp.machine, warp.registers, warp.mask
         event, seen = _issue_event(warp, instruction)
-        ctas = _ctas(warp, group)
+        ctas = pair_of(warp, group)
         shape = instruction_descriptor(pick(registers[description_slot], mask))
         _check_shape(shape, group)
         rows_b = shape.n // group
@@ -386,115 +250,9 @@ def _scales(words: np.ndarray, columns: slice, rows: int, table: np.ndarray) -> 
 def _dequantize(codes: np.ndarray, scales: np.ndarray, negate: bool) -> np.ndarray:
     """[rows, 64] values of rows of 32 bytes and their scales: exact in float64."""
     rows = len(codes)
-    values = _E2M1_PAIRS[codes.view(np.uint8).reshape(rows, -1)].reshape(rows, _K // _GROUP, _GROUP)
+    values = E2M1_PAIRS[codes.view(np.uint8).reshape(rows, -1)].reshape(rows, _K // _GROUP, _GROUP)
     values *= scales[:, :, None]
     return -values.reshape(rows, _K) if negate else values.reshape(rows, _K)
 
 
-def _ld(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -> Step:
-    """32x32b.xN: thread i of warp w reads N columns of lane 32 * (w % 4) + i.
-
-    16x256b.xN, of 16 lanes and 8 N columns: for each 8 columns, thread i has columns 2 (i % 4) and
-    the next of lane i / 4, then of lane i / 4 + 8 (PTX ISA, "tcgen05 matrix fragment .16x256b").
-    """
-    shape = "16x256b" if "16x256b" in instruction.modifiers else "32x32b"
-    repeat = _shape(modifiers, shape)
-    lanes, columns, count = (
-        (32, repeat, repeat) if shape == "32x32b" else (16, 8 * repeat, 4 * repeat)
-    )
-    values, address = instruction.operands
-    items = values.items if isinstance(values, ptx.Vector) else (values,)
-    if len(items) != count:
-        raise instruction.unsupported(f"{len(items)} registers for {count}")
-    puts = [program.put(item, 32) for item in items]
-    slots = [program.result(item, 32) for item in items if not isinstance(item, ptx.Sink)]
-    base, offset = program.address(address)
-
-    def step(warp: Any) -> int | None:
-        if (blocked := warp.converge()) is not None:
-            return blocked
-        first, where = _columns(warp, base, offset, columns, lanes)
-        if warp.machine.options.check:
-            event = warp.event(instruction)
-            warp.cta.tensor.shadow.read((first // 32, where), event, warp.seen)
-        block = warp.cta.tensor.words[first : first + lanes, where]
-        if lanes == 16:
-            # [high row, row, group, pair, column] -> a register of each group, row half, column
-            parts = block.reshape(2, 8, repeat, 4, 2).transpose(2, 0, 4, 1, 3)
-            block = parts.reshape(count, 32)
-        else:
-            block = block.T.copy()
-        for put, row in zip(puts, block, strict=True):
-            put(warp, row)
-        if warp.machine.tmem_load_waits:
-            for slot in slots:
-                value = Loading(warp.registers[slot], instruction.line)
-                warp.registers[slot] = value
-                warp.loading.append((slot, value))
-        return None
-
-    return step
-
-
-def _st(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -> Step:
-    count = _shape(modifiers, "32x32b")
-    address, values = instruction.operands
-    items = values.items if isinstance(values, ptx.Vector) else (values,)
-    if len(items) != count:
-        raise instruction.unsupported(f"{len(items)} registers for {count} columns")
-    slots = [program.source(item, 32) for item in items]
-    base, offset = program.address(address)
-
-    def step(warp: Any) -> int | None:
-        if (blocked := warp.converge()) is not None:
-            return blocked
-        first, columns = _columns(warp, base, offset, count, 32)
-        if warp.machine.options.check:
-            event = warp.event(instruction)
-            warp.cta.tensor.shadow.write((first // 32, columns), event, warp.seen)
-        lanes = slice(first, first + 32)
-        block = np.stack([spread(warp.registers[slot], 32) for slot in slots], 1)
-        warp.cta.tensor.words[lanes, columns] = block
-        return None
-
-    return step
-
-
-def _shape(modifiers: Modifiers, shape: str) -> int:
-    for name in ("sync", "aligned", shape):
-        modifiers.need(name)
-    count = int(modifiers.need(*(f"x{1 << i}" for i in range(8)))[1:])
-    modifiers.need("b32")
-    modifiers.done()
-    return count
-
-
-def _columns(warp: Any, base: int, offset: int, count: int, lanes: int) -> tuple[int, slice]:
-    """The first lane and the columns of an access to `lanes` lanes, of the warp's own 32."""
-    address = uniform(warp.registers[base], warp.mask)
-    if address is None:
-        raise Hazard(Kind.MANY_LANES, "the lanes differ in the address")
-    address += offset
-    first, own = address >> 16, 32 * (warp.index % 4)
-    if first % lanes or not own <= first < own + 32:
-        may = f"{lanes} lanes from {own} to {own + 31}"
-        raise Hazard(Kind.TMEM, f"warp {warp.index} may access {may}, not lane {first} on")
-    return first, warp.cta.tensor.region(address, count)
-
-
-_OPERATIONS: Mapping[str, Callable[[ptx.Instruction, Program, Modifiers], Step]] = {
-    "alloc": _alloc,
-    "dealloc": _dealloc,
-    "relinquish_alloc_permit": _relinquish,
-    "commit": _commit,
-    "cp": _cp,
-    "mma": _mma,
-    "ld": _ld,
-    "st": _st,
-    "wait::ld": _wait,
-    "wait::st": _wait,
-    "fence::before_thread_sync": _fence,
-    "fence::after_thread_sync": _fence,
-}
-
-DECODERS: Mapping[str, Decoder] = {"tcgen05": _decode_tcgen05}
+OPERATIONS: Mapping[str, Operation] = {"commit": _commit, "cp": _cp, "mma": _mma}

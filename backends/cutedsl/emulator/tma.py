@@ -12,14 +12,12 @@ import numpy as np
 
 from nvfp4.backends.cutedsl.emulator import ptx, tensor_map
 from nvfp4.backends.cutedsl.emulator.accesses import cta_at
+from nvfp4.backends.cutedsl.emulator.boxes import Box, map_at
 from nvfp4.backends.cutedsl.emulator.hazards import Event, Hazard, Kind
 from nvfp4.backends.cutedsl.emulator.lanes import uniform
-from nvfp4.backends.cutedsl.emulator.memory import PARAMETER_WINDOW, RANK_SHIFT, Tensor
+from nvfp4.backends.cutedsl.emulator.mbarriers import mbarrier_at
+from nvfp4.backends.cutedsl.emulator.memory import RANK_SHIFT
 from nvfp4.backends.cutedsl.emulator.program import BLOCKED, Decoder, Modifiers, Program, Step
-from nvfp4.backends.cutedsl.emulator.sync import mbarrier_at
-from nvfp4.backends.cutedsl.emulator.tensor_map import TensorMap
-
-_OFFSET = (1 << RANK_SHIFT) - 1
 
 
 def _decode_cp(instruction: ptx.Instruction, program: Program) -> Step:
@@ -61,75 +59,6 @@ def _one(warp: Any, slot: int, what: str) -> int:
     return value
 
 
-def _map_at(warp: Any, address: int) -> TensorMap:
-    if not address & PARAMETER_WINDOW:
-        raise NotImplementedError("tensor maps outside the kernel's parameters")
-    offset = address & (PARAMETER_WINDOW - 1)
-    if offset % 64:
-        raise Hazard(Kind.MISALIGNED, "a tensor map needs an address that is a multiple of 64")
-    data = warp.machine.parameters.data[offset : offset + 128]
-    return tensor_map.decode(data.tobytes())
-
-
-class _Box:
-    """A box of a tensor: its bytes, those outside the tensor left out."""
-
-    def __init__(self, warp: Any, tmap: TensorMap, coordinates: list[int]) -> None:
-        if len(coordinates) != len(tmap.sizes):
-            raise Hazard(
-                Kind.DESCRIPTOR, f"{len(coordinates)} coordinates, {len(tmap.sizes)} dimensions"
-            )
-        starts, counts, skips = [], [], []
-        for at, size, extent in zip(coordinates, tmap.sizes, tmap.box, strict=True):
-            first, last = max(at, 0), min(at + extent, size)
-            starts.append(first)
-            skips.append(first - at)
-            counts.append(max(last - first, 0))
-        bits = tmap.element_bits
-        if starts[0] * bits % 8 or counts[0] * bits % 8:
-            raise Hazard(Kind.DESCRIPTOR, "a row of the box begins or ends within a byte")
-        self.empty = 0 in counts
-        self.shape = tuple(reversed((tmap.box[0] * bits // 8, *tmap.box[1:])))
-        width, skips[0] = counts[0] * bits // 8, skips[0] * bits // 8
-        self._counts = (*reversed(counts[1:]), width)
-        self.inside = tuple(
-            slice(s, s + n) for s, n in zip(reversed(skips), self._counts, strict=True)
-        )
-        self.whole = self._counts == self.shape
-        if self.empty:
-            return
-        pairs = list(zip(starts[1:], counts[1:], tmap.strides, strict=True))
-        low = tmap.base + starts[0] * bits // 8 + sum(s * stride for s, _, stride in pairs)
-        high = low + width + sum((n - 1) * stride for _, n, stride in pairs)
-        self.tensor: Tensor = warp.machine.memory.find(low, high)
-        self._offset = low - self.tensor.base
-        self._strides = (*(stride for _, _, stride in reversed(pairs)), 1)
-
-    def view(self, array: np.ndarray) -> np.ndarray:
-        """The box's part of an array with an element for each byte of the tensor."""
-        strides = tuple(s * array.itemsize for s in self._strides)
-        return np.lib.stride_tricks.as_strided(array[self._offset :], self._counts, strides)
-
-    def fetch(self, memory: Any, warp: Any) -> np.ndarray:
-        """The box's bytes in order, zero where the tensor has none."""
-        if self.empty:
-            return np.zeros(int(np.prod(self.shape)), np.uint8)
-        memory.view_read_check(self.tensor, self.view, warp)
-        data = self.view(self.tensor.bytes.data)
-        if self.whole:
-            return np.ascontiguousarray(data).reshape(-1)
-        out = np.zeros(self.shape, np.uint8)
-        out[self.inside] = data
-        return out.reshape(-1)
-
-    def put(self, memory: Any, data: np.ndarray, warp: Any, event: int) -> None:
-        if self.empty:
-            return
-        if memory.check:
-            memory.view_write_check(self.tensor, self.view(self.tensor.track()), warp, event)
-        self.view(self.tensor.bytes.data)[...] = data.reshape(self.shape)[self.inside]
-
-
 def _load(
     instruction: ptx.Instruction,
     program: Program,
@@ -167,8 +96,8 @@ def _load(
             raise Hazard(Kind.CTA_GROUP, "the mbarrier is not in the destination's CTA pair")
         if rank:
             where = [_signed(_one(warp, c, "coordinates")) for c in coordinates]
-            tmap = _map_at(warp, _one(warp, at, "tensor map") + at_offset)
-            box = _Box(warp, tmap, where)
+            tmap = map_at(warp, _one(warp, at, "tensor map") + at_offset)
+            box = Box(warp, tmap, where)
             count, bits = tmap.box_bytes, tmap.swizzle
             if offset % 128:
                 raise Hazard(Kind.MISALIGNED, f"shared address {destination:#x} of a tensor copy")
@@ -190,8 +119,6 @@ def _load(
             rank_of = cta.rank if group == 1 else cta.rank & ~1 | signal_cta.rank & 1
             target = rank_of << RANK_SHIFT | signal_at
             barrier = mbarrier_at(warp, target)
-            if cta.exited:
-                raise Hazard(Kind.EXITED, f"a multicast to CTA {cta.index}, which has exited")
             cta.shared.bound(offset, offset + count)
             event = 0
             if machine.options.check:
@@ -270,8 +197,8 @@ def _store(instruction: ptx.Instruction, program: Program, rank: int, hinted: bo
             raise Hazard(Kind.OUT_OF_BOUNDS, "a bulk store from another CTA's shared memory")
         if rank:
             where = [_signed(_one(warp, c, "coordinates")) for c in coordinates]
-            tmap = _map_at(warp, _one(warp, at, "tensor map") + at_offset)
-            box = _Box(warp, tmap, where)
+            tmap = map_at(warp, _one(warp, at, "tensor map") + at_offset)
+            box = Box(warp, tmap, where)
             count, bits = tmap.box_bytes, tmap.swizzle
             if offset % 128:
                 raise Hazard(Kind.MISALIGNED, f"shared offset {offset:#x} of a tensor copy")
@@ -360,7 +287,7 @@ def _prefetch(instruction: ptx.Instruction, program: Program, modifiers: Modifie
         warp.machine.counts["tma prefetches"] += 1
         if rank:
             where = [_signed(_one(warp, c, "coordinates")) for c in coordinates]
-            _Box(warp, _map_at(warp, _one(warp, at, "tensor map") + offset), where)
+            Box(warp, map_at(warp, _one(warp, at, "tensor map") + offset), where)
         else:
             address = _one(warp, at, "source") + offset
             warp.machine.memory.find(address, address + _one(warp, size, "size"))
@@ -377,7 +304,7 @@ def _decode_prefetch(instruction: ptx.Instruction, program: Program) -> Step:
 
     def step(warp: Any) -> None:
         if kind == "tensormap":
-            _map_at(warp, _one(warp, at, "tensor map") + offset)
+            map_at(warp, _one(warp, at, "tensor map") + offset)
 
     return step
 

@@ -1,0 +1,71 @@
+"""CTAs and clusters: what their warps share."""
+
+from itertools import product
+from typing import Any
+
+from nvfp4.backends.cutedsl.emulator.barriers import ClusterBarrier, NamedBarrier
+from nvfp4.backends.cutedsl.emulator.hazards import Hazard, Kind
+from nvfp4.backends.cutedsl.emulator.lanes import LANES
+from nvfp4.backends.cutedsl.emulator.mbarriers import Mbarrier
+from nvfp4.backends.cutedsl.emulator.memory import SharedMemory
+from nvfp4.backends.cutedsl.emulator.shadow import Events
+from nvfp4.backends.cutedsl.emulator.tensor_core import TensorPipe
+from nvfp4.backends.cutedsl.emulator.tensor_memory import TensorMemory
+from nvfp4.backends.cutedsl.emulator.warp import Warp
+
+Dim = tuple[int, int, int]
+
+
+class Cta:
+    """A CTA: shared memory, barriers, tensor memory, the order of its tensor core, its warps."""
+
+    def __init__(self, cluster: "Cluster", rank: int, index: Dim) -> None:
+        machine = cluster.machine
+        launch = machine.launch
+        self.cluster, self.rank, self.index = cluster, rank, index
+        self.number = index[0] + launch.grid[0] * (index[1] + launch.grid[1] * index[2])
+        self.shared = SharedMemory(machine.shared_size, cluster.events, f"CTA {index}")
+        self.mbarriers: dict[int, Mbarrier] = {}
+        self.named: dict[int, NamedBarrier] = {}
+        self.tensor = TensorMemory(self)
+        self.pipe = TensorPipe(machine)
+        threads = launch.block[0] * launch.block[1] * launch.block[2]
+        self.threads = threads
+        self.exited = False
+        self.warps = []
+        for index_ in range(-(-threads // LANES)):
+            lanes = min(LANES, threads - index_ * LANES)
+            registers = machine.registers(self, index_)
+            self.warps.append(Warp(self, index_, (1 << lanes) - 1, registers))
+        self.live_threads = threads
+
+    def warp_ended(self, warp: Warp) -> None:
+        if warp.bulk or warp.bulk_groups:
+            raise Hazard(
+                Kind.UNFINISHED, "a warp exits with bulk stores that may still read shared memory"
+            )
+        self.cluster.barrier.check()
+        if all(not w.live for w in self.warps):
+            self.exited = True
+            self.tensor.cta_exits()
+            self.cluster.cta_ended()
+
+
+class Cluster:
+    """CTAs that run together; `events` numbers what they may have to wait for (shadow.py)."""
+
+    def __init__(self, machine: Any, origin: Dim) -> None:
+        self.machine = machine
+        self.events = Events()
+        self.cta_group = 0  # of its tcgen05 instructions; 0: none yet
+        self.grid_waits = 0  # the events of its griddepcontrol.wait
+        self.barrier = ClusterBarrier(self)
+        shape = machine.launch.cluster
+        self.ctas: list[Cta] = []
+        for rank, (z, y, x) in enumerate(product(*(range(n) for n in reversed(shape)))):
+            index = (origin[0] + x, origin[1] + y, origin[2] + z)
+            self.ctas.append(Cta(self, rank, index))
+
+    def cta_ended(self) -> None:
+        if all(cta.exited for cta in self.ctas):
+            self.machine.cluster_ended(self)
