@@ -156,6 +156,28 @@ def test_every_tile(tile):
     run_tile(tile, tile_problem(tile), tile.columns != 128, sms=2 * tile.cluster)
 
 
+def test_batch_invariance_can_be_asked_for(monkeypatch):
+    """A token alone, among 8 and among 80, with scales for which the order of summation shows."""
+    needs_emulation()
+    monkeypatch.setenv("NVFP4_BATCH_INVARIANT", "1")
+    shape = Shape(80, 128, 4096)
+    a, b = operands(shape, False)
+
+    def tokens(m: int) -> torch.Tensor:
+        alpha, scales = torch.full((m, 1), 1e-4), nvfp4.swizzle_scales(a.linear_scales()[:m])
+        return OPS.mm(a.data[:m], b.data, scales, b.scales, alpha, None, torch.float32, "cutedsl")
+
+    together = tokens(80)
+    for m in (1, 8):
+        same_bits(tokens(m), together[:m])
+    split = torch.empty(8, 128)
+    scales = nvfp4.swizzle_scales(a.linear_scales()[:8])
+    alpha = torch.full((8, 1), 1e-4)
+    tile = Tile(128, 8, split_k=4, swapped=True)
+    sm100_mm(a.data[:8], b.data, scales, b.scales, alpha, None, None, split, tile=tile)
+    assert (split != together[:8]).any(), "a split sum differs in its last bits"
+
+
 def test_one_compiled_kernel_serves_any_allocation_and_size(monkeypatch, tmp_path):
     """Three allocations, three sizes, one compilation: nothing of a call is baked in."""
     needs_emulation()

@@ -105,6 +105,12 @@ def test_choices():
     assert choose_config(1, 16384, 7168).tile.split_k == 1, "its 128 tiles fill the machine"
 
 
+def test_without_splitting_k():
+    for n, k in SERVED:
+        for m in (1, 8, 33, 64):
+            assert choose_config(m, n, k, splits=False).tile.split_k == 1
+
+
 def test_the_prediction_is_a_roofline():
     for m, n, k in ((1, 6144, 3584), (8192, 8192, 8192)):
         best = choose_config(m, n, k)

@@ -3,6 +3,7 @@
 Elsewhere, on CPU tensors and if asked for by name, the same compiled code runs in an emulator.
 """
 
+import os
 import shutil
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -13,7 +14,7 @@ ARCHITECTURES = (100, 103)
 """tcgen05.mma.kind::mxf4nvf4 exists here; sm_120 has mma.sync's form of it and runs Triton."""
 
 PACKAGES = {"cutlass": "nvidia-cutlass-dsl", "tvm_ffi": "apache-tvm-ffi"}
-C_COMPILERS = ("cc", "gcc", "clang")
+C_COMPILERS = ("cc", "gcc", "clang", os.environ.get("CC", "cc"))
 
 
 def _emulates(problem: Problem) -> bool:
@@ -46,8 +47,9 @@ def _compile_ahead(workloads: Iterable[Workload], arch: str, workers: int) -> Co
 
 def _describe(m: int, n: int, k: int) -> str:
     from nvfp4.backends.cutedsl.gemm.choose import choose_config
+    from nvfp4.backends.cutedsl.settings import may_split_k
 
-    return f"on a B200, {choose_config(m, n, k)}"
+    return f"on a B200, {choose_config(m, n, k, splits=may_split_k())}"
 
 
 BACKEND = Backend(

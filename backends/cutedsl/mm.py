@@ -8,6 +8,7 @@ from torch import Tensor
 from nvfp4.backends.cutedsl.gemm.choose import SMS, choose_config
 from nvfp4.backends.cutedsl.gemm.config import Tile
 from nvfp4.backends.cutedsl.gemm.launch import Launch, plan, run
+from nvfp4.backends.cutedsl.settings import may_split_k
 
 
 @functools.cache
@@ -41,7 +42,7 @@ def mm(
     """
     (m, n), k = out.shape, 2 * a.shape[1]
     sms = sms or multiprocessors(out.device)
-    tile = tile or choose_config(m, n, k, out.element_size(), sms).tile
+    tile = tile or choose_config(m, n, k, out.element_size(), sms, may_split_k()).tile
     launch = plan(a, b, a_scales, b_scales, alpha, row_scale, bias, out, tile, sms)
     if out.is_cuda:
         run(launch)

@@ -14,6 +14,7 @@ from nvfp4.backends.cutedsl.compile import compiled, is_cached
 from nvfp4.backends.cutedsl.gemm.choose import choose_config
 from nvfp4.backends.cutedsl.gemm.config import Kernel
 from nvfp4.backends.cutedsl.gemm.launch import kernel_of
+from nvfp4.backends.cutedsl.settings import may_split_k
 
 FORMS = (("one", False), ("rows", False), ("one", True), ("segments", True))
 """(alpha, row_scale) that are compiled ahead: mm of two tensors' scales, with one of the first or
@@ -26,7 +27,7 @@ def kernels_for(workload: Workload) -> list[Kernel]:
     found: dict[Kernel, None] = {}
     n, k, bias = workload.n, workload.k, workload.bias
     for dtype, m in product(workload.dtypes, workload.token_counts()):
-        tile = choose_config(m, n, k, dtype.itemsize).tile
+        tile = choose_config(m, n, k, dtype.itemsize, splits=may_split_k()).tile
         aligned = n * dtype.itemsize % 16 == 0
         for alpha, row_scale in FORMS:
             found[kernel_of(tile, dtype, alpha, row_scale, bias, aligned)] = None

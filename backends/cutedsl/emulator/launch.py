@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from nvfp4.backends.cutedsl.cache import directory as cache_directory
 from nvfp4.backends.cutedsl.emulator import ptx as ptx_
 from nvfp4.backends.cutedsl.emulator.instructions import DECODERS
 from nvfp4.backends.cutedsl.emulator.machine import Dim, Launch, Machine, Options, Report
@@ -159,7 +160,7 @@ def _program(text: str, kernel: str) -> Program:
 def _library() -> str:
     """The path of cudart.c compiled, once a user and version."""
     source = _SOURCE.read_bytes()
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nvfp4"
+    home = cache_directory()
     path = home / f"cudart-{hashlib.sha256(source).hexdigest()[:16]}.so"
     if not path.exists():
         compiler = os.environ.get("CC") or next(filter(which, ("cc", "gcc", "clang")), None)

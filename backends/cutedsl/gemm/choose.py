@@ -81,18 +81,25 @@ def predict(tile: Tile, m: int, n: int, k: int, out_bytes: int = 2, sms: int = S
     return Prediction(tile, overhead + max(mma, l2, hbm), mma, l2, hbm, waves)
 
 
-def candidates(m: int, n: int, k: int) -> tuple[Tile, ...]:
+def candidates(m: int, n: int, k: int, splits: bool) -> tuple[Tile, ...]:
     """The tiles to choose from. Few tokens go to the MMA's N side, in one tile that just fits."""
     if m > SWAP_UP_TO:
         return TILES
     fitting = min(columns for columns in SWAPPED_COLUMNS if columns >= m)
-    return tuple(t for t in NARROW if t.columns == fitting and not t.unfit(n, m, k))
+    narrow = (t for t in NARROW if t.columns == fitting and not t.unfit(n, m, k))
+    return tuple(t for t in narrow if splits or t.split_k == 1)
 
 
 @functools.lru_cache(maxsize=65536)
-def choose_config(m: int, n: int, k: int, out_bytes: int = 2, sms: int = SMS) -> Prediction:
-    """The best tile for out [m, n] = A B^T with K = k, and what it is expected to take."""
+def choose_config(
+    m: int, n: int, k: int, out_bytes: int = 2, sms: int = SMS, splits: bool = True
+) -> Prediction:
+    """The best tile for out [m, n] = A B^T with K = k, and what it is expected to take.
+
+    Splitting K depends on m, and with it the order of summation: without `splits` a row's bits do
+    not depend on how many others there are.
+    """
     return min(
-        (predict(tile, m, n, k, out_bytes, sms) for tile in candidates(m, n, k)),
+        (predict(tile, m, n, k, out_bytes, sms) for tile in candidates(m, n, k, splits)),
         key=lambda prediction: prediction.time,
     )
