@@ -32,6 +32,19 @@ def test_linear_under_a_cuda_graph_replays_with_changed_inputs(m):
         same_bits(out, call())
 
 
+def test_after_warmup_a_first_call_can_be_captured():
+    n, k = 208, 704
+    nvfp4.warmup([(n, k)], max_m=200, bias=torch.float16, dtypes=(torch.float16,))
+    w, bias = _weight(n, k), torch.randn(n, device="cuda").half()
+    for m in (1, 33, 129, 200):
+        x = activations(m, k, torch.float16).cuda()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = OPS.linear(x, w.data, w.scales, w.global_scale, None, bias)
+        graph.replay()
+        same_bits(out, OPS.linear(x, w.data, w.scales, w.global_scale, None, bias))
+
+
 def test_every_quantizer_under_a_cuda_graph():
     x, p = activations(130, 576).cuda(), torch.tensor(0.01, device="cuda")
 

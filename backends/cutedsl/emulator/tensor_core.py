@@ -30,17 +30,10 @@ from nvfp4.backends.cutedsl.emulator.memory import RANK_SHIFT
 from nvfp4.backends.cutedsl.emulator.program import Modifiers, Operation, Program, Step
 
 _K = 64  # elements of K in one MMA
-
-
 _GROUP = 16  # of them under one scale
-
-
 _ALL_QUARTERS = slice(None)
 
-
 _E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
-
-
 E2M1_PAIRS = np.stack([_E2M1[np.arange(256) & 15], _E2M1[np.arange(256) >> 4]], 1)
 """A byte's two elements: the low nibble comes first."""
 
@@ -54,8 +47,6 @@ def _e4m3(code: int) -> float:
 
 
 _E4M3 = np.array([_e4m3(code) for code in range(256)])
-
-
 _E8M0 = np.array([2.0 ** (code - 127) for code in range(255)] + [float("nan")])
 
 

@@ -1,8 +1,9 @@
 """The tile for a problem: the one whose predicted time is least. A pure function of the problem.
 
-The prediction is a roofline of four limits and their waves. Its constants are NVIDIA's published
-figures of B200 or stated assumptions, and none of it has been measured on one: it ranks tiles, and
-`python -m nvfp4 info --problem M N K` prints it.
+The prediction is a roofline: the MMAs (or the shared memory that they read), L2 and HBM, in whole
+waves of clusters. Its constants are NVIDIA's published figures of B200 or stated assumptions, and
+none of it has been measured on one: it ranks tiles, and `python -m nvfp4 info --problem M N K`
+prints it.
 """
 
 import functools
@@ -27,7 +28,7 @@ LAUNCH = 2.5e-6
 EXCHANGE = 0.5e-6
 """Seconds that a split-K cluster takes to add its partial sums (assumed)."""
 SWAP_UP_TO = 64
-"""Tokens from which on the MMA's M side is worth giving to them."""
+"""The most tokens that go to the MMA's N side: one tile holds them."""
 
 WIDE = (64, 128, 192, 256)
 TILES = (
