@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 
 from nvfp4.backends.cutedsl.emulator import tensor_map
-from nvfp4.backends.cutedsl.emulator.hazards import Hazard, Kind
+from nvfp4.backends.cutedsl.emulator.hazards import Hazard, Kind, Unsupported
 from nvfp4.backends.cutedsl.emulator.memory import PARAMETER_WINDOW, Tensor
 from nvfp4.backends.cutedsl.emulator.tensor_map import TensorMap
 
 
 def map_at(warp: Any, address: int) -> TensorMap:
     if not address & PARAMETER_WINDOW:
-        raise NotImplementedError("tensor maps outside the kernel's parameters")
+        raise Unsupported("tensor maps outside the kernel's parameters")
     offset = address & (PARAMETER_WINDOW - 1)
     if offset % 64:
         raise Hazard(Kind.MISALIGNED, "a tensor map needs an address that is a multiple of 64")

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nvfp4.backends.cutedsl.emulator.hazards import Hazard, Kind
+from nvfp4.backends.cutedsl.emulator.hazards import Hazard, Kind, Unsupported
 from nvfp4.backends.cutedsl.emulator.tensor_map import swizzled
 
 _SWIZZLE_BITS = {0: 0, 2: 3, 4: 2, 6: 1}
@@ -26,7 +26,7 @@ def matrix_descriptor(bits: int) -> MatrixDescriptor:
         raise Hazard(Kind.DESCRIPTOR, f"matrix descriptor {bits:#018x}: version is not 1")
     layout = bits >> 61 & 7
     if layout not in _SWIZZLE_BITS or bits >> 49 & 15:
-        raise NotImplementedError(f"matrix descriptor {bits:#018x}: layout or offset mode")
+        raise Unsupported(f"matrix descriptor {bits:#018x}: layout or offset mode")
     start, leading, stride = (bits >> at & 0x3FFF for at in (0, 16, 32))
     return MatrixDescriptor(start << 4, leading << 4, stride << 4, _SWIZZLE_BITS[layout])
 
@@ -72,7 +72,7 @@ def instruction_descriptor(bits: int) -> InstructionDescriptor:
     if bits >> 15 & 3:
         raise Hazard(Kind.DESCRIPTOR, f"instruction descriptor {bits:#010x}: not K-major")
     if bits & 0xF or bits >> 6 & 1 or bits >> 31:
-        raise NotImplementedError(f"instruction descriptor {bits:#010x}: sparse, or K = 96")
+        raise Unsupported(f"instruction descriptor {bits:#010x}: sparse, or K = 96")
     if bits >> 4 & 3 or bits >> 29 & 3:
         raise Hazard(
             Kind.DESCRIPTOR,

@@ -57,8 +57,14 @@ class Deadlock(Exception):
         super().__init__("\n  ".join([reason, *waiting]))
 
 
-class UnsupportedInstruction(Exception):
-    """An instruction, or a modifier of one, that the emulator does not know."""
+class Unsupported(Exception):
+    """What the emulator does not know, and so refuses; once its instruction is known, an
+    UnsupportedInstruction.
+    """
+
+
+class UnsupportedInstruction(Unsupported):
+    """An instruction, a modifier, or a value of one, that the emulator does not know."""
 
     def __init__(self, line: int, text: str, why: str) -> None:
         self.line = line

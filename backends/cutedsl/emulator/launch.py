@@ -22,6 +22,7 @@ import torch
 
 from nvfp4.backends.cutedsl.cache import directory as cache_directory
 from nvfp4.backends.cutedsl.emulator import ptx as ptx_
+from nvfp4.backends.cutedsl.emulator.hazards import Unsupported
 from nvfp4.backends.cutedsl.emulator.instructions import DECODERS
 from nvfp4.backends.cutedsl.emulator.machine import Dim, Launch, Machine, Options, Report
 from nvfp4.backends.cutedsl.emulator.memory import GlobalMemory
@@ -86,7 +87,7 @@ class _Call:
         cluster: Dim = (1, 1, 1)
         for attribute in config.attributes[: config.attribute_count]:
             if attribute.id not in _KNOWN_ATTRIBUTES:
-                raise NotImplementedError(f"launch attribute {attribute.id}")
+                raise Unsupported(f"launch attribute {attribute.id}")
             if attribute.id == _CLUSTER_DIMENSION:
                 x, y, z = attribute.value[:3]
                 cluster = (x, y, z)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nvfp4.backends.cutedsl.emulator import ptx
+from nvfp4.backends.cutedsl.emulator.hazards import Unsupported
 from nvfp4.backends.cutedsl.emulator.lanes import ALL
 from nvfp4.backends.cutedsl.emulator.special import is_special
 
@@ -197,7 +198,7 @@ def _guarded(step: Step, predicate: int, flip: int) -> Step:
             warp.full = full
             warp.mask = mask
         if outcome is not None and outcome != YIELD:
-            raise NotImplementedError("a predicated instruction that waits, under divergence")
+            raise Unsupported("a predicated instruction that waits, under divergence")
         return outcome
 
     return guarded

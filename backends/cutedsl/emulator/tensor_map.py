@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from nvfp4.backends.cutedsl.emulator.hazards import Hazard, Kind
+from nvfp4.backends.cutedsl.emulator.hazards import Hazard, Kind, Unsupported
 
 _FORMAT_BITS = {0: 8, 1: 16, 2: 32, 3: 32, 4: 64, 5: 64, 6: 16, 7: 32, 8: 32, 9: 64, 10: 16, 11: 4}
 """Element format: 8-bit, 16-bit, 32-bit (unsigned, signed), 64-bit (the same), f16, f32, f32 with
@@ -43,9 +43,9 @@ def decode(data: bytes) -> TensorMap:
     if rank > 5 or element not in _FORMAT_BITS or not words[1] & 2:
         raise Hazard(Kind.DESCRIPTOR, "these 128 bytes are no tensor map")
     if words[1] >> 11 & 3:
-        raise NotImplementedError("interleaved tensor maps")
+        raise Unsupported("interleaved tensor maps")
     if words[1] >> 15 & 1:
-        raise NotImplementedError("tensor maps that fill with NaN")
+        raise Unsupported("tensor maps that fill with NaN")
     half = struct.unpack("<32I", data)
     strides = tuple(16 * half[i] for i in (3, 4, 5, 6))[: rank - 1]
     sizes = tuple(half[i] + 1 for i in (8, 9, 10, 11, 12))[:rank]

@@ -5,7 +5,13 @@ from typing import Any
 import numpy as np
 
 from nvfp4.backends.cutedsl.emulator import ptx
-from nvfp4.backends.cutedsl.emulator.hazards import Event, Hazard, Kind
+from nvfp4.backends.cutedsl.emulator.hazards import (
+    Event,
+    Hazard,
+    Kind,
+    Unsupported,
+    UnsupportedInstruction,
+)
 from nvfp4.backends.cutedsl.emulator.lanes import Loading, flags, spread
 from nvfp4.backends.cutedsl.emulator.program import BLOCKED, DIVERGED, YIELD
 
@@ -83,6 +89,9 @@ class Warp:
         except Hazard as hazard:
             line = self.program.lines[pc]
             raise hazard.at(line.line, line.text, self.where) from None
+        except Unsupported as error:
+            line = self.program.lines[pc]
+            raise UnsupportedInstruction(line.line, line.text, str(error)) from None
         except (TypeError, AttributeError) as error:
             line = self.program.lines[pc]
             if (missing := self._without_value(line)) is None:
