@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import nvfp4
 from nvfp4.spec import format as spec
-from nvfp4.spec import quantize, rounding, swiglu, swizzle
+from nvfp4.spec import glu, quantize, rounding, swizzle
 from nvfp4.spec.packing import as_bytes, pack, unpack
 
 
@@ -161,21 +161,21 @@ def test_dequantize_is_one_rounding_from_exact(out_dtype: torch.dtype):
 
 def test_swiglu_accuracy():
     gate = torch.linspace(-40, 40, 100001)
-    got = swiglu.silu_mul(gate, torch.ones_like(gate), None).double().numpy()
+    got = glu.glu(gate, torch.ones_like(gate), None).double().numpy()
     want = oracle.silu_mul(gate.numpy(), np.ones(len(gate)), None)
     relative = np.abs(got - want) / np.maximum(np.abs(want), 1e-300)
     assert relative[gate > -5].max() < 4e-7
     assert relative.max() < 2.5e-6
 
 
-def test_swiglu_limit_clamps_the_gate_before_silu():
+def test_glu_limit_clamps_the_gate_before_silu():
     gate, up = torch.tensor([20.0, -20.0, 1.0]), torch.tensor([30.0, -30.0, 0.5])
     want = oracle.silu_mul(gate.numpy(), up.numpy(), 7.0)
-    np.testing.assert_allclose(swiglu.silu_mul(gate, up, 7.0).numpy(), want, rtol=3e-6)
+    np.testing.assert_allclose(glu.glu(gate, up, 7.0).numpy(), want, rtol=3e-6)
 
 
 def test_swiglu_constants_are_float32():
-    constants = [*swiglu.EXP2_COEFFICIENTS, swiglu.NEG_LOG2_E, spec.ONE_SIXTH]
+    constants = [*glu.EXP2_COEFFICIENTS, glu.NEG_LOG2_E, spec.ONE_SIXTH]
     assert [float(np.float32(c)) for c in constants] == constants
 
 
