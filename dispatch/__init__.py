@@ -3,6 +3,6 @@ tensors.
 """
 
 from nvfp4.dispatch.registry import BACKENDS
-from nvfp4.dispatch.select import Verdict, choose, launcher, verdicts
+from nvfp4.dispatch.select import Verdict, choose, fused_launcher, launcher, verdicts
 
-__all__ = ["BACKENDS", "Verdict", "choose", "launcher", "verdicts"]
+__all__ = ["BACKENDS", "Verdict", "choose", "fused_launcher", "launcher", "verdicts"]

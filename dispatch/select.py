@@ -76,3 +76,22 @@ def launcher(
 @functools.cache
 def _launcher(op: str, device: torch.device, name: str, strict: bool) -> Callable[..., Any]:
     return choose(Problem(op, target_of(device)), name, strict).launcher(op)
+
+
+def fused_launcher(
+    op: str, stage: str, device: torch.device, backend: str = "", intermediate: int = 0
+) -> Callable[..., Any] | None:
+    """The function that runs `op` in one, if whoever runs its `stage` has one for this problem;
+    None: the stages have to be run one by one.
+    """
+    return _fused_launcher(op, stage, device, requested(backend), intermediate)
+
+
+@functools.cache
+def _fused_launcher(
+    op: str, stage: str, device: torch.device, name: str, intermediate: int
+) -> Callable[..., Any] | None:
+    target = target_of(device)
+    chosen = choose(Problem(stage, target), name, strict=False)
+    unable = chosen.reasons(Problem(op, target, intermediate))
+    return None if unable else chosen.launcher(op)

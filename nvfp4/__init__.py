@@ -1,22 +1,33 @@
 """NVFP4 operators for every GPU: one spec, one set of torch ops, the best kernels of each machine.
 
-Importing it registers torch.ops.nvfp4.quantize, quantize_dynamic, dequantize, silu_mul_quantize,
-mm and linear; the functions below are their Python face.
+Importing it registers torch.ops.nvfp4.*; the functions below are its Python face.
 """
 
 from nvfp4.ops import (
+    ExpertRows,
+    ExpertWeights,
     Explanation,
     QuantizedTensor,
     concatenate,
     dequantize,
     explain,
     global_scale,
+    glu_quantize,
+    grouped_glu_quantize,
+    grouped_mm,
+    grouped_mm_glu_quantize,
     linear,
     mm,
+    moe,
+    moe_combine,
+    moe_dispatch,
     quantize,
     quantize_dynamic,
+    quantize_experts,
     quantize_weight,
     silu_mul_quantize,
+    stack_experts,
+    swiglu_mlp,
     warmup,
 )
 from nvfp4.spec.swizzle import swizzle_scales, unswizzle_scales
@@ -25,18 +36,30 @@ from nvfp4.version import VERSION
 __version__ = VERSION
 
 __all__ = [
+    "ExpertRows",
+    "ExpertWeights",
     "Explanation",
     "QuantizedTensor",
     "concatenate",
     "dequantize",
     "explain",
     "global_scale",
+    "glu_quantize",
+    "grouped_glu_quantize",
+    "grouped_mm",
+    "grouped_mm_glu_quantize",
     "linear",
     "mm",
+    "moe",
+    "moe_combine",
+    "moe_dispatch",
     "quantize",
     "quantize_dynamic",
+    "quantize_experts",
     "quantize_weight",
     "silu_mul_quantize",
+    "stack_experts",
+    "swiglu_mlp",
     "swizzle_scales",
     "unswizzle_scales",
     "warmup",

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, FLOAT_DTYPES, SCALE_DTYPE, SCALE_LAYOUTS, SWIZZLED
+from nvfp4.spec.glu import ACTIVATIONS
+from nvfp4.spec.grouped import MAX_EXPERTS, grouped_scales_shape
 from nvfp4.spec.swizzle import scales_shape
 
 PACKED_DTYPES = (DATA_DTYPE, torch.float4_e2m1fn_x2)
+ID_DTYPES = (torch.int32, torch.int64)
 
 
 class Checker:
@@ -66,17 +69,15 @@ class Checker:
         """The block scales of a logical tensor of `shape` [..., K]."""
         self.tensor(argument, scales, (SCALE_DTYPE,))
         need = scales_shape(shape, scale_layout)
-        if tuple(scales.shape) != tuple(need):
-            hint = (
-                " (nvfp4.swizzle_scales makes it from linear scales)"
-                if scale_layout == SWIZZLED
-                else ""
-            )
-            self.fail(
-                argument,
-                f"the {scale_layout} shape {list(need)}{hint}",
-                f"shape {list(scales.shape)}",
-            )
+        hint = " (nvfp4.swizzle_scales makes it from linear scales)"
+        layout = f"the {scale_layout} shape"
+        self.shape(argument, scales, need, layout, hint if scale_layout == SWIZZLED else "")
+
+    def shape(
+        self, argument: str, x: Tensor, need: Sequence[int], what: str = "shape", hint: str = ""
+    ) -> None:
+        if tuple(x.shape) != tuple(need):
+            self.fail(argument, f"{what} {list(need)}{hint}", f"shape {list(x.shape)}")
 
     def global_scale(self, argument: str, p: Tensor, rows: int) -> None:
         self.tensor(argument, p, (torch.float32,))
@@ -89,11 +90,79 @@ class Checker:
         if count == 0 or n % count:
             self.fail(argument, f"a number of segments that divides N = {n}", count)
 
-    def bias(self, bias: Tensor | None, n: int) -> None:
+    def weight(self, argument: str, w: Tensor, scales: Tensor, p: Tensor) -> tuple[int, int]:
+        """w [N, K/2] with `argument`_scales and `argument`_global_scale [], [1] or [S]; (N, K)."""
+        n, k = self.packed(argument, w, dim=2)
+        self.scales(f"{argument}_scales", scales, (n, k), SWIZZLED)
+        name = f"{argument}_global_scale"
+        self.tensor(name, p, (torch.float32,))
+        if p.dim() > 1:
+            self.fail(name, "shape [], [1] or [S] (S segments of N)", f"shape {list(p.shape)}")
+        if p.dim() == 1:
+            self.segments(name, p.shape[0], n)
+        return n, k
+
+    def bias(self, bias: Tensor | None, *shape: int) -> None:
         if bias is not None:
             self.tensor("bias", bias, FLOAT_DTYPES)
-            if tuple(bias.shape) != (n,):
-                self.fail("bias", f"shape [{n}]", f"shape {list(bias.shape)}")
+            self.shape("bias", bias, shape)
+
+    def glu(self, limit: float | None, activation: str = ACTIVATIONS[0]) -> None:
+        if limit is not None and not 0 < limit < float("inf"):
+            self.fail("limit", "a finite positive number or None", limit)
+        if activation not in ACTIVATIONS:
+            self.fail("activation", "one of " + ", ".join(map(repr, ACTIVATIONS)), repr(activation))
+
+    # experts
+
+    def experts(self, argument: str, experts: int) -> None:
+        if not 0 < experts <= MAX_EXPERTS:
+            self.fail(argument, f"1 to {MAX_EXPERTS} experts", experts)
+
+    def expert_weights(self, argument: str, w: Tensor, scales: Tensor) -> tuple[int, int, int]:
+        """w [E, N, K/2] and `argument`_scales [E, Np, Kp], each expert's swizzled; (E, N, K)."""
+        _, k = self.packed(argument, w, dim=3)
+        experts, n = w.shape[:2]
+        self.experts(argument, experts)
+        name = f"{argument}_scales"
+        self.tensor(name, scales, (SCALE_DTYPE,))
+        need = (experts, *scales_shape((n, k), SWIZZLED))
+        hint = " (each expert's swizzled: nvfp4.quantize_experts, nvfp4.stack_experts)"
+        self.shape(name, scales, need, hint=hint)
+        return experts, n, k
+
+    def per_expert(self, argument: str, p: Tensor, experts: int, n: int) -> None:
+        """float32 [E] or [E, S], S segments of N."""
+        self.tensor(argument, p, (torch.float32,))
+        if p.dim() not in (1, 2) or p.shape[0] != experts:
+            need = f"shape [{experts}] or [{experts}, S] (S segments of N)"
+            self.fail(argument, need, f"shape {list(p.shape)}")
+        if p.dim() == 2:
+            self.segments(argument, p.shape[1], n)
+
+    def static_scale(self, argument: str, p: Tensor | None, experts: int = 1) -> None:
+        """A calibrated scale: none, one, or one an expert."""
+        if p is not None:
+            self.tensor(argument, p, (torch.float32,))
+            if p.dim() > 1 or (p.dim() == 1 and p.shape[0] not in (1, experts)):
+                each = f" or [{experts}] (one per expert)" if experts > 1 else ""
+                self.fail(argument, f"shape [], [1]{each}", f"shape {list(p.shape)}")
+
+    def grouped_scales(
+        self, argument: str, scales: Tensor, rows: int, experts: int, k: int
+    ) -> None:
+        self.tensor(argument, scales, (SCALE_DTYPE,))
+        need = grouped_scales_shape(rows, experts, k)
+        self.shape(argument, scales, need, "the grouped shape")
+
+    def offsets(self, offsets: Tensor, experts: int | None = None) -> int:
+        """int32 [E+1]; returns E."""
+        self.tensor("offsets", offsets, (torch.int32,))
+        if offsets.dim() != 1 or experts not in (None, offsets.shape[0] - 1):
+            need = "[E + 1]" if experts is None else f"[{experts + 1}]"
+            self.fail("offsets", f"shape {need}", f"shape {list(offsets.shape)}")
+        self.experts("offsets", offsets.shape[0] - 1)
+        return offsets.shape[0] - 1
 
     def out_dtype(self, out_dtype: torch.dtype | None) -> None:
         if out_dtype is not None and out_dtype not in FLOAT_DTYPES:
@@ -116,6 +185,16 @@ def valid_values(op: str, argument: str, p: Tensor) -> None:
     if bool(bad.any()):
         got = p[bad].flatten()[0].item()
         raise ValueError(f"nvfp4::{op}: {argument} needs finite positive values, got {got}")
+
+
+def valid_offsets(op: str, offsets: Tensor, rows: int) -> None:
+    """Offsets start at 0, never fall, and end within the rows; looked at on a CPU only."""
+    if offsets.device.type != "cpu":
+        return
+    falls = bool((offsets.diff() < 0).any())
+    if falls or offsets[0] != 0 or offsets[-1] > rows:
+        need = f"values from 0 up that do not fall, the last at most {rows} (a's rows)"
+        raise ValueError(f"nvfp4::{op}: offsets needs {need}, got {offsets.tolist()}")
 
 
 def matrix(x: Tensor) -> Tensor:

@@ -9,14 +9,23 @@ from nvfp4.backends.contract import Problem, Target, target_of
 from nvfp4.dispatch import Verdict, choose, verdicts
 from nvfp4.dispatch.select import requested
 from nvfp4.ops.linear import STAGES as LINEAR_STAGES
+from nvfp4.ops.moe import STAGES as MOE_STAGES
+from nvfp4.ops.swiglu_mlp import STAGES as SWIGLU_MLP_STAGES
 
 STAGES = {
     "quantize": ("quantize",),
     "quantize_dynamic": ("quantize_dynamic",),
     "dequantize": ("dequantize",),
-    "silu_mul_quantize": ("silu_mul_quantize",),
+    "glu_quantize": ("glu_quantize",),
+    "silu_mul_quantize": ("glu_quantize",),
     "mm": ("mm",),
     "linear": LINEAR_STAGES,
+    "swiglu_mlp": SWIGLU_MLP_STAGES,
+    "grouped_mm": ("grouped_mm",),
+    "grouped_mm_glu_quantize": ("grouped_mm", "glu_quantize"),
+    "moe_dispatch": ("moe_dispatch",),
+    "moe_combine": ("moe_combine",),
+    "moe": MOE_STAGES,
 }
 """What each op of torch.ops.nvfp4 asks the dispatch for."""
 
@@ -69,7 +78,7 @@ def explain(
         where = "cuda" if torch.cuda.is_available() else "cpu"
     target = target_of(where.device if isinstance(where, Tensor) else torch.device(where))
     name = requested(backend)
-    strict = bool(backend) and STAGES[op] == (op,)
+    strict = bool(backend) and len(STAGES[op]) == 1
     stages = []
     for stage in STAGES[op]:
         problem = Problem(stage, target)

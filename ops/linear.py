@@ -33,16 +33,9 @@ def _outputs(
 ) -> Tensor:
     check = Checker("linear", x)
     m, k = check.floats("x", x)
-    n, weight_k = check.packed("weight", weight, dim=2)
+    n, weight_k = check.weight("weight", weight, weight_scales, weight_global_scale)
     if k != weight_k:
         check.fail("weight", f"x's K = {k}, that is {k // 2} bytes a row", f"K = {weight_k}")
-    check.scales("weight_scales", weight_scales, (n, k), SWIZZLED)
-    check.tensor("weight_global_scale", weight_global_scale, (torch.float32,))
-    if weight_global_scale.dim() > 1:
-        need = "shape [], [1] or [S] (S segments of N)"
-        check.fail("weight_global_scale", need, f"shape {list(weight_global_scale.shape)}")
-    if weight_global_scale.dim() == 1:
-        check.segments("weight_global_scale", weight_global_scale.shape[0], n)
     if input_global_scale is not None:
         check.global_scale("input_global_scale", input_global_scale, m)
     check.bias(bias, n)
@@ -63,16 +56,7 @@ def _run(
     multiply = launcher("mm", x.device, backend, stage=True)
     if not out.numel():
         return out
-    rows = matrix(x)
-    m, k = rows.shape
-    data, scales = empty_quantized(x, (m,), k, SWIZZLED)
-    if input_global_scale is None:
-        p = x.new_empty((m,), dtype=torch.float32)
-        launcher("quantize_dynamic", x.device, backend, stage=True)(rows, SWIZZLED, data, scales, p)
-    else:
-        valid_values("linear", "input_global_scale", input_global_scale)
-        p = input_global_scale.reshape(-1)
-        launcher("quantize", x.device, backend, stage=True)(rows, p, SWIZZLED, data, scales)
+    data, scales, p = quantize_rows("linear", x, "input_global_scale", input_global_scale, backend)
     multiply(
         data,
         matrix(as_bytes(weight)),
@@ -87,6 +71,25 @@ def _run(
 
 
 define("linear", SIGNATURE, _outputs, _run)
+
+
+def quantize_rows(
+    op: str, x: Tensor, argument: str, global_scale: Tensor | None, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A stage of `op`: x [..., K], not empty, to data [M, K/2], scales, and the global scale [1] or
+    [M]; each row's own where `global_scale`, the op's `argument`, is None.
+    """
+    rows = matrix(x)
+    m, k = rows.shape
+    data, scales = empty_quantized(x, (m,), k, SWIZZLED)
+    if global_scale is None:
+        p = x.new_empty((m,), dtype=torch.float32)
+        launcher("quantize_dynamic", x.device, backend, stage=True)(rows, SWIZZLED, data, scales, p)
+    else:
+        valid_values(op, argument, global_scale)
+        p = global_scale.reshape(-1)
+        launcher("quantize", x.device, backend, stage=True)(rows, p, SWIZZLED, data, scales)
+    return data, scales, p
 
 
 def linear(

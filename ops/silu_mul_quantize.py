@@ -1,5 +1,5 @@
-"""nvfp4::silu_mul_quantize: SwiGLU's elementwise half and the quantization of its result, in one
-pass.
+"""nvfp4::silu_mul_quantize: SwiGLU's elementwise half and the quantization of its result with a
+known global scale, in one pass: nvfp4::glu_quantize's plainest form.
 """
 
 import torch
@@ -11,6 +11,7 @@ from nvfp4.ops.library import define
 from nvfp4.ops.quantize import empty_quantized
 from nvfp4.ops.tensor import QuantizedTensor
 from nvfp4.spec.format import BLOCK, SWIZZLED
+from nvfp4.spec.glu import SILU
 
 SIGNATURE = """(Tensor gate_up, Tensor global_scale, float? limit=None, str scale_layout="swizzled",
     str backend="") -> (Tensor data, Tensor scales)"""
@@ -27,8 +28,7 @@ def _outputs(
     rows, both = check.floats("gate_up", gate_up, multiple=2 * BLOCK)
     check.layout(scale_layout)
     check.global_scale("global_scale", global_scale, rows)
-    if limit is not None and not 0 < limit < float("inf"):
-        check.fail("limit", "a finite positive number or None", limit)
+    check.glu(limit)
     return empty_quantized(gate_up, gate_up.shape[:-1], both // 2, scale_layout)
 
 
@@ -41,10 +41,12 @@ def _run(
 ) -> tuple[Tensor, Tensor]:
     data, scales = _outputs(gate_up, global_scale, limit, scale_layout)
     valid_values("silu_mul_quantize", "global_scale", global_scale)
-    launch = launcher("silu_mul_quantize", gate_up.device, backend)
+    launch = launcher("glu_quantize", gate_up.device, backend)
     if data.numel():
         p = global_scale.reshape(-1)
-        launch(matrix(gate_up), p, limit, scale_layout, matrix(data), matrix(scales))
+        launch(
+            matrix(gate_up), p, None, limit, SILU, scale_layout, matrix(data), matrix(scales), None
+        )
     return data, scales
 
 
@@ -65,7 +67,7 @@ def silu_mul_quantize(
         global_scale: of the product; float32 [], [1] or [M] (one per row).
         limit: with a limit L, gate is min(gate, L) *before* SiLU and up is clamp(up, -L, L).
 
-    The arithmetic is float32 throughout and the same to the bit on every backend (spec/swiglu.py).
+    The arithmetic is float32 throughout and the same to the bit on every backend (spec/glu.py).
     Returns data [..., I/2] and its scales.
     """
     data, scales = torch.ops.nvfp4.silu_mul_quantize(

@@ -26,6 +26,9 @@ from nvfp4.spec.swizzle import (
     unswizzle_scales,
 )
 
+MAX_EXPERTS = 512
+"""Local experts of a call: a kernel keeps a table of them."""
+
 
 def grouped_scales_shape(rows: Size, experts: int, k: Size) -> tuple[Size, Size]:
     """(128 * tiles, Kp): the grouped scales' buffer for `rows` rows of `k` elements."""
@@ -54,12 +57,14 @@ def scale_rows(offsets: Tensor, rows: int) -> Tensor:
     return torch.where(expert < offsets.numel() - 1, start + row, -1)
 
 
-def swizzle_grouped_scales(scales: Tensor, offsets: Tensor) -> Tensor:
-    """Linear scales [R, K/16] of expert-major rows -> the grouped buffer, padding 0x00."""
-    (rows, blocks), experts = scales.shape, offsets.numel() - 1
-    padded_rows, padded_blocks = grouped_scales_shape(rows, experts, blocks * BLOCK)
+def swizzle_grouped_scales(scales: Tensor, offsets: Tensor, rows: int | None = None) -> Tensor:
+    """Linear scales [R, K/16] of expert-major rows -> the grouped buffer, padding 0x00; for `rows`
+    rows where those after the scales' own are nobody's.
+    """
+    (own, blocks), experts = scales.shape, offsets.numel() - 1
+    padded_rows, _ = grouped_scales_shape(rows or own, experts, blocks * BLOCK)
     # Nobody's rows go to one row more than there is.
-    at = scale_rows(offsets, rows)
+    at = scale_rows(offsets, own)
     spread = scales.new_zeros(padded_rows + 1, blocks, dtype=torch.uint8)
     spread[torch.where(at < 0, padded_rows, at)] = scales.view(torch.uint8)
     return swizzle_scales(spread[:padded_rows]).view(scales.dtype)

@@ -64,12 +64,19 @@ def global_scale(x: Tensor) -> Tensor:
     return _global_scale_of(amax)
 
 
+def row_global_scales_of(rows_of: Callable[[slice], Tensor], like: Tensor, k: int) -> Tensor:
+    """One global scale per row of a tensor [M, k] whose rows `rows_of` makes on demand: float32
+    [M], M and the device those of `like`.
+    """
+    amax = torch.empty(like.shape[0], dtype=torch.float32, device=like.device)
+    for rows in _row_chunks(like.shape[0], k):
+        amax[rows] = _finite_magnitude(rows_of(rows)).amax(dim=1)
+    return _global_scale_of(amax)
+
+
 def row_global_scales(x: Tensor) -> Tensor:
     """One global scale per row of x [M, K]: float32 [M]."""
-    amax = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
-    for rows in _row_chunks(*x.shape):
-        amax[rows] = _finite_magnitude(x[rows]).amax(dim=1)
-    return _global_scale_of(amax)
+    return row_global_scales_of(lambda rows: x[rows], x, x.shape[1])
 
 
 def _quantize_chunk(x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:

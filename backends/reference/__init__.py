@@ -4,7 +4,16 @@ from nvfp4.backends.contract import Backend
 
 BACKEND = Backend(
     name="reference",
-    ops=("quantize", "quantize_dynamic", "dequantize", "silu_mul_quantize", "mm"),
+    ops=(
+        "quantize",
+        "quantize_dynamic",
+        "dequantize",
+        "glu_quantize",
+        "mm",
+        "grouped_mm",
+        "moe_dispatch",
+        "moe_combine",
+    ),
     needs=lambda problem: [],
     only_by_name=lambda problem: "",
 )

@@ -27,9 +27,17 @@ def mm(
     (m, n), k = out.shape, 2 * a.shape[1]
     if row_scale is not None:
         alpha = row_scale.view(-1, 1) * alpha
-    columns = torch.arange(n, device=a.device) // (n // alpha.shape[1])
-    a_values = decode(a, unswizzle_scales(a_scales, m, k)).double()
-    b_linear = unswizzle_scales(b_scales, n, k)
+    a_values = decode(a, unswizzle_scales(a_scales, m, k))
+    multiply(a_values, b, unswizzle_scales(b_scales, n, k), alpha, bias, out)
+
+
+def multiply(
+    a_values: Tensor, b: Tensor, b_linear: Tensor, alpha: Tensor, bias: Tensor | None, out: Tensor
+) -> None:
+    """out [M, N] = (A B^T) * alpha [1 or M, S] + bias [N]; A decoded [M, K], B's scales linear."""
+    n, k = b.shape[0], a_values.shape[1]
+    columns = torch.arange(n, device=b.device) // (n // alpha.shape[1])
+    a_values = a_values.double()
     step = max(1, CHUNK // k)
     for start in range(0, n, step):
         part = slice(start, start + step)

@@ -1,0 +1,143 @@
+"""nvfp4::grouped_mm_glu_quantize: the experts' first layer whole: grouped GEMM, gated linear unit,
+quantization of the result.
+
+With a known global scale a backend may do it in one kernel, which never writes gate and up; else,
+and on the other backends, it is nvfp4::grouped_mm and nvfp4::glu_quantize. The bits are the same.
+"""
+
+import torch
+from torch import Tensor
+
+from nvfp4.dispatch import fused_launcher, launcher
+from nvfp4.ops.checks import Checker, valid_offsets, valid_values
+from nvfp4.ops.experts import ExpertRows, ExpertWeights
+from nvfp4.ops.glu_quantize import Quantized, empty_grouped
+from nvfp4.ops.grouped_mm import check_operands, prepared
+from nvfp4.ops.library import define
+from nvfp4.spec.format import BLOCK, SWIZZLED
+from nvfp4.spec.glu import SILU
+
+SIGNATURE = """(Tensor a, Tensor b, Tensor a_scales, Tensor b_scales, Tensor alpha, Tensor offsets,
+    Tensor? global_scale=None, float? limit=None, str activation="silu",
+    ScalarType? gate_up_dtype=None, str backend="", *, Tensor? row_scale=None)
+    -> (Tensor data, Tensor scales, Tensor row_scale_out)"""
+
+
+def _outputs(
+    a: Tensor,
+    b: Tensor,
+    a_scales: Tensor,
+    b_scales: Tensor,
+    alpha: Tensor,
+    offsets: Tensor,
+    global_scale: Tensor | None = None,
+    limit: float | None = None,
+    activation: str = SILU,
+    gate_up_dtype: torch.dtype | None = None,
+    backend: str = "",
+    *,
+    row_scale: Tensor | None = None,
+) -> Quantized:
+    check = Checker("grouped_mm_glu_quantize", a)
+    rows, experts, n = check_operands(check, a, b, a_scales, b_scales, alpha, offsets, row_scale)
+    if n % (2 * BLOCK):
+        check.fail("b", f"N = 2I, I a multiple of {BLOCK}", f"N = {n}")
+    check.static_scale("global_scale", global_scale, experts)
+    check.glu(limit, activation)
+    check.out_dtype(gate_up_dtype)
+    data, scales, p = empty_grouped(a, rows, experts, n // 2)
+    return data.zero_(), scales, p.zero_()
+
+
+def _run(
+    a: Tensor,
+    b: Tensor,
+    a_scales: Tensor,
+    b_scales: Tensor,
+    alpha: Tensor,
+    offsets: Tensor,
+    global_scale: Tensor | None = None,
+    limit: float | None = None,
+    activation: str = SILU,
+    gate_up_dtype: torch.dtype | None = None,
+    backend: str = "",
+    *,
+    row_scale: Tensor | None = None,
+) -> Quantized:
+    outputs = _outputs(
+        a, b, a_scales, b_scales, alpha, offsets, global_scale, limit, activation, gate_up_dtype,
+        row_scale=row_scale,
+    )  # fmt: skip
+    op = "grouped_mm_glu_quantize"
+    valid_values(op, "alpha", alpha)
+    if global_scale is not None:
+        valid_values(op, "global_scale", global_scale)
+        global_scale = global_scale.reshape(-1)
+    valid_offsets(op, offsets, a.shape[0])
+    if a.numel():
+        operands = prepared(a, b, a_scales, b_scales, alpha, row_scale)
+        dtype = gate_up_dtype or torch.bfloat16
+        first_layer(
+            operands, offsets.contiguous(), global_scale, limit, activation, dtype, backend, outputs
+        )
+    else:
+        outputs[1].view(torch.uint8).zero_()
+    return outputs
+
+
+define("grouped_mm_glu_quantize", SIGNATURE, _outputs, _run)
+
+
+def first_layer(
+    operands: tuple[Tensor | None, ...],
+    offsets: Tensor,
+    global_scale: Tensor | None,
+    limit: float | None,
+    activation: str,
+    gate_up_dtype: torch.dtype,
+    backend: str,
+    outputs: Quantized,
+) -> None:
+    """Fill `outputs`, rows of nobody left alone; operands: a, b, a_scales, b_scales, alpha,
+    row_scale as grouped_mm.prepared gives them.
+    """
+    a, b = operands[:2]
+    assert a is not None and b is not None
+    n = b.shape[1]
+    if global_scale is not None:
+        fused = fused_launcher("grouped_mm_glu_quantize", "grouped_mm", a.device, backend, n // 2)
+        if fused is not None:
+            fused(*operands, offsets, global_scale, limit, activation, gate_up_dtype, *outputs)
+            return
+    gate_up = a.new_empty((a.shape[0], n), dtype=gate_up_dtype)
+    launcher("grouped_mm", a.device, backend, stage=True)(*operands, None, offsets, gate_up)
+    launcher("glu_quantize", a.device, backend, stage=True)(
+        gate_up, global_scale, offsets, limit, activation, SWIZZLED, *outputs
+    )
+
+
+def grouped_mm_glu_quantize(
+    rows: ExpertRows,
+    weights: ExpertWeights,
+    global_scale: Tensor | None = None,
+    limit: float | None = None,
+    activation: str = SILU,
+    gate_up_dtype: torch.dtype = torch.bfloat16,
+    backend: str = "",
+) -> ExpertRows:
+    """The experts' first layer: act(A_e gate_e^T) * (A_e up_e^T), quantized.
+
+    Args:
+        rows: [R, H] of E experts; weights: w13 [E, 2I, H], gate's rows first, then up's.
+        global_scale: of the result, float32 [], [1] or [E] (one per expert), calibrated: what a
+            fused kernel needs; None: each row's own.
+        limit, activation: as nvfp4.glu_quantize.
+        gate_up_dtype: what gate and up are rounded to, whether they are written or not.
+
+    The same bits as grouped_mm, then grouped_glu_quantize.
+    """
+    data, scales, p = torch.ops.nvfp4.grouped_mm_glu_quantize(
+        rows.data, weights.data, rows.scales, weights.scales, weights.global_scale, rows.offsets,
+        global_scale, limit, activation, gate_up_dtype, backend, row_scale=rows.row_scale,
+    )  # fmt: skip
+    return ExpertRows(data, scales, p, rows.offsets)
