@@ -24,10 +24,19 @@ Quantized = tuple[Tensor, Tensor, Tensor]
 
 
 def empty_grouped(like: Tensor, rows: int, experts: int, k: int) -> Quantized:
-    """Unwritten data, grouped scales and row scales of expert-major rows [rows, k]."""
+    """Unwritten data, grouped scales and row scales of expert-major rows [rows, k]. Launchers write
+    experts' rows, and whole the scale tiles that these take.
+    """
     data = like.new_empty((rows, k // 2), dtype=DATA_DTYPE)
     scales = like.new_empty(grouped_scales_shape(rows, experts, k), dtype=SCALE_DTYPE)
     return data, scales, like.new_empty((rows,), dtype=torch.float32)
+
+
+def zero_grouped(like: Tensor, rows: int, experts: int, k: int) -> Quantized:
+    """The same for an op's outputs: what nobody writes is zero."""
+    data, scales, p = empty_grouped(like, rows, experts, k)
+    scales.view(DATA_DTYPE).zero_()
+    return data.zero_(), scales, p.zero_()
 
 
 def _outputs(
@@ -54,8 +63,7 @@ def _outputs(
         check.fail("gate_up", "2 dimensions with offsets", f"shape {list(gate_up.shape)}")
     if scale_layout != SWIZZLED:
         check.fail("scale_layout", f"{SWIZZLED!r} with offsets", repr(scale_layout))
-    data, scales, p = empty_grouped(gate_up, rows, experts, both // 2)
-    return data.zero_(), scales, p.zero_()
+    return zero_grouped(gate_up, rows, experts, both // 2)
 
 
 def _run(

@@ -11,7 +11,7 @@ from torch import Tensor
 from nvfp4.dispatch import fused_launcher, launcher
 from nvfp4.ops.checks import Checker, valid_offsets, valid_values
 from nvfp4.ops.experts import ExpertRows, ExpertWeights
-from nvfp4.ops.glu_quantize import Quantized, empty_grouped
+from nvfp4.ops.glu_quantize import Quantized, zero_grouped
 from nvfp4.ops.grouped_mm import check_operands, prepared
 from nvfp4.ops.library import define
 from nvfp4.spec.format import BLOCK, SWIZZLED
@@ -45,8 +45,7 @@ def _outputs(
     check.static_scale("global_scale", global_scale, experts)
     check.glu(limit, activation)
     check.out_dtype(gate_up_dtype)
-    data, scales, p = empty_grouped(a, rows, experts, n // 2)
-    return data.zero_(), scales, p.zero_()
+    return zero_grouped(a, rows, experts, n // 2)
 
 
 def _run(
@@ -80,8 +79,6 @@ def _run(
         first_layer(
             operands, offsets.contiguous(), global_scale, limit, activation, dtype, backend, outputs
         )
-    else:
-        outputs[1].view(torch.uint8).zero_()
     return outputs
 
 

@@ -18,7 +18,7 @@ from nvfp4.ops.grouped_mm import prepared
 from nvfp4.ops.grouped_mm_glu_quantize import first_layer
 from nvfp4.ops.library import define
 from nvfp4.ops.moe_combine import check_weights
-from nvfp4.ops.moe_dispatch import check_tokens, empty_dispatched
+from nvfp4.ops.moe_dispatch import check_tokens, with_routing
 from nvfp4.spec.glu import SILU
 
 SIGNATURE = """(Tensor x, Tensor topk_weights, Tensor topk_ids,
@@ -106,7 +106,8 @@ def _run(
     x_p = None if x_global_scale is None else x_global_scale.reshape(-1)
     h_p = None if h_global_scale is None else h_global_scale.reshape(-1)
 
-    data, scales, p, offsets, positions = empty_dispatched(x, topk_ids, experts)
+    quantized = empty_grouped(x, rows, experts, x.shape[1])
+    data, scales, p, offsets, positions = with_routing(quantized, topk_ids, experts)
     launcher("moe_dispatch", x.device, backend, stage=True)(
         matrix(x), topk_ids.contiguous(), x_p, expert_offset, data, scales, p, offsets, positions
     )

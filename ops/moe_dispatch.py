@@ -11,7 +11,7 @@ from torch import Tensor
 from nvfp4.dispatch import launcher
 from nvfp4.ops.checks import ID_DTYPES, Checker, matrix, valid_values
 from nvfp4.ops.experts import ExpertRows
-from nvfp4.ops.glu_quantize import empty_grouped
+from nvfp4.ops.glu_quantize import Quantized, zero_grouped
 from nvfp4.ops.library import define
 
 SIGNATURE = """(Tensor x, Tensor topk_ids, int num_experts, Tensor? x_global_scale=None,
@@ -33,12 +33,10 @@ def check_tokens(check: Checker, x: Tensor, topk_ids: Tensor) -> tuple[int, int]
     return m, k
 
 
-def empty_dispatched(x: Tensor, topk_ids: Tensor, experts: int) -> Dispatched:
-    """Unwritten outputs."""
-    rows = topk_ids.shape[0] * topk_ids.shape[1]
-    data, scales, p = empty_grouped(x, rows, experts, x.shape[1])
-    offsets = x.new_empty((experts + 1,), dtype=torch.int32)
-    return data, scales, p, offsets, x.new_empty(topk_ids.shape, dtype=torch.int32)
+def with_routing(quantized: Quantized, topk_ids: Tensor, experts: int) -> Dispatched:
+    """Rows' unwritten outputs, and those of where the tokens go."""
+    offsets = topk_ids.new_empty((experts + 1,), dtype=torch.int32)
+    return *quantized, offsets, topk_ids.new_empty(topk_ids.shape, dtype=torch.int32)
 
 
 def _outputs(
@@ -50,11 +48,11 @@ def _outputs(
     backend: str = "",
 ) -> Dispatched:
     check = Checker("moe_dispatch", x)
-    check_tokens(check, x, topk_ids)
+    m, k = check_tokens(check, x, topk_ids)
     check.experts("num_experts", num_experts)
     check.static_scale("x_global_scale", x_global_scale)
-    data, scales, p, offsets, positions = empty_dispatched(x, topk_ids, num_experts)
-    return data.zero_(), scales, p.zero_(), offsets, positions
+    quantized = zero_grouped(x, m * topk_ids.shape[1], num_experts, k)
+    return with_routing(quantized, topk_ids, num_experts)
 
 
 def _run(
@@ -73,9 +71,7 @@ def _run(
         known = None if x_global_scale is None else x_global_scale.reshape(-1)
         launch(matrix(x), topk_ids.contiguous(), known, expert_offset, *outputs)
     else:
-        _, scales, _, offsets, _ = outputs
-        scales.view(torch.uint8).zero_()
-        offsets.zero_()
+        outputs[3].zero_()  # offsets: no expert has a row
     return outputs
 
 

@@ -17,10 +17,22 @@ os.environ["TRITON_INTERPRET"] = "0"
 
 import torch
 
-from nvfp4.backends.triton import dequantize, mm, quantize, quantize_dynamic, silu_mul_quantize
+from nvfp4.backends.triton import (
+    dequantize,
+    glu_quantize,
+    grouped_mm,
+    mm,
+    moe_combine,
+    moe_dispatch,
+    quantize,
+    quantize_dynamic,
+    route,
+)
 from nvfp4.backends.triton.ahead import compile_launch
 from nvfp4.backends.triton.launch import Launch
 from nvfp4.spec.format import FLOAT_DTYPES, SCALE_LAYOUTS
+from nvfp4.spec.glu import ACTIVATIONS
+from nvfp4.spec.grouped import grouped_scales_shape
 from nvfp4.spec.swizzle import scales_shape
 
 SHARED_MEMORY = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99}
@@ -40,8 +52,8 @@ def _quantizers(sm: int) -> Iterator[tuple[str, Launch]]:
         scales = _meta(*scales_shape((m, k), layout), dtype=torch.uint8)
         yield "quantize", quantize.plan(x, p, layout, data, scales, sm)
         yield "quantize_dynamic", quantize_dynamic.plan(x, layout, data, scales, _meta(m), sm)
-        silu_mul = silu_mul_quantize.plan(gate_up, p, 7.0, layout, data, scales, sm)
-        yield "silu_mul_quantize", silu_mul
+        args = (7.0, "silu", layout, data, scales)
+        yield "glu_quantize", glu_quantize.plan(gate_up, p, None, *args, None, sm)
         yield "dequantize", dequantize.plan(data, scales, p, layout, x)
     yield "row_scales", quantize_dynamic.plan_row_scales(_meta(3, 100_000), _meta(3))
 
@@ -61,9 +73,45 @@ def _gemms(sm: int) -> Iterator[tuple[str, Launch]]:
                 yield "mm", launch
 
 
+def _experts(sm: int) -> Iterator[tuple[str, Launch]]:
+    """The kernels of a mixture of experts, for few tokens and for many, each part of a launch."""
+    bytes_, ints = torch.uint8, torch.int32
+    experts, hidden, intermediate = 160, 1536, 704
+    offsets, alpha = _meta(experts + 1, dtype=ints), _meta(experts, 2)
+    forms = zip((1, 300, 20_000), FLOAT_DTYPES, itertools.cycle(ACTIVATIONS))
+    for tokens, dtype, activation in forms:
+        rows, top_k = 8 * tokens, 8
+        ids = _meta(tokens, top_k, dtype=ints if tokens == 1 else torch.int64)
+        positions, x = _meta(tokens, top_k, dtype=ints), _meta(tokens, hidden, dtype=dtype)
+        for launch in route.plan(ids, 32, offsets, positions):
+            yield "route", launch
+        a, a_scales = _meta(rows, hidden // 2, dtype=bytes_), _grouped(rows, experts, hidden)
+        for p in (None, _meta(1)):
+            outputs = (a, a_scales, _meta(rows), offsets, positions)
+            yield "moe_dispatch", moe_dispatch.plan(x, ids, p, 32, *outputs, sm)
+        b = _meta(experts, 2 * intermediate, hidden // 2, dtype=bytes_)
+        b_scales = _meta(experts, *scales_shape((b.shape[1], hidden), "swizzled"), dtype=bytes_)
+        gate_up = _meta(rows, b.shape[1], dtype=dtype)
+        for row_scale, bias in [(None, None), (_meta(rows), _meta(experts, b.shape[1]))]:
+            operands = (a, b, a_scales, b_scales, alpha, row_scale, bias, offsets, gate_up)
+            for launch in grouped_mm.plan(*operands, sm):
+                yield "grouped_mm", launch
+        h = _meta(rows, intermediate // 2, dtype=bytes_), _grouped(rows, experts, intermediate)
+        for p, limit in [(None, None), (_meta(1), 7.0), (_meta(experts), 7.0)]:
+            args = (gate_up, p, offsets, limit, activation, "swizzled", *h, _meta(rows))
+            yield "glu_quantize", glu_quantize.plan(*args, sm)
+        y = _meta(rows, hidden, dtype=dtype)
+        yield "moe_combine", moe_combine.plan(y, _meta(tokens, top_k), positions, x)
+    yield "glu_quantize", glu_quantize.plan_row_scales(gate_up, 7.0, "silu", _meta(rows))
+
+
+def _grouped(rows: int, experts: int, k: int) -> torch.Tensor:
+    return _meta(*grouped_scales_shape(rows, experts, k), dtype=torch.uint8)
+
+
 def main(sm: int) -> None:
     found: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for name, launch in itertools.chain(_quantizers(sm), _gemms(sm)):
+    for name, launch in itertools.chain(_quantizers(sm), _gemms(sm), _experts(sm)):
         compiled = compile_launch(launch, sm)
         assert compiled.asm["cubin"]
         assert compiled.metadata.shared <= SHARED_MEMORY[sm], (name, compiled.metadata.shared)

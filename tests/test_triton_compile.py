@@ -24,17 +24,18 @@ def test_every_kernel_compiles_to_the_instructions_meant(sm):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     instructions = json.loads(done.stdout)
-    assert set(instructions) == {*triton.BACKEND.ops, "row_scales"}
+    assert set(instructions) == {*triton.BACKEND.ops, "row_scales", "route"}
 
     def has(kernel: str, *parts: str) -> bool:
         return any(all(part in name for part in parts) for name in instructions[kernel])
 
-    # The GEMM runs on the tensor cores meant.
-    assert has("mm", "wgmma.mma_async", "f32.f16.f16") == (sm == 90)
-    assert has("mm", "tcgen05.mma", "mxf4nvf4", "block_scale") == (sm in (100, 103))
-    assert has("mm", "mma.sync", "mxf4nvf4", "block_scale") == (sm == 120)
-    assert has("mm", "mma.sync", "f32.f16.f16.f32") == (sm in (80, 86, 89))
-    for kernel in ("quantize", "quantize_dynamic", "silu_mul_quantize"):
+    # The GEMMs run on the tensor cores meant.
+    for gemm in ("mm", "grouped_mm"):
+        assert has(gemm, "wgmma.mma_async", "f32.f16.f16") == (sm == 90)
+        assert has(gemm, "tcgen05.mma", "mxf4nvf4", "block_scale") == (sm in (100, 103))
+        assert has(gemm, "mma.sync", "mxf4nvf4", "block_scale") == (sm == 120)
+        assert has(gemm, "mma.sync", "f32.f16.f16.f32") == (sm in (80, 86, 89))
+    for kernel in ("quantize", "quantize_dynamic", "glu_quantize", "moe_dispatch"):
         # The hardware's conversion to E2M1 is used where it exists, and only there.
         assert has(kernel, "cvt.rn.satfinite.e2m1x2.f32") == (sm >= 100)
         # Rounding is the spec's: no fused multiply-add, no approximate division. sm_80 has no FP8

@@ -50,7 +50,16 @@ def _only_by_name(problem: Problem) -> str:
 
 BACKEND = Backend(
     name="triton",
-    ops=("quantize", "quantize_dynamic", "dequantize", "silu_mul_quantize", "mm"),
+    ops=(
+        "quantize",
+        "quantize_dynamic",
+        "dequantize",
+        "glu_quantize",
+        "mm",
+        "grouped_mm",
+        "moe_dispatch",
+        "moe_combine",
+    ),
     needs=_needs,
     only_by_name=_only_by_name,
 )

@@ -14,6 +14,7 @@ _POINTERS = {
     torch.uint8: "*u8",
     torch.uint16: "*u16",
     torch.int32: "*i32",
+    torch.int64: "*i64",
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
     torch.float32: "*fp32",

@@ -1,12 +1,4 @@
-"""The GEMM: out = (A B^T) * alpha + bias on packed operands.
-
-Operands are swapped (the accumulator is [BN, BM] = B A^T), so that few tokens fill the narrow side
-of the tensor-core instruction and the weights the wide one.
-
-Before Blackwell both operands are decoded to float16, which holds e2m1 * sf * 2^-14 exactly, and
-multiplied by the float16 tensor cores with float32 accumulation: NVFP4's products, exactly. On
-Blackwell tl.dot_scaled is the hardware's own block-scaled instruction.
-"""
+"""The GEMM: out = (A B^T) * alpha + bias on packed operands."""
 
 import torch
 import triton
@@ -15,104 +7,23 @@ from torch import Tensor
 
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton.architecture import is_blackwell
+from nvfp4.backends.triton.gemm import decode, load_scales, load_step, multiply, store, words_of
 from nvfp4.backends.triton.launch import Launch, cdiv
 from nvfp4.backends.triton.mm_config import K_GROUP, MmConfig, choose_config
-from nvfp4.backends.triton.tiles import (
-    BLOCK,
-    E2M1_F16_SCALE,
-    INTERPRETED,
-    e2m1_to_f16,
-    e4m3_to_f16,
-    from_f32,
-    scale_offsets,
-    to_f32,
-)
 from nvfp4.spec.format import DATA_DTYPE
-
-GROUP = tl.constexpr(K_GROUP)
-
-# Two words of four codes are in $4, their two float16 scales in $5; plane i, in $i, is nibble i of
-# both. With that nibble at the top of its word, its sign is float16's and its other bits go three
-# down.
-_PLANE = """
-    shl.b32 code, $4, {shift};
-    shr.b32 rest, code, 3;
-    and.b32 rest, rest, 0x0E000E00;
-    and.b32 code, code, 0x80008000;
-    or.b32 code, code, rest;
-    mul.rn.f16x2 ${plane}, code, $5;"""
-_PLANES = "".join(_PLANE.format(plane=plane, shift=12 - 4 * plane) for plane in range(4))
-DECODE_PTX = tl.constexpr("{\n.reg .b32 code, rest;" + _PLANES + "\n}")
-
-
-@triton.jit
-def _planes(words, sf):
-    """uint16 words of four codes, float16 scales -> four float16 tensors, e2m1 * sf * 2^-14: the
-    words' nibbles 0 to 3.
-    """
-    if INTERPRETED:
-        p0 = e2m1_to_f16(words & 0xF) * sf
-        p1 = e2m1_to_f16((words >> 4) & 0xF) * sf
-        p2 = e2m1_to_f16((words >> 8) & 0xF) * sf
-        p3 = e2m1_to_f16(words >> 12) * sf
-        return p0, p1, p2, p3
-    else:
-        return tl.inline_asm_elementwise(
-            DECODE_PTX,
-            "=&r,=&r,=&r,=&r,r,r",
-            [words, sf],
-            dtype=(tl.float16, tl.float16, tl.float16, tl.float16),
-            is_pure=True,
-            pack=2,
-        )
-
-
-@triton.jit
-def _decode(words, scales, R: tl.constexpr, BK: tl.constexpr):
-    """words uint16 [R, BK/4], scales uint8 [R, BK/16] -> float16 [R, BK], e2m1 * sf * 2^-14.
-
-    K is reordered alike in both operands, within each GROUP: the words' first nibbles, then their
-    second, ...: joining the planes so moves no data. The order does not depend on BK, nor do sums.
-    """
-    sf = tl.broadcast_to(e4m3_to_f16(scales)[:, :, None], (R, BK // 16, 4)).reshape(R, BK // 4)
-    p0, p1, p2, p3 = _planes(words, sf)
-    planes = tl.join(tl.join(p0, p2), tl.join(p1, p3))  # [R, BK/4, 2, 2], read as plane 0, 1, 2, 3
-    planes = planes.reshape(R, BK // GROUP, GROUP // 4, 2, 2)
-    return planes.permute(0, 1, 3, 4, 2).reshape(R, BK)
-
-
-@triton.jit
-def _load_step(data, rows, unit, stride, units, EVEN_K: tl.constexpr):
-    """One step of an operand, in bytes, words or decoded elements [R, units]; zeros beyond K."""
-    at = data + rows[:, None].to(tl.int64) * stride + unit[None, :]
-    if EVEN_K:
-        return tl.load(at)
-    else:
-        return tl.load(at, mask=(unit < units)[None, :], other=0)
-
-
-@triton.jit
-def _load_scales(scales, rows, k, stride, K, BK: tl.constexpr, EVEN_K: tl.constexpr):
-    """One step of an operand's scales, uint8 [R, BK/16]; zeros beyond K: padding is not read."""
-    block = k // BLOCK + tl.arange(0, BK // BLOCK)
-    at = scales + scale_offsets(rows[:, None], block[None, :], stride, True)
-    if EVEN_K:
-        return tl.load(at)
-    else:
-        return tl.load(at, mask=(block < K // BLOCK)[None, :], other=0)
 
 
 @triton.jit
 def _decode_kernel(
     words, scales, out, M, K, stride, scale_stride, out_stride, R: tl.constexpr, C: tl.constexpr
 ):
-    """out float16 [M, K rounded up to GROUP]: what _decode makes of each group, zeros beyond K."""
+    """out float16 [M, K rounded up to GROUP]: what decode makes of each group, zeros beyond K."""
     rows = tl.program_id(0) * R + tl.arange(0, R)
     k = tl.program_id(1) * C
     read = tl.minimum(rows, M - 1)
     unit = k // 4 + tl.arange(0, C // 4)
-    codes = _load_step(words, read, unit, stride, K // 4, False)
-    values = _decode(codes, _load_scales(scales, read, k, scale_stride, K, C, False), R, C)
+    codes = load_step(words, read, unit, stride, K // 4, False)
+    values = decode(codes, load_scales(scales, read, k, scale_stride, K, C, False), R, C)
     columns = k + tl.arange(0, C)
     at = out + rows[:, None].to(tl.int64) * out_stride + columns[None, :]
     tl.store(at, values, mask=(rows < M)[:, None] & (columns < out_stride)[None, :])
@@ -131,47 +42,16 @@ def _mm_kernel(
     # Rows beyond the end read the last one again; what they compute is not stored.
     n_read = tl.minimum(n, N - 1)
     m_read = tl.minimum(m, M - 1)
-
-    CODES: tl.constexpr = 2 if NATIVE else 4  # a byte for the hardware, a word to decode
-    acc = tl.zeros((BN, BM), tl.float32)
-    for k in range(0, K, BK):
-        unit = k // CODES + tl.arange(0, BK // CODES)
-        w = _load_step(b, n_read, unit, b_stride, K // CODES, EVEN_K)
-        w_sf = _load_scales(b_scales, n_read, k, scale_stride, K, BK, EVEN_K)
-        if A_DECODED:
-            x = _load_step(a, m_read, k + tl.arange(0, BK), a_stride, a_stride, EVEN_K)
-            acc = tl.dot(_decode(w, w_sf, BN, BK), x.T, acc)
-        else:
-            x = _load_step(a, m_read, unit, a_stride, K // CODES, EVEN_K)
-            x_sf = _load_scales(a_scales, m_read, k, scale_stride, K, BK, EVEN_K)
-            if NATIVE:
-                w_sf = w_sf.to(tl.float8e4nv, bitcast=True)
-                x_sf = x_sf.to(tl.float8e4nv, bitcast=True)
-                acc = tl.dot_scaled(w, w_sf, "e2m1", x.T, x_sf, "e2m1", acc)
-            else:
-                acc = tl.dot(_decode(w, w_sf, BN, BK), _decode(x, x_sf, BM, BK).T, acc)
-    if not NATIVE:
-        acc *= E2M1_F16_SCALE * E2M1_F16_SCALE
-
+    acc = multiply(
+        a, m_read, a_scales, m_read, a_stride, b, n_read, b_scales, n_read, b_stride, scale_stride,
+        K, NATIVE, A_DECODED, EVEN_K, BM, BN, BK,
+    )  # fmt: skip
     factor = tl.load(
         alpha + m_read[None, :].to(tl.int64) * alpha_stride + (n_read // segment)[:, None]
     )
     if HAS_ROW_SCALE:
         factor *= tl.load(row_scale + m_read * row_scale_stride)[None, :]
-    if HAS_BIAS:
-        added = to_f32(tl.load(bias + n_read))
-        acc = tl.fma(acc, factor, tl.broadcast_to(added[:, None], (BN, BM)))
-    else:
-        acc *= factor
-    at = out + m[None, :].to(tl.int64) * N + n[:, None]
-    tl.store(at, from_f32(acc, out.dtype.element_ty), mask=(m < M)[None, :] & (n < N)[:, None])
-
-
-def _words(data: Tensor) -> Tensor:
-    """Packed uint8 [R, K/2] as uint16 [R, K/4]; copied only if its rows do not start on words."""
-    if data.storage_offset() % 2 or data.stride(0) % 2:
-        data = data.clone(memory_format=torch.contiguous_format)
-    return data.view(torch.uint16)
+    store(acc, factor, bias, out, m, n, M, N, n_read, HAS_BIAS, BM, BN)
 
 
 def plan(
@@ -194,7 +74,7 @@ def plan(
     config = config or choose_config(m, n, sm)
     first: tuple[Launch, ...] = ()
     if not native:
-        a, b = _words(a), _words(b)
+        a, b = words_of(a), words_of(b)
         if config.decode_a_first:
             a, launch = _plan_decode(a, a_scales, k)
             first = (launch,)

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from nvfp4.backends.triton import interpreting
 from nvfp4.spec import format as spec
-from nvfp4.spec import swiglu as spec_swiglu
+from nvfp4.spec import glu as spec_glu
 from nvfp4.spec import swizzle as spec_swizzle
 
 BLOCK = tl.constexpr(spec.BLOCK)
@@ -24,15 +24,18 @@ ONE_SIXTH = tl.constexpr(spec.ONE_SIXTH)
 TILE_ROWS = tl.constexpr(spec_swizzle.TILE_ROWS)
 TILE_BLOCKS = tl.constexpr(spec_swizzle.TILE_BLOCKS)
 
-NEG_LOG2_E = tl.constexpr(spec_swiglu.NEG_LOG2_E)
-EXP2_MIN = tl.constexpr(spec_swiglu.EXP2_MIN)
-EXP2_MAX = tl.constexpr(spec_swiglu.EXP2_MAX)
-ROUND_TO_INT = tl.constexpr(spec_swiglu.ROUND_TO_INT)
-EXP2_C1 = tl.constexpr(spec_swiglu.EXP2_COEFFICIENTS[0])
-EXP2_C2 = tl.constexpr(spec_swiglu.EXP2_COEFFICIENTS[1])
-EXP2_C3 = tl.constexpr(spec_swiglu.EXP2_COEFFICIENTS[2])
-EXP2_C4 = tl.constexpr(spec_swiglu.EXP2_COEFFICIENTS[3])
-EXP2_C5 = tl.constexpr(spec_swiglu.EXP2_COEFFICIENTS[4])
+SILU = tl.constexpr(spec_glu.SILU)
+NEG_LOG2_E = tl.constexpr(spec_glu.NEG_LOG2_E)
+GELU_C0 = tl.constexpr(spec_glu.GELU_C0)
+GELU_C1 = tl.constexpr(spec_glu.GELU_C1)
+EXP2_MIN = tl.constexpr(spec_glu.EXP2_MIN)
+EXP2_MAX = tl.constexpr(spec_glu.EXP2_MAX)
+ROUND_TO_INT = tl.constexpr(spec_glu.ROUND_TO_INT)
+EXP2_C1 = tl.constexpr(spec_glu.EXP2_COEFFICIENTS[0])
+EXP2_C2 = tl.constexpr(spec_glu.EXP2_COEFFICIENTS[1])
+EXP2_C3 = tl.constexpr(spec_glu.EXP2_COEFFICIENTS[2])
+EXP2_C4 = tl.constexpr(spec_glu.EXP2_COEFFICIENTS[3])
+EXP2_C5 = tl.constexpr(spec_glu.EXP2_COEFFICIENTS[4])
 
 INTERPRETED = tl.constexpr(interpreting())
 
@@ -175,9 +178,11 @@ def quantize_tile(x, p, R: tl.constexpr, C: tl.constexpr, NATIVE: tl.constexpr):
 
 
 @triton.jit
-def silu_mul(gate, up):
-    """silu(gate) * up, float32, operation for operation as spec/swiglu.py."""
-    t = tl.minimum(tl.maximum(gate * NEG_LOG2_E, EXP2_MIN), EXP2_MAX)
+def glu(gate, up, ACTIVATION: tl.constexpr):
+    """act(gate) * up, float32, operation for operation as spec/glu.py."""
+    slope = NEG_LOG2_E if ACTIVATION == SILU else gate * gate * GELU_C1 + GELU_C0
+    t = gate * slope
+    t = tl.minimum(tl.maximum(t, EXP2_MIN), EXP2_MAX)
     shifted = t + ROUND_TO_INT
     f = t - (shifted - ROUND_TO_INT)
     poly = EXP2_C5 * f + EXP2_C4
@@ -209,6 +214,25 @@ def scale_offsets(rows, blocks, row_stride, SWIZZLED: tl.constexpr):
 
 
 @triton.jit
+def store_words(words, data, rows, live, column, K, C: tl.constexpr):
+    """A tile's packed codes, int32 [R, C/8], to those rows of data [M, K/2] that are live."""
+    word = column // 8 + tl.arange(0, C // 8)
+    data = data.to(tl.pointer_type(tl.int32), bitcast=True)
+    offsets = rows.to(tl.int64)[:, None] * (K // 8) + word[None, :]
+    tl.store(data + offsets, words, mask=live[:, None] & (word < K // 8)[None, :])
+
+
+@triton.jit
+def store_scales(
+    sf, scales, rows, live, column, scale_columns, SWIZZLED: tl.constexpr, C: tl.constexpr
+):
+    """A tile's scales, uint8 [R, C/16], to those rows of the scales that are live."""
+    block = column // BLOCK + tl.arange(0, C // BLOCK)
+    offsets = scale_offsets(rows[:, None], block[None, :], scale_columns, SWIZZLED)
+    tl.store(scales + offsets, sf, mask=live[:, None] & (block < scale_columns)[None, :])
+
+
+@triton.jit
 def store_quantized(
     x, p, data, scales, rows, column, M, K, scale_rows, scale_columns,
     SWIZZLED: tl.constexpr, R: tl.constexpr, C: tl.constexpr, NATIVE: tl.constexpr,
@@ -218,12 +242,5 @@ def store_quantized(
     x holds zeros outside [M, K], and a zero block's scale is the padding byte 0x00.
     """
     words, sf = quantize_tile(x, p, R, C, NATIVE)
-    word = column // 8 + tl.arange(0, C // 8)
-    data = data.to(tl.pointer_type(tl.int32), bitcast=True)
-    offsets = rows.to(tl.int64)[:, None] * (K // 8) + word[None, :]
-    tl.store(data + offsets, words, mask=(rows < M)[:, None] & (word < K // 8)[None, :])
-
-    block = column // BLOCK + tl.arange(0, C // BLOCK)
-    offsets = scale_offsets(rows[:, None], block[None, :], scale_columns, SWIZZLED)
-    inside = (rows < scale_rows)[:, None] & (block < scale_columns)[None, :]
-    tl.store(scales + offsets, sf, mask=inside)
+    store_words(words, data, rows, rows < M, column, K, C)
+    store_scales(sf, scales, rows, rows < scale_rows, column, scale_columns, SWIZZLED, C)

@@ -1,0 +1,186 @@
+"""A gated linear unit's elementwise half and the quantization of its result, in one pass.
+
+Grouped, programs go by the scale tiles that experts' rows take, padding included, so that these are
+written whole; of the grouped buffer's other tiles nothing is written, nor ever read.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nvfp4.backends.contract import target_of
+from nvfp4.backends.triton.architecture import is_blackwell
+from nvfp4.backends.triton.groups import (
+    experts_vector,
+    most_tiles,
+    scale_rows,
+    tile_of_expert,
+)
+from nvfp4.backends.triton.launch import Launch, cdiv
+from nvfp4.backends.triton.quantize_config import LONGEST_ROW, Tile, choose_row_tile, choose_tile
+from nvfp4.backends.triton.tiles import (
+    TILE_ROWS,
+    glu,
+    quantize_tile,
+    row_global_scale,
+    store_scales,
+    store_words,
+    to_f32,
+)
+from nvfp4.spec import swizzle
+from nvfp4.spec.format import BLOCK, DATA_DTYPE, SWIZZLED
+
+
+@triton.jit
+def _values(
+    gate_up, rows, columns, live, K, stride, limit, ACTIVATION: tl.constexpr, LIMITED: tl.constexpr
+):
+    """act(gate) * up, float32 [R, C]; zeros in rows that are not live, and beyond K."""
+    inside = live[:, None] & (columns < K)[None, :]
+    offsets = rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    gate = to_f32(tl.load(gate_up + offsets, mask=inside, other=0.0))
+    up = to_f32(tl.load(gate_up + K + offsets, mask=inside, other=0.0))
+    if LIMITED:
+        # Comparisons, not minimum and maximum: those would turn a NaN into the limit.
+        gate = tl.where(gate > limit, limit, gate)
+        up = tl.where(up > limit, limit, tl.where(up < -limit, -limit, up))
+    return glu(gate, up, ACTIVATION)
+
+
+@triton.jit
+def _glu_quantize_kernel(
+    gate_up, global_scale, group_offsets, limit, data, scales, row_scales, M, E, K, stride,
+    all_scale_rows, scale_columns,
+    ACTIVATION: tl.constexpr, LIMITED: tl.constexpr, SWIZZLED: tl.constexpr, P: tl.constexpr,
+    KEEP_P: tl.constexpr, EXPERTS: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+    NATIVE: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * R + tl.arange(0, R)
+    column = tl.program_id(1) * C
+    if EXPERTS:
+        index = tl.program_id(0) * R // TILE_ROWS
+        expert, begin, row, end = tile_of_expert(group_offsets, index, E, TILE_ROWS, EXPERTS)
+        if row >= end:
+            return
+        rows = row + rows % TILE_ROWS
+        live = rows < end
+        scale_row = scale_rows(rows, begin, expert)
+        in_scales = scale_row >= 0
+    else:
+        expert = 0
+        live = rows < M
+        scale_row = rows
+        in_scales = rows < all_scale_rows
+    values = _values(
+        gate_up, rows, column + tl.arange(0, C), live, K, stride, limit, ACTIVATION, LIMITED
+    )
+    if P == "own":
+        p = row_global_scale(values)
+    elif P == "row":
+        p = tl.load(global_scale + rows, mask=live, other=1.0)
+    else:
+        p = tl.load(global_scale + tl.zeros_like(rows) + (expert if P == "expert" else 0))
+    if KEEP_P and column == 0:
+        tl.store(row_scales + rows, p, mask=live)
+    words, sf = quantize_tile(values, p, R, C, NATIVE)
+    store_words(words, data, rows, live, column, K, C)
+    store_scales(sf, scales, scale_row, in_scales, column, scale_columns, SWIZZLED, C)
+
+
+@triton.jit
+def _glu_row_scales_kernel(
+    gate_up, limit, row_scales, K, stride, ACTIVATION: tl.constexpr, LIMITED: tl.constexpr,
+    C: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) + tl.arange(0, 1)
+    largest = tl.zeros((1, C), tl.float32)
+    for start in range(0, K, C):
+        columns = start + tl.arange(0, C)
+        values = _values(gate_up, rows, columns, rows >= 0, K, stride, limit, ACTIVATION, LIMITED)
+        # NaN loses every comparison, so it is skipped here as row_global_scale skips it.
+        largest = tl.where(tl.abs(values) > largest, tl.abs(values), largest)
+    tl.store(row_scales + rows, row_global_scale(largest))
+
+
+def plan(
+    gate_up: Tensor,
+    p: Tensor | None,
+    offsets: Tensor | None,
+    limit: float | None,
+    activation: str,
+    scale_layout: str,
+    data: Tensor,
+    scales: Tensor,
+    row_scales: Tensor | None,
+    sm: int,
+    tile: Tile | None = None,
+    p_of: str = "",
+) -> Launch:
+    """gate_up [M, 2I], p float32 [1], [M], with offsets [E], or None: each row's own, of I up to
+    LONGEST_ROW; scales as bytes; sm: the architecture. p_of: what has a p, by default told by its
+    size: "one" for all, each "row" or each "expert".
+    """
+    (m, both), (scale_rows, scale_columns) = gate_up.shape, scales.shape
+    k, experts = both // 2, 0 if offsets is None else offsets.numel() - 1
+    if tile is None:
+        tile = choose_row_tile(k) if p is None else choose_tile(k, 1024, 1024, num_warps=2)
+    rows = scale_rows
+    if experts:
+        rows = swizzle.TILE_ROWS * most_tiles(m, experts, swizzle.TILE_ROWS)
+    return Launch(
+        _glu_quantize_kernel,
+        (cdiv(rows, tile.rows), cdiv(scale_columns * BLOCK, tile.columns)),
+        (
+            gate_up, p, offsets, limit or 0.0, data, scales, row_scales, m, experts, k,
+            gate_up.stride(0), scale_rows, scale_columns,
+        ),
+        {
+            "ACTIVATION": activation,
+            "LIMITED": limit is not None,
+            "SWIZZLED": scale_layout == SWIZZLED,
+            "P": p_of or _owner_of(p, experts),
+            "KEEP_P": row_scales is not None,
+            "EXPERTS": experts_vector(experts) if experts else 0,
+            "R": tile.rows,
+            "C": tile.columns,
+            "NATIVE": is_blackwell(sm),
+        },
+        num_warps=tile.num_warps,
+    )  # fmt: skip
+
+
+def _owner_of(p: Tensor | None, experts: int) -> str:
+    if p is None:
+        return "own"
+    if p.numel() == 1:
+        return "one"
+    return "expert" if experts else "row"
+
+
+def plan_row_scales(
+    gate_up: Tensor, limit: float | None, activation: str, row_scales: Tensor
+) -> Launch:
+    """The rows' global scales [M] alone, for rows too long to hold."""
+    args = (gate_up, limit or 0.0, row_scales, gate_up.shape[1] // 2, gate_up.stride(0))
+    constants = {"ACTIVATION": activation, "LIMITED": limit is not None, "C": 4096}
+    return Launch(_glu_row_scales_kernel, (gate_up.shape[0],), args, constants, num_warps=8)
+
+
+def glu_quantize(
+    gate_up: Tensor,
+    p: Tensor | None,
+    offsets: Tensor | None,
+    limit: float | None,
+    activation: str,
+    scale_layout: str,
+    data: Tensor,
+    scales: Tensor,
+    row_scales: Tensor | None,
+) -> None:
+    p_of = ""
+    if p is None and gate_up.shape[1] // 2 > LONGEST_ROW:
+        assert row_scales is not None
+        plan_row_scales(gate_up, limit, activation, row_scales).run()
+        p, row_scales, p_of = row_scales, None, "row"
+    args = (gate_up, p, offsets, limit, activation, scale_layout, data, scales.view(DATA_DTYPE))
+    plan(*args, row_scales, target_of(gate_up.device).sm, p_of=p_of).run()

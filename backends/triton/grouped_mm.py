@@ -1,0 +1,155 @@
+"""The grouped GEMM: each expert's rows times its weight, in one launch.
+
+The grid is what the experts' rows take at most; a program finds its tile by the offsets, on the
+device, and one that finds none leaves.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nvfp4.backends.contract import target_of
+from nvfp4.backends.triton.architecture import is_blackwell
+from nvfp4.backends.triton.gemm import decode, load_scales, load_step, multiply, store, words_of
+from nvfp4.backends.triton.groups import (
+    experts_of_rows,
+    experts_vector,
+    most_tiles,
+    scale_rows,
+    tile_of_expert,
+)
+from nvfp4.backends.triton.launch import Launch, cdiv
+from nvfp4.backends.triton.mm_config import K_GROUP, MmConfig, choose_config
+from nvfp4.spec.format import DATA_DTYPE
+
+
+@triton.jit
+def _decode_rows_kernel(
+    words, scales, offsets, out, E, K, stride, scale_stride, out_stride,
+    EXPERTS: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """out float16 [R, K rounded up to the groups of K]: what decode makes of each, zeros beyond K;
+    rows of experts alone.
+    """
+    rows = tl.program_id(0) * R + tl.arange(0, R)
+    k = tl.program_id(1) * C
+    expert = experts_of_rows(offsets, rows, E, EXPERTS)
+    live = expert < E
+    begin = tl.load(offsets + expert, mask=live, other=0)
+    # Nobody's rows read the first again: it is there, and so are its scales.
+    read = tl.where(live, rows, 0)
+    scale_row = tl.where(live, scale_rows(rows, begin, expert), 0)
+    unit = k // 4 + tl.arange(0, C // 4)
+    codes = load_step(words, read, unit, stride, K // 4, False)
+    values = decode(codes, load_scales(scales, scale_row, k, scale_stride, K, C, False), R, C)
+    columns = k + tl.arange(0, C)
+    at = out + rows[:, None].to(tl.int64) * out_stride + columns[None, :]
+    tl.store(at, values, mask=live[:, None] & (columns < out_stride)[None, :])
+
+
+@triton.jit
+def _grouped_mm_kernel(
+    a, b, a_scales, b_scales, alpha, row_scale, bias, offsets, out, E, N, K,
+    a_stride, b_stride, scale_stride, b_scale_rows, segment,
+    HAS_ROW_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, NATIVE: tl.constexpr,
+    A_DECODED: tl.constexpr, EVEN_K: tl.constexpr, EXPERTS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    expert, begin, row, end = tile_of_expert(offsets, tl.program_id(1), E, BM, EXPERTS)
+    if row >= end:
+        return
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    m = row + tl.arange(0, BM)
+    # Rows beyond the end read the last one again; what they compute is not stored.
+    n_read = tl.minimum(n, N - 1)
+    m_read = tl.minimum(m, end - 1)
+    wide = expert.to(tl.int64)
+    acc = multiply(
+        a, m_read, a_scales, scale_rows(m_read, begin, expert), a_stride,
+        b + wide * N * b_stride, n_read, b_scales + wide * b_scale_rows * scale_stride, n_read,
+        b_stride, scale_stride, K, NATIVE, A_DECODED, EVEN_K, BM, BN, BK,
+    )  # fmt: skip
+    factor = tl.load(alpha + expert * (N // segment) + n_read // segment)[:, None]
+    if HAS_ROW_SCALE:
+        factor = factor * tl.load(row_scale + m_read)[None, :]
+    if HAS_BIAS:
+        bias += wide * N
+    store(acc, factor, bias, out, m, n, end, N, n_read, HAS_BIAS, BM, BN)
+
+
+def plan(
+    a: Tensor,
+    b: Tensor,
+    a_scales: Tensor,
+    b_scales: Tensor,
+    alpha: Tensor,
+    row_scale: Tensor | None,
+    bias: Tensor | None,
+    offsets: Tensor,
+    out: Tensor,
+    sm: int,
+    config: MmConfig | None = None,
+) -> tuple[Launch, ...]:
+    """a [R, K/2], b [E, N, K/2], scales as bytes, a's grouped, b's [E, Np, Kp]; alpha float32 [E,
+    S], row_scale float32 [R], bias [E, N], offsets int32 [E+1], out [R, N]; sm: the architecture.
+    """
+    (rows, n), experts, k = out.shape, b.shape[0], a.shape[1] * 2
+    native = is_blackwell(sm)
+    config = config or choose_config(cdiv(rows, min(rows, experts)), n, sm)
+    first: tuple[Launch, ...] = ()
+    if not native:
+        a, b = words_of(a), words_of(b)
+        if config.decode_a_first:
+            a, launch = _plan_decode(a, a_scales, offsets, k)
+            first = (launch,)
+    multiply = Launch(
+        _grouped_mm_kernel,
+        (cdiv(n, config.BN), most_tiles(rows, experts, config.BM)),
+        (
+            a, b, a_scales, b_scales, alpha, row_scale, bias, offsets, out,
+            experts, n, k, a.stride(0), b.stride(1), a_scales.shape[1], b_scales.shape[1],
+            n // alpha.shape[1],
+        ),
+        {
+            "HAS_ROW_SCALE": row_scale is not None,
+            "HAS_BIAS": bias is not None,
+            "NATIVE": native,
+            "A_DECODED": config.decode_a_first,
+            "EVEN_K": k % config.BK == 0,
+            "EXPERTS": experts_vector(experts),
+            "BM": config.BM,
+            "BN": config.BN,
+            "BK": config.BK,
+        },
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )  # fmt: skip
+    return (*first, multiply)
+
+
+def _plan_decode(words: Tensor, scales: Tensor, offsets: Tensor, k: int) -> tuple[Tensor, Launch]:
+    """Decode A once, for every program that multiplies it: float16 [R, k rounded up to K_GROUP]."""
+    m, rows, columns = words.shape[0], 8, 512
+    width, experts = cdiv(k, K_GROUP) * K_GROUP, offsets.numel() - 1
+    out = torch.empty(m, width, dtype=torch.float16, device=words.device)
+    args = (words, scales, offsets, out, experts, k, words.stride(0), scales.shape[1], width)
+    constants = {"EXPERTS": experts_vector(experts), "R": rows, "C": columns}
+    return out, Launch(_decode_rows_kernel, (cdiv(m, rows), cdiv(width, columns)), args, constants)
+
+
+def grouped_mm(
+    a: Tensor,
+    b: Tensor,
+    a_scales: Tensor,
+    b_scales: Tensor,
+    alpha: Tensor,
+    row_scale: Tensor | None,
+    bias: Tensor | None,
+    offsets: Tensor,
+    out: Tensor,
+) -> None:
+    a_scales, b_scales = a_scales.view(DATA_DTYPE), b_scales.view(DATA_DTYPE)
+    sm = target_of(a.device).sm
+    for launch in plan(a, b, a_scales, b_scales, alpha, row_scale, bias, offsets, out, sm):
+        launch.run()

@@ -1,0 +1,57 @@
+"""Device functions for rows grouped by expert (spec/grouped.py): whose a row or a tile of rows is.
+
+A program reads all offsets at once, as a vector of EXPERTS, a power of two above E: a few hundred
+integers that stay in cache, and no schedule has to be written by a kernel before.
+"""
+
+import triton
+import triton.language as tl
+
+from nvfp4.backends.triton.launch import next_power_of_2
+from nvfp4.backends.triton.tiles import TILE_ROWS
+
+
+def experts_vector(experts: int) -> int:
+    """EXPERTS: the size of a vector of offsets, one more than there are experts."""
+    return next_power_of_2(experts + 1)
+
+
+def most_tiles(rows: int, experts: int, tile_rows: int) -> int:
+    """How many tiles of tile_rows the experts' rows take at most, each from its own first row on:
+    every expert that has a row may leave all but one of a tile's rows empty.
+    """
+    return (rows + min(rows, experts) * (tile_rows - 1)) // tile_rows
+
+
+@triton.jit
+def scale_rows(rows, begin, expert):
+    """Where in the grouped scales an expert's rows are; begin: its first."""
+    return (begin // TILE_ROWS + expert) * TILE_ROWS + rows - begin
+
+
+@triton.jit
+def tile_of_expert(offsets, index, E, ROWS: tl.constexpr, EXPERTS: tl.constexpr):
+    """The index-th of the experts' tiles of ROWS rows: (expert, the expert's first row, the tile's
+    first row, the row where the expert's end); all 0 where there are fewer tiles.
+    """
+    expert = tl.arange(0, EXPERTS)
+    begin = tl.load(offsets + expert, mask=expert < E, other=0)
+    end = tl.load(offsets + 1 + expert, mask=expert < E, other=0)
+    tiles = (end - begin + ROWS - 1) // ROWS
+    before = tl.cumsum(tiles, 0) - tiles
+    found = (before <= index) & (index < before + tiles)
+    row = begin + (index - before) * ROWS
+    return (
+        tl.sum(tl.where(found, expert, 0)),
+        tl.sum(tl.where(found, begin, 0)),
+        tl.sum(tl.where(found, row, 0)),
+        tl.sum(tl.where(found, end, 0)),
+    )
+
+
+@triton.jit
+def experts_of_rows(offsets, rows, E, EXPERTS: tl.constexpr):
+    """Whose each of rows [R] is: int32 [R], E for nobody's."""
+    expert = tl.arange(0, EXPERTS)
+    end = tl.load(offsets + 1 + expert, mask=expert < E, other=2147483647)
+    return tl.sum((end[None, :] <= rows[:, None]).to(tl.int32), axis=1)

@@ -1,0 +1,143 @@
+"""Tokens to the experts' rows: routed, then quantized on the way.
+
+A token is read and quantized once and written to each of its rows. Programs after those of the
+tokens write the padding of the scales, one a scale tile that experts' rows take.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nvfp4.backends.contract import target_of
+from nvfp4.backends.triton import route
+from nvfp4.backends.triton.architecture import is_blackwell
+from nvfp4.backends.triton.groups import experts_vector, most_tiles, scale_rows, tile_of_expert
+from nvfp4.backends.triton.launch import Launch, cdiv
+from nvfp4.backends.triton.quantize_config import LONGEST_ROW, Tile, choose_row_tile, choose_tile
+from nvfp4.backends.triton.quantize_dynamic import plan_row_scales
+from nvfp4.backends.triton.route import local_expert
+from nvfp4.backends.triton.tiles import (
+    TILE_BLOCKS,
+    TILE_ROWS,
+    quantize_tile,
+    row_global_scale,
+    store_scales,
+    store_words,
+    to_f32,
+)
+from nvfp4.spec import swizzle
+from nvfp4.spec.format import DATA_DTYPE
+
+TILE_WORDS = tl.constexpr(swizzle.TILE_ROWS * swizzle.TILE_BLOCKS // 4)
+"""int32 words of a scale tile: one a row, rows 32 apart side by side."""
+
+
+@triton.jit
+def _quantize_tokens_kernel(
+    x, global_scale, ids, offsets, positions, data, scales, row_scale, M, E, K, x_stride,
+    p_stride, top_k, expert_offset, scale_columns, token_programs,
+    DYNAMIC: tl.constexpr, EXPERTS: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+    NATIVE: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    column = tl.program_id(1) * C
+    if program >= token_programs:
+        if column == 0:
+            _clear_padding(scales, offsets, program - token_programs, E, scale_columns, EXPERTS)
+    else:
+        tokens = program * R + tl.arange(0, R)
+        columns = column + tl.arange(0, C)
+        inside = (tokens < M)[:, None] & (columns < K)[None, :]
+        at = tokens.to(tl.int64)[:, None] * x_stride + columns[None, :]
+        values = to_f32(tl.load(x + at, mask=inside, other=0.0))
+        if DYNAMIC:
+            p = row_global_scale(values)
+        else:
+            p = tl.load(global_scale + tokens * p_stride, mask=tokens < M, other=1.0)
+        words, sf = quantize_tile(values, p, R, C, NATIVE)
+        for j in range(top_k):
+            choice = tokens * top_k + j
+            rows = tl.load(positions + choice, mask=tokens < M, other=-1)
+            live = rows >= 0
+            expert = local_expert(ids, choice, live, expert_offset, E)
+            begin = tl.load(offsets + expert)
+            if column == 0:
+                tl.store(row_scale + rows, p, mask=live)
+            store_words(words, data, rows, live, column, K, C)
+            scale_row = scale_rows(rows, begin, expert)
+            store_scales(sf, scales, scale_row, live, column, scale_columns, True, C)
+
+
+@triton.jit
+def _clear_padding(scales, offsets, index, E, scale_columns, EXPERTS: tl.constexpr):
+    """Zeros in the index-th scale tile that experts' rows take, after the last of its rows."""
+    expert, begin, row, end = tile_of_expert(offsets, index, E, TILE_ROWS, EXPERTS)
+    word = tl.arange(0, TILE_WORDS)
+    beyond = row + (word % 4) * 32 + word // 4 >= end
+    if (row < end) & (row + TILE_ROWS > end):
+        across = scale_columns // TILE_BLOCKS
+        tile = scale_rows(row, begin, expert) // TILE_ROWS
+        at = scales.to(tl.pointer_type(tl.int32), bitcast=True)
+        at += tile.to(tl.int64) * across * TILE_WORDS + word
+        for k in range(across):
+            tl.store(at + k * TILE_WORDS, tl.zeros_like(word), mask=beyond)
+
+
+def plan(
+    x: Tensor,
+    topk_ids: Tensor,
+    p: Tensor | None,
+    expert_offset: int,
+    data: Tensor,
+    scales: Tensor,
+    row_scale: Tensor,
+    offsets: Tensor,
+    positions: Tensor,
+    sm: int,
+    tile: Tile | None = None,
+) -> Launch:
+    """x [M, K], p float32 [1], [M], or None: each token's own, of K up to LONGEST_ROW; offsets and
+    positions as routed, the outputs' scales as bytes; sm: the architecture.
+    """
+    (m, k), experts = x.shape, offsets.numel() - 1
+    if tile is None:
+        tile = choose_row_tile(k) if p is None else choose_tile(k, 2048, 1024, num_warps=2)
+    token_programs = cdiv(m, tile.rows)
+    padded = most_tiles(data.shape[0], experts, swizzle.TILE_ROWS)
+    return Launch(
+        _quantize_tokens_kernel,
+        (token_programs + padded, cdiv(scales.shape[1] * 16, tile.columns)),
+        (
+            x, p, topk_ids, offsets, positions, data, scales, row_scale, m, experts, k,
+            x.stride(0), int(p is not None and p.numel() > 1), topk_ids.shape[1], expert_offset,
+            scales.shape[1], token_programs,
+        ),
+        {
+            "DYNAMIC": p is None,
+            "EXPERTS": experts_vector(experts),
+            "R": tile.rows,
+            "C": tile.columns,
+            "NATIVE": is_blackwell(sm),
+        },
+        num_warps=tile.num_warps,
+    )  # fmt: skip
+
+
+def moe_dispatch(
+    x: Tensor,
+    topk_ids: Tensor,
+    p: Tensor | None,
+    expert_offset: int,
+    data: Tensor,
+    scales: Tensor,
+    row_scale: Tensor,
+    offsets: Tensor,
+    positions: Tensor,
+) -> None:
+    for launch in route.plan(topk_ids, expert_offset, offsets, positions):
+        launch.run()
+    if p is None and x.shape[1] > LONGEST_ROW:
+        p = x.new_empty(x.shape[0], dtype=row_scale.dtype)
+        plan_row_scales(x, p).run()
+    outputs = (data, scales.view(DATA_DTYPE), row_scale, offsets, positions)
+    plan(x, topk_ids, p, expert_offset, *outputs, target_of(x.device).sm).run()
