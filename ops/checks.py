@@ -7,6 +7,7 @@ tensors alone, and by the implementation alone (valid_values).
 
 from collections.abc import Sequence
 from math import prod
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -201,3 +202,12 @@ def matrix(x: Tensor) -> Tensor:
     """x [..., C], not empty, as [rows, C] with contiguous rows; a copy only if strides force it."""
     x = x.reshape(-1, x.shape[-1])
     return x if x.stride(1) == 1 else x.contiguous()
+
+
+@overload
+def vector(p: Tensor) -> Tensor: ...
+@overload
+def vector(p: None) -> None: ...
+def vector(p: Tensor | None) -> Tensor | None:
+    """A scale [] or [S] as launchers take it, contiguous [S]; None for None."""
+    return None if p is None else p.reshape(-1).contiguous()

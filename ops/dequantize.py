@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from nvfp4.dispatch import launcher
-from nvfp4.ops.checks import Checker, matrix, valid_values
+from nvfp4.ops.checks import Checker, matrix, valid_values, vector
 from nvfp4.ops.library import define
 from nvfp4.ops.tensor import QuantizedTensor
 from nvfp4.spec.format import SWIZZLED
@@ -44,7 +44,7 @@ def _run(
     launch = launcher("dequantize", data.device, backend)
     if out.numel():
         packed, linear_or_tiles = matrix(as_bytes(data)), matrix(scales.contiguous())
-        launch(packed, linear_or_tiles, global_scale.reshape(-1), scale_layout, matrix(out))
+        launch(packed, linear_or_tiles, vector(global_scale), scale_layout, matrix(out))
     return out
 
 

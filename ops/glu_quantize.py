@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nvfp4.dispatch import launcher
-from nvfp4.ops.checks import Checker, matrix, valid_offsets, valid_values
+from nvfp4.ops.checks import Checker, matrix, valid_offsets, valid_values, vector
 from nvfp4.ops.experts import ExpertRows
 from nvfp4.ops.library import define
 from nvfp4.ops.quantize import empty_quantized
@@ -83,10 +83,9 @@ def _run(
         valid_offsets("glu_quantize", offsets, gate_up.shape[0])
         offsets = offsets.contiguous()
     if data.numel():
-        known = None if global_scale is None else global_scale.reshape(-1)
         launch(
-            matrix(gate_up), known, offsets, limit, activation, scale_layout, matrix(data),
-            matrix(scales), p,
+            matrix(gate_up), vector(global_scale), offsets, limit, activation, scale_layout,
+            matrix(data), matrix(scales), p,
         )  # fmt: skip
     return data, scales, p
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nvfp4.dispatch import fused_launcher, launcher
-from nvfp4.ops.checks import Checker, valid_offsets, valid_values
+from nvfp4.ops.checks import Checker, valid_offsets, valid_values, vector
 from nvfp4.ops.experts import ExpertRows, ExpertWeights
 from nvfp4.ops.glu_quantize import Quantized, zero_grouped
 from nvfp4.ops.grouped_mm import check_operands, prepared
@@ -71,13 +71,19 @@ def _run(
     valid_values(op, "alpha", alpha)
     if global_scale is not None:
         valid_values(op, "global_scale", global_scale)
-        global_scale = global_scale.reshape(-1)
     valid_offsets(op, offsets, a.shape[0])
     if a.numel():
         operands = prepared(a, b, a_scales, b_scales, alpha, row_scale)
         dtype = gate_up_dtype or torch.bfloat16
         first_layer(
-            operands, offsets.contiguous(), global_scale, limit, activation, dtype, backend, outputs
+            operands,
+            offsets.contiguous(),
+            vector(global_scale),
+            limit,
+            activation,
+            dtype,
+            backend,
+            outputs,
         )
     return outputs
 

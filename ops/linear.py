@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nvfp4.dispatch import launcher
-from nvfp4.ops.checks import Checker, matrix, valid_values
+from nvfp4.ops.checks import Checker, matrix, valid_values, vector
 from nvfp4.ops.library import define
 from nvfp4.ops.quantize import empty_quantized
 from nvfp4.spec.format import SWIZZLED
@@ -62,7 +62,7 @@ def _run(
         matrix(as_bytes(weight)),
         scales,
         weight_scales.contiguous(),
-        weight_global_scale.reshape(1, -1),
+        vector(weight_global_scale)[None],
         p,
         bias if bias is None else bias.contiguous(),
         matrix(out),
@@ -87,7 +87,7 @@ def quantize_rows(
         launcher("quantize_dynamic", x.device, backend, stage=True)(rows, SWIZZLED, data, scales, p)
     else:
         valid_values(op, argument, global_scale)
-        p = global_scale.reshape(-1)
+        p = vector(global_scale)
         launcher("quantize", x.device, backend, stage=True)(rows, p, SWIZZLED, data, scales)
     return data, scales, p
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nvfp4.dispatch import launcher
-from nvfp4.ops.checks import Checker, matrix, valid_values
+from nvfp4.ops.checks import Checker, matrix, valid_values, vector
 from nvfp4.ops.experts import ExpertWeights
 from nvfp4.ops.glu_quantize import empty_grouped
 from nvfp4.ops.grouped_mm import prepared
@@ -103,8 +103,7 @@ def _run(
     if not out.numel():
         return out
     experts, rows = w13.shape[0], topk_ids.numel()
-    x_p = None if x_global_scale is None else x_global_scale.reshape(-1)
-    h_p = None if h_global_scale is None else h_global_scale.reshape(-1)
+    x_p, h_p = vector(x_global_scale), vector(h_global_scale)
 
     quantized = empty_grouped(x, rows, experts, x.shape[1])
     data, scales, p, offsets, positions = with_routing(quantized, topk_ids, experts)

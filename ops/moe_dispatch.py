@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nvfp4.dispatch import launcher
-from nvfp4.ops.checks import ID_DTYPES, Checker, matrix, valid_values
+from nvfp4.ops.checks import ID_DTYPES, Checker, matrix, valid_values, vector
 from nvfp4.ops.experts import ExpertRows
 from nvfp4.ops.glu_quantize import Quantized, zero_grouped
 from nvfp4.ops.library import define
@@ -68,8 +68,7 @@ def _run(
         valid_values("moe_dispatch", "x_global_scale", x_global_scale)
     launch = launcher("moe_dispatch", x.device, backend)
     if x.numel():
-        known = None if x_global_scale is None else x_global_scale.reshape(-1)
-        launch(matrix(x), topk_ids.contiguous(), known, expert_offset, *outputs)
+        launch(matrix(x), topk_ids.contiguous(), vector(x_global_scale), expert_offset, *outputs)
     else:
         outputs[3].zero_()  # offsets: no expert has a row
     return outputs

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nvfp4.dispatch import launcher
-from nvfp4.ops.checks import Checker, matrix, valid_values
+from nvfp4.ops.checks import Checker, matrix, valid_values, vector
 from nvfp4.ops.library import define
 from nvfp4.ops.tensor import QuantizedTensor
 from nvfp4.spec import quantize as spec
@@ -42,7 +42,7 @@ def _run(
     valid_values("quantize", "global_scale", global_scale)
     launch = launcher("quantize", x.device, backend)
     if data.numel():
-        launch(matrix(x), global_scale.reshape(-1), scale_layout, matrix(data), matrix(scales))
+        launch(matrix(x), vector(global_scale), scale_layout, matrix(data), matrix(scales))
     return data, scales
 
 

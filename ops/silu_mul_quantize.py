@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nvfp4.dispatch import launcher
-from nvfp4.ops.checks import Checker, matrix, valid_values
+from nvfp4.ops.checks import Checker, matrix, valid_values, vector
 from nvfp4.ops.library import define
 from nvfp4.ops.quantize import empty_quantized
 from nvfp4.ops.tensor import QuantizedTensor
@@ -43,7 +43,7 @@ def _run(
     valid_values("silu_mul_quantize", "global_scale", global_scale)
     launch = launcher("glu_quantize", gate_up.device, backend)
     if data.numel():
-        p = global_scale.reshape(-1)
+        p = vector(global_scale)
         launch(
             matrix(gate_up), p, None, limit, SILU, scale_layout, matrix(data), matrix(scales), None
         )

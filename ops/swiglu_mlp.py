@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nvfp4.dispatch import launcher
-from nvfp4.ops.checks import Checker, matrix, valid_values
+from nvfp4.ops.checks import Checker, matrix, valid_values, vector
 from nvfp4.ops.library import define
 from nvfp4.ops.linear import quantize_rows
 from nvfp4.ops.quantize import empty_quantized
@@ -87,16 +87,15 @@ def _run(
     m, intermediate = data.shape[0], 2 * w2.shape[1]
     gate_up = x.new_empty((m, 2 * intermediate))
     operands = (matrix(as_bytes(w13)), scales, w13_scales.contiguous())
-    multiply(data, *operands, w13_global_scale.reshape(1, -1), p, None, gate_up)
+    multiply(data, *operands, vector(w13_global_scale)[None], p, None, gate_up)
 
     data, scales = empty_quantized(x, (m,), intermediate, SWIZZLED)
-    known = None if h_global_scale is None else h_global_scale.reshape(-1)
     p = x.new_empty((m,), dtype=torch.float32)
     launcher("glu_quantize", x.device, backend, stage=True)(
-        gate_up, known, None, swiglu_limit, activation, SWIZZLED, data, scales, p
+        gate_up, vector(h_global_scale), None, swiglu_limit, activation, SWIZZLED, data, scales, p
     )
     operands = (matrix(as_bytes(w2)), scales, w2_scales.contiguous())
-    multiply(data, *operands, w2_global_scale.reshape(1, -1), p, None, matrix(out))
+    multiply(data, *operands, vector(w2_global_scale)[None], p, None, matrix(out))
     return out
 
 
