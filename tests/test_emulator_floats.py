@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from emulated_ptx import run
 from emulated_values import (
     ALL,
     each,
@@ -18,6 +19,8 @@ from emulated_values import (
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+
+from nvfp4.backends.cutedsl.emulator import UnsupportedInstruction
 
 
 def same_floats(got: np.ndarray, want: np.ndarray) -> None:
@@ -243,6 +246,42 @@ def test_packing_to_four_and_eight_bits():
     text = "cvt.rn.satfinite.e4m3x2.f32 %h40,{1},{2}; cvt.u32.u16 {0},%h40;"
     got = packed(text, values, np.roll(values, 1))
     assert got[1:12].tolist() == [codes[i] << 8 | codes[i - 1] for i in range(1, 12)]
+
+
+def test_min_and_max_that_keep_nans():
+    """The canonical NaN if either is one; else as without .NaN, -0 below +0."""
+    a = np.resize(np.float32([np.nan, 1, -np.nan, -0.0, 0.0, np.inf, -2, np.nan]), 32)
+    b = np.resize(np.float32([1, np.nan, -np.nan, 0.0, -0.0, 1, 3, np.inf]), 32)
+    nan = np.isnan(a) | np.isnan(b)
+    for name, choose in (("min", min), ("max", max)):
+        got = each(f"{name}.NaN.f32 {{0}},{{1}},{{2}};", "u4", a, b)
+        assert (got[nan] == 0x7FFFFFFF).all()
+        np.testing.assert_array_equal(got[~nan], unsigned(chosen(choose, a, b))[~nan])
+
+
+def test_unpacking_from_eight_bits():
+    """Every code of E4M3, as torch reads it; its NaNs become the canonical one of float16."""
+    codes = np.arange(256, dtype=np.uint8)
+    values = torch.from_numpy(codes).view(torch.float8_e4m3fn).half().numpy().view(np.uint16)
+    want = np.where((codes & 0x7F) == 0x7F, np.uint16(0x7FFF), values)
+    for first in range(0, 256, 64):
+        pairs = codes[first : first + 64].view(np.uint16)
+        got = each("cvt.rn.f16x2.e4m3x2 {0},{1};", "u4", pairs).view(np.uint16)
+        np.testing.assert_array_equal(got, want[first : first + 64])
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        "max.NaN.f64 %d0, %d1, %d2;",
+        "max.NaN.xorsign.abs.f32 %r0, %r1, %r2;",
+        "cvt.rn.relu.f16x2.e4m3x2 %r0, %h1;",
+        "cvt.rn.bf16x2.e4m3x2 %r0, %h1;",
+    ],
+)
+def test_what_it_does_not_know_of_them_it_refuses(instruction):
+    with pytest.raises(UnsupportedInstruction, match=instruction.split()[0].replace(".", r"\.")):
+        run(instruction)
 
 
 COMPARE = {

@@ -56,6 +56,16 @@ def _chosen(ufunc: Callable[..., np.ndarray], low: bool) -> Callable[..., np.nda
     return choose
 
 
+def _nan_if_either(choose: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """min.NaN and max.NaN: the canonical NaN if an operand is one."""
+
+    def canonical(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        nan = np.uint32(0x7FFFFFFF).view(np.float32)
+        return np.where(np.isnan(a) | np.isnan(b), nan, choose(a, b))
+
+    return canonical
+
+
 def to_bfloat16(bits: np.ndarray) -> np.ndarray:
     """float32 patterns to bfloat16 ones, to nearest even; any NaN becomes 0x7FFF."""
     rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
@@ -120,6 +130,8 @@ _OPERATIONS: Mapping[str, Callable[..., np.ndarray]] = {
     "div": np.divide,
     "min": _chosen(np.minimum, low=True),
     "max": _chosen(np.maximum, low=False),
+    "min.NaN": _nan_if_either(_chosen(np.minimum, low=True)),
+    "max.NaN": _nan_if_either(_chosen(np.maximum, low=False)),
     "neg": np.negative,
     "abs": np.abs,
     "rcp": lambda x: np.divide(x.dtype.type(1), x),
@@ -129,7 +141,10 @@ _OPERATIONS: Mapping[str, Callable[..., np.ndarray]] = {
     "lg2": lambda x: np.log2(x.astype(np.float64)).astype(x.dtype),
     "tanh": lambda x: np.tanh(x.astype(np.float64)).astype(x.dtype),
 }
-_SOURCES = {"fma": 3, **dict.fromkeys(("add", "sub", "mul", "div", "min", "max"), 2)}
+_SOURCES = {
+    "fma": 3,
+    **dict.fromkeys(("add", "sub", "mul", "div", "min", "max", "min.NaN", "max.NaN"), 2),
+}
 """How many operands an operation has, where not one."""
 _APPROXIMATE = ("rcp", "sqrt", "rsqrt", "ex2", "lg2", "tanh", "div")
 """Their .approx forms have no exact results; these are the correctly rounded ones."""
@@ -143,6 +158,8 @@ def decode(instruction: ptx.Instruction, program: Program) -> Step:
     if not modifiers.take("rn") and name in _APPROXIMATE:
         modifiers.take("approx")
     ftz = bool(modifiers.take("ftz"))
+    if name in ("min", "max") and kind == "f32" and modifiers.take("NaN"):
+        name += ".NaN"
     modifiers.done()
     if ftz and name not in ("ex2", "rcp", "rsqrt", "lg2", "sqrt", "div", "tanh"):
         raise instruction.unsupported("flushing denormals is not known")
@@ -168,6 +185,8 @@ def decode(instruction: ptx.Instruction, program: Program) -> Step:
 
 def _decode_cvt(instruction: ptx.Instruction, program: Program) -> Step:
     names = list(instruction.modifiers)
+    if names[-1] == "e4m3x2":
+        return _decode_cvt_from_e4m3(instruction, program)
     if len(instruction.operands) == 3 and names[-1] == "f32":
         return _decode_cvt_pair(instruction, program)
     modifiers = Modifiers(instruction)
@@ -285,6 +304,27 @@ def _convert_floats(
             return np.where(nan, nothing, result.view(DTYPES[bits]))
 
     return _apply(put, slot, source[1], convert)
+
+
+_E4M3_AS_FLOAT16 = np.concatenate([_E4M3, [np.nan], -_E4M3, [np.nan]]).astype(np.float16)
+"""Each code's value, which float16 holds exactly."""
+
+
+def _decode_cvt_from_e4m3(instruction: ptx.Instruction, program: Program) -> Step:
+    """cvt.rn.f16x2.e4m3x2: two codes to two float16, in the same order."""
+    modifiers = Modifiers(instruction, "e4m3x2")
+    modifiers.need("f16x2")
+    modifiers.need("rn")
+    modifiers.done()
+    into, source = instruction.operands
+    put, slot = program.put(into, 32), program.source(source, 16)
+    values = _E4M3_AS_FLOAT16.view(np.uint16).astype(np.uint32)
+    values[[0x7F, 0xFF]] = 0x7FFF  # the canonical NaN
+
+    def convert(codes: np.ndarray) -> np.ndarray:
+        return values[codes & 0xFF] | values[codes >> 8] << np.uint32(16)
+
+    return _apply(put, slot, 16, convert)
 
 
 def _decode_cvt_pair(instruction: ptx.Instruction, program: Program) -> Step:
