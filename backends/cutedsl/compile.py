@@ -66,12 +66,16 @@ def _compile(kernel: Kernel, arch: str) -> cache.Entry:
     with _COMPILING, tempfile.TemporaryDirectory() as folder:
         import cutlass.cute as cute
 
+        from nvfp4.backends.cutedsl.gemm.grouped import grouped_gemm, grouped_signature
         from nvfp4.backends.cutedsl.gemm.kernel import gemm, signature
         from nvfp4.backends.cutedsl.gemm.layouts import layout_of
 
         layout = layout_of(kernel)
         options = f"--enable-tvm-ffi --gpu-arch {arch} --keep-ptx --keep-cubin --dump-dir {folder}"
-        function = cute.compile(gemm, *signature(kernel.epilogue), layout, options=options)
+        host, arguments = gemm, signature(kernel.epilogue)
+        if kernel.grouped:
+            host, arguments = grouped_gemm, grouped_signature(kernel.epilogue)
+        function = cute.compile(host, *arguments, layout, options=options)
         path = Path(folder) / "kernel.o"
         function.export_to_c(object_file_path=str(path), function_name=FUNCTION)
         artifacts = function.artifacts

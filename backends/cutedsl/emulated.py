@@ -15,7 +15,7 @@ ARCH = "sm_100a"
 
 def run(launch: Launch, options: Options | None = None) -> Report:
     """Run a launch on CPU tensors; every hazard that the emulator sees is an error."""
-    options = options or Options(outputs=frozenset({"out"}))
+    options = options or Options(outputs=launch.outputs)
     stream = 0
     return _loaded(launch.kernel)(*launch.args, stream, memory=launch.tensors, options=options)
 

@@ -2,11 +2,15 @@
 
 A kernel computes D [rows, columns] = A B^T, A [rows, K] on the MMA's M and B [columns, K] on its N.
 Unswapped, A is the activations and D the output; swapped, A is the weights, and D its transpose.
+Grouped, it computes a D for each expert: of rows that lie expert after expert (spec/grouped.py),
+and of the expert's own weights.
 """
 
 from dataclasses import dataclass
 
 import torch
+
+from nvfp4.spec.glu import SILU
 
 STAGE_K = 256
 """K of a load stage: rows of 128 bytes."""
@@ -14,6 +18,9 @@ STAGE_K = 256
 SWAPPED_COLUMNS = (8, 16, 32, 64)
 """Tile widths for few tokens: those of 8 and 16 hold all of them in one tile, since a tile's scales
 must start on one of tensor memory's groups of 32 rows."""
+
+GLU_COLUMNS = 128
+"""Columns of gate, and of up, in a tile: each a scale tile of the weights."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,18 @@ class Tile:
             found.append(f"split_k needs K = {STAGE_K} or a part of it for each CTA, K is {k}")
         return found
 
+    def ungrouped(self) -> list[str]:
+        """Why a grouped kernel cannot have this tile; empty if it can. An expert's tokens start
+        anywhere in the rows, but its scales on a scale tile: a tile of tokens must start on one of
+        its groups of 32 rows.
+        """
+        found = []
+        if self.cluster != self.ctas:
+            found.append("a grouped tile needs no cluster but a pair's, and no split_k")
+        if self.columns < 32:
+            found.append("a grouped tile needs 32 columns or more")
+        return found
+
     @property
     def ctas(self) -> int:
         """CTAs that compute one MMA together: 1, or a pair."""
@@ -97,12 +116,26 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class Glu:
+    """act(gate) * up, quantized (spec/glu.py, spec/quantize.py). A tile's columns are then half
+    gate, half up. limited: whether gate and up are bounded first.
+    """
+
+    activation: str = SILU
+    limited: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.activation}{' with a limit' if self.limited else ''}, quantized"
+
+
+@dataclass(frozen=True)
 class Epilogue:
     """out = acc * factor (+ bias), a fused multiply-add in float32, then rounded to out_dtype.
 
     alpha, which the factor is: "one" number [1, 1], "rows" [M, 1], "segments" of N [1, S], or a
     "matrix" [M, S], looked up per element. row_scale: times another per row. tma_store: by TMA, for
-    outputs whose rows start on 16 bytes, else element by element.
+    outputs whose rows start on 16 bytes, else element by element. glu: what follows, of gate and
+    up as rounded.
     """
 
     out_dtype: torch.dtype = torch.bfloat16
@@ -111,6 +144,7 @@ class Epilogue:
     bias: bool = False
     bias_dtype: torch.dtype = torch.float32
     tma_store: bool = True
+    glu: Glu | None = None
 
 
 @dataclass(frozen=True)
@@ -119,11 +153,24 @@ class Kernel:
 
     tile: Tile
     epilogue: Epilogue = Epilogue()
+    grouped: bool = False
+
+    def __post_init__(self) -> None:
+        if problems := self.problems():
+            raise ValueError(f"Kernel: {'; '.join(problems)}, got {self}")
+
+    def problems(self) -> list[str]:
+        found = self.tile.ungrouped() if self.grouped else []
+        glu = self.epilogue.glu is not None
+        if glu and (self.tile.columns != 2 * GLU_COLUMNS or self.tile.swapped or not self.grouped):
+            found.append(f"a glu needs a grouped, unswapped tile of {2 * GLU_COLUMNS} columns")
+        return found
 
     def __str__(self) -> str:
         e = self.epilogue
         parts = [str(e.out_dtype).removeprefix("torch."), f"alpha {e.alpha}"]
         parts += ["row_scale"] * e.row_scale
         parts += [f"bias {str(e.bias_dtype).removeprefix('torch.')}"] * e.bias
-        parts += ["element stores"] * (not e.tma_store)
-        return f"{self.tile}: {', '.join(parts)}"
+        parts += ["element stores"] * (not e.tma_store and e.glu is None)
+        parts += [str(e.glu)] * (e.glu is not None)
+        return f"{'grouped ' * self.grouped}{self.tile}: {', '.join(parts)}"

@@ -12,16 +12,18 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32, Int64, const_expr
 
 from nvfp4.backends.cutedsl.gemm import factors as factor
-from nvfp4.backends.cutedsl.gemm import ptx, store_elements, store_tma
+from nvfp4.backends.cutedsl.gemm import ptx, store_elements, store_quantized, store_tma
 from nvfp4.backends.cutedsl.gemm.factors import Factors
 from nvfp4.backends.cutedsl.gemm.layouts import STORE_BYTES, WARP_ROWS, Layout
-from nvfp4.backends.cutedsl.gemm.schedule import Grid, next_tile, remains, start
+from nvfp4.backends.cutedsl.gemm.schedule import next_tile, place_of, remains, start
+from nvfp4.backends.cutedsl.gemm.store_quantized import Quantized
 
 
 @cute.jit
 def drain(
-    layout: cutlass.Constexpr[Layout], atom, out: cute.Pointer, out_stride: Int64, factors: Factors,
-    smem: Int32, tmem: Int32, warp: Int32, rank: Int32, rows: Int32, columns: Int32, grid: Grid,
+    layout: cutlass.Constexpr[Layout], atom, out: cute.Pointer, out_stride: Int64,
+    all_factors: Factors, quantized: Quantized | None, smem: Int32, tmem: Int32, warp: Int32,
+    rank: Int32, grid,
 ):  # fmt: skip
     """For each tile, every subtile from tensor memory to the output."""
     config, epilogue = layout.tile, layout.epilogue
@@ -42,19 +44,31 @@ def drain(
     block = smem + layout.acc_block
     blocks = block + block + layout.acc_pitch
     second, parity, turn = Int32(0), Int32(0), Int32(0)
-    place = (x * 128 + warp * WARP_ROWS, y * config.columns)
-    tile, walk = start(grid, config.cluster_tile, place)
+    own = (x * 128 + warp * WARP_ROWS, y * config.columns)
+    tile, walk = start(layout, grid, own)
     cute.arch.griddepcontrol_wait()
     row_bias = Float32(0.0)
     row_factors = [Float32(1.0) for _ in own_rows]
-    if const_expr(layout.same_factor):
-        row_factors = [factor.element(factors.alpha, 0)] * len(own_rows)
+    if const_expr(layout.same_factor and not layout.grouped):
+        row_factors = [factor.element(all_factors.alpha, 0)] * len(own_rows)
 
-    while remains(tile, walk):
-        row, column = tile
+    while remains(layout, tile, walk):
+        place = place_of(layout, tile, walk)
+        row, column, rows, columns = place.row, place.column, place.row_end, place.column_end
+        factors = all_factors
+        if const_expr(layout.grouped):
+            factors = factor.of_expert(all_factors, place.expert)
+            if const_expr(layout.same_factor and not layout.glu):
+                row_factors = [factor.element(factors.alpha, 0)] * len(own_rows)
         if const_expr(layout.vectors > 0):
             factor.stage(layout, factors, block, slot, r, column, columns)
-        if const_expr(not layout.same_factor):
+        if const_expr(layout.glu):
+            own_row = cutlass.min(row + lane, rows - 1)
+            glu_factors = store_quantized.factors_of(
+                factors, own_row, column, walk, epilogue.row_scale
+            )
+            p = store_quantized.scale_of(quantized, place, row + lane)
+        elif const_expr(not layout.same_factor):
             row_factors = [
                 factor.of_row(layout, factors, cutlass.min(row + i, rows - 1)) for i in own_rows
             ]
@@ -69,7 +83,7 @@ def drain(
             offset = Int32(s * layout.subtile)
             if const_expr(layout.overlap > 0):
                 # The columns that the next tile's accumulator overlaps are emptied first.
-                last = config.columns - layout.subtile
+                last = layout.drained - layout.subtile
                 offset = offset + (1 - second) * (last - 2 * s * layout.subtile)
             vectors = block + 4 * offset + lane_vectors
             buffers, pending = layout.output_buffer(s)
@@ -79,6 +93,8 @@ def drain(
                 store_tma.move(layout, acc + offset, vectors, row_factors, places, buffers)
             else:
                 sums = ptx.tmem_load(acc + offset, layout.subtile)
+                if const_expr(layout.glu):
+                    ups = ptx.tmem_load(acc + offset + layout.drained, layout.subtile)
                 ptx.tmem_wait()
             if const_expr(s == layout.release_after):
                 release(layout, smem, block, rank)
@@ -86,8 +102,19 @@ def drain(
                 cute.arch.fence_proxy("async.shared", space="cta")
                 cute.arch.sync_warp()
                 corner = [column + offset, row]
-                ptx.tma_store(ptx.tensor_map(atom), corner, buffer + buffers)
+                if const_expr(not layout.grouped) or row + WARP_ROWS <= rows:
+                    ptx.tma_store(ptx.tensor_map(atom), corner, buffer + buffers)
+                elif row < rows:  # the rest of the box is the next expert's
+                    store_tma.store_rows(
+                        layout, buffer + buffers, out, out_stride, corner, rows, columns, lane
+                    )
                 cute.arch.cp_async_bulk_commit_group()
+            elif const_expr(layout.glu):
+                if row + lane < rows:
+                    store_quantized.store(
+                        layout, sums, ups, glu_factors, quantized, p, place, row + lane, r,
+                        column + offset,
+                    )  # fmt: skip
             elif const_expr(config.split_k > 1):
                 store_elements.keep_partials(layout, sums, smem, r, s * layout.subtile)
             else:
@@ -102,7 +129,7 @@ def drain(
                 layout, sums, block + 4 * part, row_factors[0], row_bias, factors, out, out_stride,
                 row + lane, column + part, rows, columns,
             )  # fmt: skip
-        tile = next_tile(tile, walk)
+        tile = next_tile(layout, tile, walk)
         acc, block, turn = accs - acc, blocks - block, turn + 1
         parity, second = parity ^ second, second ^ 1
     if const_expr(epilogue.tma_store):

@@ -19,7 +19,8 @@ BARRIER = 1
 
 class Factors(NamedTuple):
     """Where they are: alpha float32 (see Epilogue.alpha), its rows' stride, columns of N a segment;
-    row_scale float32 and its stride, 0 or 1; bias.
+    row_scale float32 and its stride, 0 or 1; bias. Grouped, alpha's rows are experts, and biases
+    are bias_stride apart.
     """
 
     alpha: cute.Pointer
@@ -28,12 +29,21 @@ class Factors(NamedTuple):
     row_scale: cute.Pointer
     row_scale_stride: Int32
     bias: cute.Pointer
+    bias_stride: Int32 | None = None
 
 
 @cute.jit
 def element(pointer: cute.Pointer, index) -> Float32:
     """pointer[index] as float32."""
     return Float32((pointer + index).load())
+
+
+@cute.jit
+def of_expert(factors: Factors, expert: Int32) -> Factors:
+    """An expert's own."""
+    alpha = factors.alpha + Int64(expert) * factors.alpha_stride
+    bias = factors.bias + Int64(expert) * factors.bias_stride
+    return factors._replace(alpha=alpha, bias=bias)
 
 
 @cute.jit

@@ -1,8 +1,8 @@
 """The GEMM kernel: host function, tensor maps, roles.
 
 Six warps: four drain the accumulators (epilogue.py), one issues the MMAs and one loads
-(mainloop.py). Everything that a call changes (addresses, sizes, strides) is a run-time argument:
-one compiled function serves them all.
+(mainloop.py). Everything that a call changes (addresses, sizes, strides, offsets of experts) is a
+run-time argument: one compiled function serves them all.
 """
 
 import cutlass
@@ -11,9 +11,10 @@ from cutlass import Int32, Int64, const_expr
 from cutlass.cute.nvgpu import cpasync
 from cutlass.cute.runtime import make_fake_stream, make_ptr
 
-from nvfp4.backends.cutedsl.gemm import epilogue, mainloop, ptx
+from nvfp4.backends.cutedsl.gemm import epilogue, groups, mainloop, ptx
 from nvfp4.backends.cutedsl.gemm.config import STAGE_K, Epilogue
 from nvfp4.backends.cutedsl.gemm.factors import Factors
+from nvfp4.backends.cutedsl.gemm.groups import Experts
 from nvfp4.backends.cutedsl.gemm.layouts import (
     EPILOGUE_WARPS,
     K_BLOCKS,
@@ -26,6 +27,7 @@ from nvfp4.backends.cutedsl.gemm.layouts import (
 )
 from nvfp4.backends.cutedsl.gemm.schedule import Grid
 from nvfp4.backends.cutedsl.gemm.store_elements import DTYPES
+from nvfp4.backends.cutedsl.gemm.store_quantized import Quantized
 
 MMA_WARP = EPILOGUE_WARPS
 LOAD_WARP = EPILOGUE_WARPS + 1
@@ -44,10 +46,9 @@ def operand_map(data: cute.Pointer, rows: Int32, k: Int32, stride: Int64, box_ro
 
 
 @cute.jit
-def scale_map(scales: cute.Pointer, rows: Int32, k: Int32, k_blocks, row_tiles):
+def scale_map(scales: cute.Pointer, tiles: Int32, k: Int32, k_blocks, row_tiles):
     """The tensor map of swizzled scales: [row tiles, K / 64 scale tiles], in words of 8 bytes."""
     words = (k + 63) // 64 * SCALE_WORDS
-    tiles = (rows + SCALE_ROWS - 1) // SCALE_ROWS
     shape = (row_tiles, k_blocks * SCALE_WORDS)
     box = cute.make_layout(shape, stride=(k_blocks * SCALE_WORDS, 1))
     load = cpasync.CopyBulkTensorTileG2SOp()
@@ -55,6 +56,21 @@ def scale_map(scales: cute.Pointer, rows: Int32, k: Int32, k_blocks, row_tiles):
         scales, cute.make_layout((tiles, words), stride=(cute.assume(words, SCALE_WORDS), 1))
     )
     return cpasync.make_tiled_tma_atom(load, tensor, box, shape).atom
+
+
+@cute.jit
+def operand_maps(layout: cutlass.Constexpr[Layout], a, b, k: Int32):
+    """The maps of A, B, A's scales, B's scales; a, b: data, rows, stride, scales, scale tiles."""
+    a_data, a_rows, a_stride, a_scales, a_tiles = a
+    b_data, b_rows, b_stride, b_scales, b_tiles = b
+    b_box_rows = layout.b_rows // (layout.b_sharers * layout.b_boxes)
+    b_box_tiles = 1 if const_expr(layout.glu) else layout.b_scale_tiles
+    return (
+        operand_map(a_data, a_rows, k, a_stride, 128 // layout.a_sharers),
+        operand_map(b_data, b_rows, k, b_stride, b_box_rows),
+        scale_map(a_scales, a_tiles, k, K_BLOCKS // layout.a_sharers, 1),
+        scale_map(b_scales, b_tiles, k, K_BLOCKS // layout.b_scale_sharers, b_box_tiles),
+    )
 
 
 @cute.jit
@@ -97,11 +113,9 @@ def gemm(
 ):
     """D [rows, columns] = A B^T; the strides of a and b in bytes, the others in elements."""
     tile = layout.tile
-    maps = (
-        operand_map(a, rows, k, a_stride, 128 // layout.a_sharers),
-        operand_map(b, columns, k, b_stride, layout.b_rows // layout.b_sharers),
-        scale_map(a_scales, rows, k, K_BLOCKS // layout.a_sharers, 1),
-        scale_map(b_scales, columns, k, K_BLOCKS // layout.b_scale_sharers, layout.b_scale_tiles),
+    a_tiles, b_tiles = ((n + SCALE_ROWS - 1) // SCALE_ROWS for n in (rows, columns))
+    maps = operand_maps(
+        layout, (a, rows, a_stride, a_scales, a_tiles), (b, columns, b_stride, b_scales, b_tiles), k
     )
     out_map = None
     if const_expr(layout.epilogue.tma_store):
@@ -111,7 +125,7 @@ def gemm(
     grid = ((rows + high - 1) // high, (columns + wide - 1) // wide)
     sizes = (rows, columns, (k + STAGE_K - 1) // STAGE_K)
     factors = Factors(alpha, alpha_stride, segment, row_scale, row_scale_stride, bias)
-    kernel(maps, out_map, out, out_stride, factors, sizes, grid, layout).launch(
+    kernel(maps, out_map, out, out_stride, factors, sizes, grid, None, None, layout).launch(
         grid=[clusters * tile.cluster, 1, 1],
         block=[THREADS, 1, 1],
         cluster=[tile.cluster, 1, 1],
@@ -144,8 +158,11 @@ def signature(epilogue: Epilogue) -> list[object]:
 @cute.kernel
 def kernel(
     maps, out_map, out: cute.Pointer, out_stride: Int64, factors: Factors, sizes, grid,
-    layout: cutlass.Constexpr[Layout],
+    experts: Experts | None, quantized: Quantized | None, layout: cutlass.Constexpr[Layout],
 ):  # fmt: skip
+    """grid: the tiles that D takes, or, grouped, experts; quantized: where a gated linear unit's
+    result goes.
+    """
     tile = layout.tile
     rows, columns, k_stages = sizes
     block, _, _ = cute.arch.block_idx()
@@ -153,7 +170,7 @@ def kernel(
     rank = Int32(0)
     if const_expr(tile.cluster > 1):
         rank = cute.arch.make_warp_uniform(cute.arch.block_idx_in_cluster())
-    schedule = Grid(grid[0], grid[1], block // tile.cluster, blocks // tile.cluster)
+    cluster, clusters = block // tile.cluster, blocks // tile.cluster
     warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
     smem = cute.arch.get_dyn_smem(cutlass.Uint8, alignment=1024).toint()
 
@@ -166,12 +183,18 @@ def kernel(
     if warp == 0:
         ptx.tmem_alloc(smem + layout.tmem_holder, layout.tmem_columns, tile.ctas)
         ptx.tmem_fence_before()
+    if const_expr(layout.grouped):
+        groups.tabulate(layout, experts, smem + layout.table, warp == MMA_WARP)
     cute.arch.sync_threads()
     if const_expr(tile.cluster > 1):
         cute.arch.cluster_arrive_relaxed()
         cute.arch.cluster_wait()
     ptx.tmem_fence_after()
     tmem = ptx.load_shared(smem + layout.tmem_holder, 1, Int32)[0]
+    if const_expr(layout.grouped):
+        schedule = groups.schedule(experts, smem + layout.table, cluster, clusters)
+    else:
+        schedule = Grid(rows, columns, grid[0], grid[1], cluster, clusters)
 
     if warp == LOAD_WARP:
         mainloop.load(layout, maps, smem, rank, k_stages, schedule)
@@ -182,8 +205,7 @@ def kernel(
         mainloop.multiply(layout, smem, tmem, rank, k_stages, schedule)
     if warp < EPILOGUE_WARPS:
         epilogue.drain(
-            layout, out_map, out, out_stride, factors, smem, tmem, warp, rank, rows, columns,
-            schedule,
+            layout, out_map, out, out_stride, factors, quantized, smem, tmem, warp, rank, schedule
         )  # fmt: skip
 
     ptx.tmem_fence_before()

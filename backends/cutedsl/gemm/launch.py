@@ -15,11 +15,14 @@ ALPHA_FORMS = ("one", "rows", "segments", "matrix")
 
 
 class Launch(NamedTuple):
-    """What to call, and with what: the kernel's run-time arguments but the stream."""
+    """What to call, and with what: the kernel's run-time arguments but the stream. outputs: the
+    tensors that it writes whole.
+    """
 
     kernel: Kernel
-    args: tuple[int, ...]
+    args: tuple[int | float, ...]
     tensors: dict[str, Tensor]
+    outputs: frozenset[str] = frozenset({"out"})
 
 
 def plan(

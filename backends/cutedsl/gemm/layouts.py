@@ -8,6 +8,7 @@ Shared memory, from a 1024-byte boundary:
     partials              split-K: the CTA's float32 sums [columns][128 rows]
     accumulators          x 2: factors and bias of the tile's columns, float32, and two barriers
     barriers
+    table                 grouped: which tiles are which expert's (groups.py)
 
 A stage holds K = 256: operand rows of 128 bytes, swizzled by 128 bytes in groups of 8 rows; scales
 as the spec's 512-byte tiles of 128 rows x K = 64, the K of a slice (see `Layout.scale_offset`)
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from nvfp4.backends.cutedsl.gemm.config import STAGE_K, Epilogue, Kernel, Tile
+from nvfp4.backends.cutedsl.gemm.config import GLU_COLUMNS, STAGE_K, Epilogue, Glu, Kernel, Tile
 
 MMA_K = 64
 K_BLOCKS = STAGE_K // MMA_K
@@ -37,6 +38,10 @@ SHARED_BYTES = 232448  # what sm_100 lets one CTA have
 TMEM_COLUMNS = 512
 STORE_BYTES = 128  # of a row that the epilogue moves at a time
 WARP_ROWS = 32
+GLU_SUBTILE = 64  # results: 32 bytes of codes a row, and one word of scales
+EXPERTS = 512
+EXPERTS_A_LANE = EXPERTS // 32
+TABLE_BYTES = 4 * (32 + EXPERTS + EXPERTS + 2)  # see groups.py
 EPILOGUE_WARPS = 4
 
 # Shared-memory descriptors (PTX ISA, "tcgen05 shared memory descriptor"), high words: the stride
@@ -58,6 +63,11 @@ def _up(size: int, multiple: int) -> int:
 class Layout:
     tile: Tile
     epilogue: Epilogue
+    grouped: bool = False
+
+    @cached_property
+    def glu(self) -> Glu | None:
+        return self.epilogue.glu
 
     def place_in_cluster(self, rank: Any) -> tuple[Any, Any]:
         """CTA `rank`'s row and column in its cluster; those of split-K have the same place."""
@@ -89,7 +99,14 @@ class Layout:
     @cached_property
     def b_scale_sharers(self) -> int:
         """Each of a pair needs the scales of all of the pair's columns."""
-        return self.tile.cluster_rows
+        return 1 if self.glu else self.tile.cluster_rows
+
+    @cached_property
+    def b_boxes(self) -> int:
+        """Loads of B a stage. Of a gated linear unit gate and up are apart: a CTA loads both, one
+        of a pair one of them, and its scales for both.
+        """
+        return 2 // self.tile.ctas if self.glu else 1
 
     @cached_property
     def b(self) -> int:
@@ -164,7 +181,8 @@ class Layout:
     @cached_property
     def _fixed_bytes(self) -> int:
         barriers = 512
-        return self.partial_bytes + 2 * self.vectors * self.vector_bytes + barriers
+        vectors = 2 * self.vectors * self.vector_bytes
+        return self.partial_bytes + vectors + barriers + self.table_bytes
 
     @cached_property
     def stages(self) -> int:
@@ -232,8 +250,30 @@ class Layout:
         return self.partial_empty + 8
 
     @cached_property
+    def table(self) -> int:
+        return _up(self.tmem_holder + 8, 16)
+
+    @cached_property
+    def table_bytes(self) -> int:
+        return TABLE_BYTES if self.grouped else 0
+
+    @cached_property
     def shared_bytes(self) -> int:
-        return self.tmem_holder + 8
+        return self.table + self.table_bytes if self.grouped else self.tmem_holder + 8
+
+    # grouped: tokens and weights, on whichever side of the MMA they are
+
+    @cached_property
+    def token_step(self) -> int:
+        """Tokens from tile to tile: a power of two."""
+        return self.tile.columns if self.tile.swapped else self.tile.rows
+
+    @cached_property
+    def weight_step(self) -> int:
+        """Rows of weights, or of their gate half, from tile to tile."""
+        if self.glu:
+            return GLU_COLUMNS
+        return self.tile.rows if self.tile.swapped else self.tile.columns
 
     # tensor memory
 
@@ -297,12 +337,19 @@ class Layout:
     @cached_property
     def subtile(self) -> int:
         """Columns that the epilogue moves at a time: STORE_BYTES of the output."""
+        if self.glu:
+            return GLU_SUBTILE
         columns = STORE_BYTES // self.epilogue.out_dtype.itemsize
         return min(self.tile.columns, columns if self.epilogue.tma_store else 32)
 
     @cached_property
+    def drained(self) -> int:
+        """Columns that the subtiles go through: of a gated linear unit those of gate."""
+        return GLU_COLUMNS if self.glu else self.tile.columns
+
+    @cached_property
     def subtiles(self) -> int:
-        return self.tile.columns // self.subtile
+        return self.drained // self.subtile
 
     @cached_property
     def release_after(self) -> int:
@@ -320,6 +367,6 @@ class Layout:
 
 
 def layout_of(kernel: Kernel) -> Layout:
-    layout = Layout(kernel.tile, kernel.epilogue)
+    layout = Layout(kernel.tile, kernel.epilogue, kernel.grouped)
     assert layout.stages >= 2 and layout.shared_bytes <= SHARED_BYTES, kernel
     return layout

@@ -7,8 +7,8 @@ to the epilogue by `acc_full` and come back by `acc_empty`.
 Of a pair of CTAs the even one leads: it issues the MMAs of both, and its `full` counts the bytes of
 both.
 
-Legend: row, column: the tile's first in D; stage, phase: a place in the ring and the parity of its
-barriers' next phase; turn: tiles this cluster has begun.
+Legend: place: where the tile is (groups.Place); stage, phase: a place in the ring and the parity of
+its barriers' next phase; turn: tiles this cluster has begun.
 """
 
 import cutlass
@@ -16,6 +16,7 @@ import cutlass.cute as cute
 from cutlass import Int32, const_expr
 
 from nvfp4.backends.cutedsl.gemm import ptx
+from nvfp4.backends.cutedsl.gemm.config import GLU_COLUMNS
 from nvfp4.backends.cutedsl.gemm.layouts import (
     K_BLOCKS,
     MMA_K,
@@ -28,9 +29,10 @@ from nvfp4.backends.cutedsl.gemm.layouts import (
     Layout,
     instruction_descriptor,
 )
-from nvfp4.backends.cutedsl.gemm.schedule import Grid, next_tile, remains, start
+from nvfp4.backends.cutedsl.gemm.schedule import next_tile, place_of, remains, start
 
 STAGE_WORDS = K_BLOCKS * SCALE_WORDS
+HALF_SCALES = K_BLOCKS * SCALE_TILE
 
 LEADER = 0xFEFFFFFF
 """Clears the peer bit of a shared::cluster address: the same place in the pair's even CTA."""
@@ -58,9 +60,7 @@ def k_range(layout: cutlass.Constexpr[Layout], k_stages: Int32, rank: Int32):
 
 
 @cute.jit
-def load(
-    layout: cutlass.Constexpr[Layout], maps, smem: Int32, rank: Int32, k_stages: Int32, grid: Grid
-):
+def load(layout: cutlass.Constexpr[Layout], maps, smem: Int32, rank: Int32, k_stages: Int32, grid):
     """The TMA warp: keep the ring of stages full, tile after tile."""
     config = layout.tile
     ctas = config.ctas
@@ -79,27 +79,39 @@ def load(
     b_at = smem + layout.b + (x // ctas) * b_part * ROW_BYTES
     a_scales_at = smem + layout.a_scales + y * a_k_blocks * SCALE_TILE
     b_scales_at = smem + layout.b_scales + x * (b_k_blocks * layout.b_scale_tiles * SCALE_TILE)
+    b_k_word = x * b_k_blocks * SCALE_WORDS
+    half_rows, half_scales = Int32(0), Int32(0)
+    if const_expr(layout.glu):
+        # Gate's rows and scales, and up's: by one CTA, or the one half by each of a pair.
+        half_rows, half_scales = grid.weight_rows // 2, grid.weight_scale_tiles // 2
+        b_row = x * half_rows
+        b_scales_at = smem + layout.b_scales + x * HALF_SCALES
+        b_k_word = 0
 
     leads = True if const_expr(ctas == 1) else x % 2 == 0
     k_begin, k_end = k_range(layout, k_stages, rank)
-    place = (x * 128, y * config.columns)
-    tile, walk = start(grid, config.cluster_tile, place)
+    part = (x * 128, y * config.columns)
+    tile, walk = start(layout, grid, part)
 
-    # Weights do not wait for the kernel before this one.
-    weights, weight_scales = (
-        (a_map, a_scale_map) if const_expr(config.swapped) else (b_map, b_scale_map)
-    )
-    weight_row = tile[1] + b_row
-    if const_expr(config.swapped):
-        weight_row = tile[0]
-    for k in cutlass.range(k_begin, cutlass.min(k_end, k_begin + layout.stages), unroll=1):
-        ptx.tma_prefetch(weights, [k * ROW_BYTES, weight_row])
-        ptx.tma_prefetch(weight_scales, [k * STAGE_WORDS, weight_row // SCALE_ROWS])
+    if const_expr(not layout.grouped):
+        # Weights do not wait for the kernel before this one; which expert's, it says.
+        weights, weight_scales = (
+            (a_map, a_scale_map) if const_expr(config.swapped) else (b_map, b_scale_map)
+        )
+        weight_row = tile[1] + b_row
+        if const_expr(config.swapped):
+            weight_row = tile[0]
+        for k in cutlass.range(k_begin, cutlass.min(k_end, k_begin + layout.stages), unroll=1):
+            ptx.tma_prefetch(weights, [k * ROW_BYTES, weight_row])
+            ptx.tma_prefetch(weight_scales, [k * STAGE_WORDS, weight_row // SCALE_ROWS])
     cute.arch.griddepcontrol_wait()
 
     stage, phase = Int32(0), Int32(1)
-    while remains(tile, walk):
-        row, column = tile
+    while remains(layout, tile, walk):
+        place = place_of(layout, tile, walk)
+        b_scale_tile = place.b_scale_tile
+        if const_expr(layout.glu):
+            b_scale_tile = b_scale_tile + x * half_scales
         for k in cutlass.range(k_begin, k_end, unroll=1):
             at = stage * layout.stage_pitch
             empty = smem + layout.empty + stage * 8
@@ -110,27 +122,36 @@ def load(
             if const_expr(ctas == 2):
                 full = full & LEADER
             ptx.tma_load(
-                a_at + at, a_map, [k * ROW_BYTES, row + y * a_part], full, ctas, column_mask
+                a_at + at, a_map, [k * ROW_BYTES, place.a_row + y * a_part], full, ctas, column_mask
             )
-            ptx.tma_load(b_at + at, b_map, [k * ROW_BYTES, column + b_row], full, ctas, row_mask)
+            for half in cutlass.range_constexpr(layout.b_boxes):
+                ptx.tma_load(
+                    b_at + at + half * GLU_COLUMNS * ROW_BYTES,
+                    b_map,
+                    [k * ROW_BYTES, place.b_row + b_row + half * half_rows],
+                    full,
+                    ctas,
+                    row_mask,
+                )
             ptx.tma_load(
                 a_scales_at + at,
                 a_scale_map,
-                [k * STAGE_WORDS + y * a_k_blocks * SCALE_WORDS, row // SCALE_ROWS],
+                [k * STAGE_WORDS + y * a_k_blocks * SCALE_WORDS, place.a_scale_tile],
                 full,
                 ctas,
                 column_mask,
             )
-            ptx.tma_load(
-                b_scales_at + at,
-                b_scale_map,
-                [k * STAGE_WORDS + x * b_k_blocks * SCALE_WORDS, column // SCALE_ROWS],
-                full,
-                ctas,
-                pair_mask,
-            )
+            for half in cutlass.range_constexpr(layout.b_boxes):
+                ptx.tma_load(
+                    b_scales_at + at + half * HALF_SCALES,
+                    b_scale_map,
+                    [k * STAGE_WORDS + b_k_word, b_scale_tile + half * half_scales],
+                    full,
+                    ctas,
+                    pair_mask,
+                )
             stage, phase = advance(layout, stage, phase)
-        tile = next_tile(tile, walk)
+        tile = next_tile(layout, tile, walk)
     cute.arch.griddepcontrol_launch_dependents()
 
 
@@ -146,7 +167,7 @@ def masks(layout: cutlass.Constexpr[Layout], x: Int32, y: Int32):
     return (
         same_row if const_expr(layout.a_sharers > 1) else None,
         same_column if const_expr(layout.b_sharers > 1) else None,
-        all_of_column if const_expr(layout.b_scale_sharers > 1) else None,
+        all_of_column if const_expr(rows > 1) else None,
     )
 
 
@@ -157,7 +178,7 @@ def multiply(
     tmem: Int32,
     rank: Int32,
     k_stages: Int32,
-    grid: Grid,
+    grid,
 ):
     """The MMA warp (of the leading CTA): for each stage, scales to tensor memory, then the MMAs."""
     config = layout.tile
@@ -166,15 +187,15 @@ def multiply(
     release, pair = commit_masks(layout, x, y)
     instruction = instruction_descriptor(config)
     k_begin, k_end = k_range(layout, k_stages, rank)
-    tile, walk = start(grid, config.cluster_tile, (0, y * config.columns))
+    tile, walk = start(layout, grid, (0, y * config.columns))
     base = (smem & SHARED_OFFSET) >> 4
     stage, phase, turn = Int32(0), Int32(0), Int32(0)
-    while remains(tile, walk):
+    while remains(layout, tile, walk):
         second = turn & 1
         acc = tmem + second * layout.second_acc
         b_scales = tmem + layout.b_scale_tmem
         if const_expr(config.columns % SCALE_ROWS != 0):
-            b_scales = b_scales + tile[1] % SCALE_ROWS // 32
+            b_scales = b_scales + place_of(layout, tile, walk).b_group
         block = smem + layout.acc_block
         if const_expr(layout.overlap > 0):
             ptx.mbarrier_wait(block + layout.acc_empty, second ^ 1)
@@ -213,7 +234,7 @@ def multiply(
             smem + layout.acc_block + layout.acc_full + second * layout.acc_pitch, ctas, pair
         )
         turn = turn + 1
-        tile = next_tile(tile, walk)
+        tile = next_tile(layout, tile, walk)
 
 
 @cute.jit

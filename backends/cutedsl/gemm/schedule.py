@@ -2,18 +2,25 @@
 
 Tiles are counted along M first: clusters that run together share few tiles of B, and all of A,
 which fits in L2 (126 MB: 16 k rows of K = 8192 are 75). A cluster takes every `clusters`-th tile.
-All roles count alike, by additions.
+All roles count alike, by additions; grouped, by looking up whose a tile is (groups.py).
 """
 
 from typing import NamedTuple
 
+import cutlass
 import cutlass.cute as cute
-from cutlass import Boolean, Int32
+from cutlass import Boolean, Int32, const_expr
+
+from nvfp4.backends.cutedsl.gemm import groups
+from nvfp4.backends.cutedsl.gemm.groups import Place
+from nvfp4.backends.cutedsl.gemm.layouts import SCALE_ROWS, Layout
 
 
 class Grid(NamedTuple):
-    """The cluster tiles that D takes, and which cluster this is of how many."""
+    """D's size, the cluster tiles that it takes, and which cluster this is of how many."""
 
+    height: Int32
+    width: Int32
     rows: Int32
     columns: Int32
     cluster: Int32
@@ -23,7 +30,7 @@ class Grid(NamedTuple):
 class Walk(NamedTuple):
     """How a cluster gets from tile to tile, in rows and columns of D: `rows` of tiles in all;
     backward: the step in rows, less all of them; forward: the step in columns, and one tile more;
-    one tile's columns; where the columns end.
+    one tile's columns; where the columns end. height, width: D's.
     """
 
     rows: Int32
@@ -31,24 +38,31 @@ class Walk(NamedTuple):
     forward: Int32
     tile_columns: int
     end: Int32
+    height: Int32
+    width: Int32
 
 
 @cute.jit
-def start(grid: Grid, cluster_tile, place):
-    """Where the first tile is, (row, column) of D, and how to go on; of the cluster, or of a part
-    of it that is at `place`, (row, column) in the cluster's tile.
+def start(layout: cutlass.Constexpr[Layout], grid, offset):
+    """What the first tile is, and how to go on; of the cluster, or of a part of it that is at
+    `offset`, (row, column) in the cluster's tile. grid: Grid, grouped: Groups.
     """
-    high, wide = cluster_tile
+    if const_expr(layout.grouped):
+        return (grid.cluster,), grid.moved(offset)
+    high, wide = layout.tile.cluster_tile
     column, step = grid.cluster // grid.rows, grid.clusters // grid.rows
     first_row = (grid.cluster - column * grid.rows) * high
-    first = (first_row + place[0], column * wide + place[1])
+    first = (first_row + offset[0], column * wide + offset[1])
     rows = grid.rows * high
     backward = (grid.clusters - step * grid.rows) * high - rows
-    return first, Walk(rows, backward, (step + 1) * wide, wide, grid.columns * wide)
+    end = grid.columns * wide
+    return first, Walk(rows, backward, (step + 1) * wide, wide, end, grid.height, grid.width)
 
 
 @cute.jit
-def next_tile(tile, walk: Walk):
+def next_tile(layout: cutlass.Constexpr[Layout], tile, walk):
+    if const_expr(layout.grouped):
+        return (tile[0] + walk.clusters,)
     row, column = tile[0] + walk.backward, tile[1] + walk.forward
     if row < 0:
         row = row + walk.rows
@@ -57,5 +71,18 @@ def next_tile(tile, walk: Walk):
 
 
 @cute.jit
-def remains(tile, walk: Walk) -> Boolean:
+def remains(layout: cutlass.Constexpr[Layout], tile, walk) -> Boolean:
+    if const_expr(layout.grouped):
+        return tile[0] < walk.tiles
     return tile[1] < walk.end
+
+
+@cute.jit
+def place_of(layout: cutlass.Constexpr[Layout], tile, walk) -> Place:
+    if const_expr(layout.grouped):
+        return groups.place_of(layout, tile[0], walk)
+    row, column = tile
+    return Place(
+        row, column, walk.height, walk.width, row, column,
+        row // SCALE_ROWS, column // SCALE_ROWS, column % SCALE_ROWS // 32, Int32(0),
+    )  # fmt: skip

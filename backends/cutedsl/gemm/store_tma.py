@@ -8,10 +8,10 @@ stmatrix takes the pairs as they are.
 import cutlass
 import cutlass.cute as cute
 import torch
-from cutlass import Float32, Int32, const_expr
+from cutlass import Float32, Int32, Int64, const_expr
 
 from nvfp4.backends.cutedsl.gemm import ptx
-from nvfp4.backends.cutedsl.gemm.layouts import STORE_BYTES, Layout
+from nvfp4.backends.cutedsl.gemm.layouts import STORE_BYTES, WARP_ROWS, Layout
 
 PACKED = {torch.bfloat16: "bf16", torch.float16: "f16"}
 HALF = 16
@@ -97,3 +97,26 @@ def move(
             for i in cutlass.range_constexpr(0, len(pairs), 4):
                 words = [ptx.pack2(pair, PACKED[out_dtype]) for pair in pairs[i : i + 4]]
                 ptx.store_matrices(places[i // 4], words, to)
+
+
+@cute.jit
+def store_rows(
+    layout: cutlass.Constexpr[Layout], buffer: Int32, out: cute.Pointer, out_stride: Int64, corner,
+    rows: Int32, columns: Int32, lane: Int32,
+):  # fmt: skip
+    """A warp's output buffer as TMA would store it at `corner`, (column, row), but no row from
+    `rows` on: four rows at a time, 16 bytes a thread.
+    """
+    column, row = corner
+    chunk, r = lane % 8, lane // 8
+    column = column + chunk * (128 // out.value_type.width)
+    at = buffer + r * STORE_BYTES
+    to = (out + (Int64(row + r) * out_stride + column)).toint()
+    pitch = out_stride * (4 * out.value_type.width // 8)
+    if column < columns:
+        for i in cutlass.range_constexpr(WARP_ROWS // 4):
+            if row + r + 4 * i < rows:
+                # Rows 4 further swap the swizzle's upper half.
+                place = at + ((chunk ^ r ^ (4 * i % 8)) << 4)
+                words = ptx.load_shared(place, 4, Int32, 4 * i * STORE_BYTES)
+                ptx.store_global(to + i * pitch, words)

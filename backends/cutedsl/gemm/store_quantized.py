@@ -1,0 +1,147 @@
+"""A gated linear unit's way out: gate and up from tensor memory -> act(gate) * up, quantized.
+
+tcgen05.ld.32x32b gives a thread one row, of gate and of up alike: four blocks of 16 results are its
+own, so that a block's largest magnitude needs no other thread, and what it stores are 32 bytes of
+codes and one word, the scales of K = 64 in the swizzled layout.
+
+The arithmetic is that of spec/glu.py and spec/quantize.py to the bit: every operation is rounded
+once, by name, and none is contracted.
+"""
+
+from typing import NamedTuple
+
+import cutlass
+import cutlass.cute as cute
+import torch
+from cutlass import Float32, Int32, Int64, const_expr
+
+from nvfp4.backends.cutedsl.gemm import ptx
+from nvfp4.backends.cutedsl.gemm.factors import Factors, element
+from nvfp4.backends.cutedsl.gemm.groups import Groups, Place
+from nvfp4.backends.cutedsl.gemm.layouts import MMA_K, SCALE_TILE, Layout
+from nvfp4.backends.cutedsl.gemm.store_tma import PACKED
+from nvfp4.spec.format import BLOCK, FLOAT32_MAX, ONE_SIXTH
+from nvfp4.spec.glu import (
+    EXP2_COEFFICIENTS,
+    EXP2_MAX,
+    EXP2_MIN,
+    GELU_C0,
+    GELU_C1,
+    NEG_LOG2_E,
+    ROUND_TO_INT,
+    SILU,
+)
+
+
+class Quantized(NamedTuple):
+    """Where the result goes: data, its rows' stride; grouped scales, their row tiles' pitch; bytes,
+    both. p: the global scale, p_stride 1 if each expert has its own; global_scale: it, for each
+    row. limit: of gate and up.
+    """
+
+    data: cute.Pointer
+    stride: Int64
+    scales: cute.Pointer
+    scale_pitch: Int64
+    p: cute.Pointer
+    p_stride: Int32
+    global_scale: cute.Pointer
+    limit: Float32
+
+
+@cute.jit
+def factors_of(factors: Factors, row: Int32, column: Int32, groups: Groups, row_scale):
+    """What gate and up of a row multiply by; of a tile that has gate's columns from `column` on."""
+    gate = element(factors.alpha, column // factors.segment)
+    up = element(factors.alpha, (column + groups.weight_rows // 2) // factors.segment)
+    if const_expr(row_scale):
+        own = element(factors.row_scale, row)
+        gate, up = gate * own, up * own
+    return gate, up
+
+
+@cute.jit
+def scale_of(quantized: Quantized, place: Place, row: Int32) -> Float32:
+    """The global scale of row `row`; written out by the tile that has the row's first columns."""
+    p = element(quantized.p, place.expert * quantized.p_stride)
+    if place.column == 0 and row < place.row_end:
+        (quantized.global_scale + row).store(p)
+    return p
+
+
+@cute.jit
+def store(
+    layout: cutlass.Constexpr[Layout], gates, ups, factors, quantized: Quantized, p: Float32,
+    place: Place, row: Int32, r: Int32, column: Int32,
+):  # fmt: skip
+    """A thread's 64 results of row `row`, from column `column` of gate on; p: their global scale;
+    r: the row in the CTA's tile.
+    """
+    blocks = []
+    for i in cutlass.range_constexpr(0, len(gates), BLOCK):
+        gate, up = gates[i : i + BLOCK], ups[i : i + BLOCK]
+        blocks.append(activate(layout, gate, up, factors, quantized.limit))
+    enc = ptx.multiply(ptx.reciprocal(p), Float32(ONE_SIXTH))
+    codes: list = []
+    scales: list = []
+    for i in cutlass.range_constexpr(0, len(blocks), 2):
+        pair = blocks[i : i + 2]
+        scaled = [ptx.multiply(ptx.largest_magnitude(block), enc) for block in pair]
+        both = ptx.to_e4m3x2(*scaled)
+        scales.append(both)
+        for block, sf in zip(pair, ptx.from_e4m3x2(both), strict=True):
+            # A NaN scale makes an inverse that is NaN, and codes that are 0x7.
+            inverse = ptx.min_nan(ptx.reciprocal(ptx.multiply(sf, p)), Float32(FLOAT32_MAX))
+            inverse = ptx.zero_if_zero(inverse, sf)
+            scaled = [x for two in pairs(block) for x in ptx.multiply2(two, (inverse, inverse))]
+            codes += [ptx.to_e2m1x8(scaled[j : j + 8]) for j in range(0, BLOCK, 8)]
+    data = (quantized.data + (Int64(row) * quantized.stride + column // 2)).toint()
+    ptx.store_global(data, codes)
+    tile = Int64(place.a_scale_tile) * quantized.scale_pitch + column // MMA_K * SCALE_TILE
+    word = tile + r % 32 * 16 + r // 32 * 4
+    ptx.store_global((quantized.scales + word).toint(), [scales[0] | scales[1] << 16])
+
+
+def pairs(values):
+    return [(values[i], values[i + 1]) for i in range(0, len(values), 2)]
+
+
+@cute.jit
+def activate(layout: cutlass.Constexpr[Layout], gates, ups, factors, limit: Float32):
+    """act(gate) * up of a block's sums, float32."""
+    glu, dtype = layout.epilogue.glu, layout.epilogue.out_dtype
+    results: list = []
+    for gate, up in zip(pairs(gates), pairs(ups), strict=True):
+        gate = ptx.multiply2(gate, (factors[0], factors[0]))
+        up = ptx.multiply2(up, (factors[1], factors[1]))
+        if const_expr(dtype != torch.float32):
+            gate, up = ptx.round2(gate, PACKED[dtype]), ptx.round2(up, PACKED[dtype])
+        if const_expr(glu.limited):
+            gate = [ptx.min_nan(x, limit) for x in gate]
+            up = [ptx.min_nan(ptx.max_nan(x, -limit), limit) for x in up]
+        if const_expr(glu.activation == SILU):
+            exponent = ptx.multiply2(gate, both(NEG_LOG2_E))
+        else:
+            square = ptx.multiply2(gate, gate)
+            slope = ptx.add2(ptx.multiply2(square, both(GELU_C1)), both(GELU_C0))
+            exponent = ptx.multiply2(gate, slope)
+        below = ptx.add2(exp2(exponent), both(1.0))
+        quotient = [ptx.divide(gate[i], below[i]) for i in range(2)]
+        results += ptx.multiply2(quotient, up)
+    return results
+
+
+@cute.jit
+def exp2(t):
+    """2^t of a pair. A NaN may come out as a number: the gate that it came from still is NaN."""
+    t = [ptx.min(ptx.max(x, Float32(EXP2_MIN)), Float32(EXP2_MAX)) for x in t]
+    shifted = ptx.add2(t, both(ROUND_TO_INT))
+    f = ptx.subtract2(t, ptx.subtract2(shifted, both(ROUND_TO_INT)))
+    poly = both(EXP2_COEFFICIENTS[-1])
+    for c in reversed((1.0, *EXP2_COEFFICIENTS[:-1])):
+        poly = ptx.add2(ptx.multiply2(poly, f), both(c))
+    return [ptx.times_power_of_2(poly[i], shifted[i]) for i in range(2)]
+
+
+def both(number: float):
+    return Float32(number), Float32(number)

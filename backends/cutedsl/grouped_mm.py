@@ -1,0 +1,35 @@
+"""nvfp4::grouped_mm on sm_100: the tile chosen, the kernel launched; on CPU tensors, emulated."""
+
+from torch import Tensor
+
+from nvfp4.backends.cutedsl.gemm.config import Tile
+from nvfp4.backends.cutedsl.gemm.launch import run
+from nvfp4.backends.cutedsl.gemm.launch_grouped import plan_grouped
+from nvfp4.backends.cutedsl.mm import emulate, multiprocessors
+
+
+def grouped_mm(
+    a: Tensor,
+    b: Tensor,
+    a_scales: Tensor,
+    b_scales: Tensor,
+    alpha: Tensor,
+    row_scale: Tensor | None,
+    bias: Tensor | None,
+    offsets: Tensor,
+    out: Tensor,
+    tile: Tile | None = None,
+    sms: int = 0,
+) -> None:
+    """out [R, N]: rows of expert e are (A B[e]^T) * (row_scale[m] * alpha[e, segment of n]) +
+    bias[e, n]; rows from offsets[E] on are left alone.
+
+    tile: default the one chosen; sms: to run on, default all.
+    """
+    sms = sms or multiprocessors(out.device)
+    tile = tile or Tile(128, 128)
+    launch = plan_grouped(a, b, a_scales, b_scales, alpha, row_scale, bias, offsets, out, tile, sms)
+    if out.is_cuda:
+        run(launch)
+    else:
+        emulate(launch)

@@ -1,0 +1,48 @@
+"""nvfp4::grouped_mm_glu_quantize on sm_100: one kernel, which never writes gate and up; on CPU
+tensors, emulated.
+"""
+
+import torch
+from torch import Tensor
+
+from nvfp4.backends.cutedsl.gemm.config import Tile
+from nvfp4.backends.cutedsl.gemm.launch import run
+from nvfp4.backends.cutedsl.gemm.launch_grouped import plan_glu
+from nvfp4.backends.cutedsl.mm import emulate, multiprocessors
+
+
+def grouped_mm_glu_quantize(
+    a: Tensor,
+    b: Tensor,
+    a_scales: Tensor,
+    b_scales: Tensor,
+    alpha: Tensor,
+    row_scale: Tensor | None,
+    offsets: Tensor,
+    p: Tensor,
+    limit: float | None,
+    activation: str,
+    dtype: torch.dtype,
+    data: Tensor,
+    scales: Tensor,
+    global_scale: Tensor,
+    tile: Tile | None = None,
+    sms: int = 0,
+) -> None:
+    """data [R, I/2], scales grouped, global_scale [R] = quantize(act(gate) * up, p), gate and up
+    the halves of grouped_mm's columns, rounded to dtype. Of data and global_scale the rows from
+    offsets[E] on are left alone; scales are written whole.
+
+    tile: default the one chosen; sms: to run on, default all.
+    """
+    sms = sms or multiprocessors(data.device)
+    tile = tile or Tile(128, 256)
+    launch = plan_glu(
+        a, b, a_scales, b_scales, alpha, row_scale, offsets, p, limit, activation, dtype,
+        data, scales, global_scale, tile, sms,
+    )  # fmt: skip
+    scales.view(torch.uint8).zero_()  # the kernel writes only what rows have
+    if data.is_cuda:
+        run(launch)
+    else:
+        emulate(launch)
