@@ -40,9 +40,12 @@ class Problem(NamedTuple):
 
 
 class Workload(NamedTuple):
-    """Calls of mm or linear to prepare for: out [M, n] with K = k, for every M up to max_m.
+    """Calls to prepare for: out [M, n] with K = k, for every M up to max_m.
 
-    dtypes: of the outputs; bias: its dtype, or None for calls without.
+    dtypes: of the outputs; bias: its dtype, or None for calls without. experts: 0 for mm and
+    linear, else grouped_mm of so many, M the rows of all of them together; `glu` where the n = 2I
+    columns go into a gated linear unit with a known global scale (grouped_mm_glu_quantize), dtypes
+    then what gate and up are rounded to.
     """
 
     n: int
@@ -50,6 +53,8 @@ class Workload(NamedTuple):
     max_m: int
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16,)
     bias: torch.dtype | None = None
+    experts: int = 0
+    glu: bool = False
 
     def token_counts(self) -> list[int]:
         """Each M that may be run by another kernel: all of the few, then each row tile's."""

@@ -6,10 +6,11 @@ from typing import Annotated
 import torch
 import typer
 
-from nvfp4.backends.contract import Workload
+from nvfp4.backends.contract import Backend, Workload
 from nvfp4.cli.errors import user_errors
 from nvfp4.cli.progress import steps
 from nvfp4.dispatch import BACKENDS
+from nvfp4.ops.warmup import moe_workloads
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -21,6 +22,15 @@ def _shape(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def _experts(text: str) -> tuple[int, int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
+    experts, hidden, intermediate = map(int, match.groups()) if match else (0, 0, 0)
+    if not experts * hidden * intermediate or hidden % 16 or intermediate % 16:
+        need = "ExHxI, H and I multiples of 16, such as 32x7168x2048"
+        raise ValueError(f"--moe needs {need}, got {text!r}")
+    return experts, hidden, intermediate
+
+
 def _dtype(option: str, name: str) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"--{option} needs one of {', '.join(DTYPES)}, got {name!r}")
@@ -28,8 +38,18 @@ def _dtype(option: str, name: str) -> torch.dtype:
 
 
 def warmup(
-    shape: Annotated[list[str], typer.Option(help="A weight's NxK; may be given again.")],
-    max_m: Annotated[int, typer.Option(min=1, help="The most rows of activations.")] = 8192,
+    shape: Annotated[
+        list[str] | None, typer.Option(help="A weight's NxK; may be given again.")
+    ] = None,
+    moe: Annotated[
+        list[str] | None,
+        typer.Option(help="Experts here, hidden and intermediate size, ExHxI; may be given again."),
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="With --moe: choices of a token.")] = 8,
+    calibrated: Annotated[
+        bool, typer.Option(help="With --moe: for calls with a calibrated h_global_scale.")
+    ] = False,
+    max_m: Annotated[int, typer.Option(min=1, help="The most rows of activations: tokens.")] = 8192,
     dtype: Annotated[list[str], typer.Option(help="Of outputs; may be given again.")] = [  # noqa: B006
         "bfloat16"
     ],
@@ -38,17 +58,21 @@ def warmup(
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per CPU.")] = 0,
 ) -> None:
     """Fill the cache of compiled kernels (NVFP4_CACHE_DIR, default ~/.cache/nvfp4) with all that mm
-    and linear need for weights of these shapes. Needs no GPU. Triton keeps its own cache.
+    and linear need for weights of these shapes, and moe for these experts. Needs no GPU. Triton
+    keeps its own cache.
     """
     failures = 0
     with user_errors(), steps() as step:
         dtypes = tuple(_dtype("dtype", name) for name in dtype)
         added = _dtype("bias", bias) if bias else None
-        workloads = [Workload(*_shape(text), max_m, dtypes, added) for text in shape]
-        for backend in BACKENDS:
-            if backend.compile_ahead is None:
-                continue
-            compilation = backend.compile_ahead(workloads, arch, workers)
+        workloads = [Workload(*_shape(text), max_m, dtypes, added) for text in shape or ()]
+        for text in moe or ():
+            workloads += moe_workloads(*_experts(text), max_m, top_k, dtypes, glu=calibrated)
+        if not workloads:
+            raise ValueError("warmup needs a --shape or a --moe, got neither")
+        for backend, works in _shared_out(workloads).items():
+            assert backend.compile_ahead is not None
+            compilation = backend.compile_ahead(works, arch, workers)
             advance = step(f"{backend.name} for {arch}", compilation.kernels)
             for kernel, outcome in compilation.outcomes:
                 advance()
@@ -56,3 +80,17 @@ def warmup(
                 failures += outcome.startswith("failed")
     if failures:
         raise typer.Exit(1)
+
+
+def _shared_out(workloads: list[Workload]) -> dict[Backend, list[Workload]]:
+    """What each backend that compiles ahead has kernels for; ValueError if none has any."""
+    shares = {}
+    for backend in BACKENDS:
+        works = [w for w in workloads if ("grouped_mm" if w.experts else "mm") in backend.ops]
+        if works and backend.compile_ahead is not None:
+            shares[backend] = works
+    for work in workloads:
+        if not any(work in works for works in shares.values()):
+            what = "grouped_mm" if work.experts else "mm"
+            raise ValueError(f"warmup needs a backend that compiles {what} ahead, got none")
+    return shares

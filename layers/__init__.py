@@ -1,5 +1,8 @@
 """Torch modules built on the ops. Weights are buffers: state_dict, .to() and pickling work."""
 
 from nvfp4.layers.linear import Linear
+from nvfp4.layers.module import PackedModule
+from nvfp4.layers.moe import MoE, deinterleave_gate_up
+from nvfp4.layers.swiglu_mlp import SwiGLUMLP
 
-__all__ = ["Linear"]
+__all__ = ["Linear", "MoE", "PackedModule", "SwiGLUMLP", "deinterleave_gate_up"]

@@ -1,23 +1,23 @@
 """A linear layer with NVFP4 weights."""
 
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from nvfp4.ops import QuantizedTensor, quantize_weight
-from nvfp4.spec.format import SCALE_DTYPE
+from nvfp4.layers.module import PackedModule
+from nvfp4.ops import QuantizedTensor, concatenate, quantize_weight
+from nvfp4.ops.warmup import compile_ahead, run_once, workload_of
+from nvfp4.spec.format import LINEAR
+from nvfp4.spec.swizzle import swizzle_scales
 
 
-class Linear(nn.Module):
-    """y = x W^T + bias through torch.ops.nvfp4.linear.
+class Linear(PackedModule):
+    """y = x W^T + bias through torch.ops.nvfp4.linear: x [..., K] to [..., N] in x's dtype.
 
     Buffers: weight uint8 [N, K/2]; weight_scales float8_e4m3fn, swizzled; weight_global_scale
     float32 [] or [S] (fused parts); input_global_scale float32 [] or None (dynamic, per token);
     bias [N] or None.
-
-    Moving it between dtypes (.to(torch.float16), .half()) moves none of these: the activations'
-    dtype is the input's own.
     """
 
     weight: Tensor
@@ -33,13 +33,16 @@ class Linear(nn.Module):
         input_global_scale: Tensor | None = None,
         backend: str = "",
     ) -> None:
-        super().__init__()
-        self.backend = backend
-        self.register_buffer("weight", weight.data)
-        self.register_buffer("weight_scales", weight.scales)
-        self.register_buffer("weight_global_scale", weight.global_scale)
-        self.register_buffer("input_global_scale", input_global_scale)
-        self.register_buffer("bias", bias)
+        super().__init__(backend)
+        weight = swizzled(weight)
+        self._register(
+            weight=weight.data,
+            weight_scales=weight.scales,
+            weight_global_scale=weight.global_scale,
+            input_global_scale=input_global_scale,
+            bias=bias,
+        )
+        self._check(torch.empty(0, weight.shape[-1], dtype=torch.bfloat16))
 
     @classmethod
     def from_float(
@@ -50,24 +53,57 @@ class Linear(nn.Module):
         bias = None if linear.bias is None else linear.bias.detach()
         return cls(weight, bias, input_global_scale, backend)
 
-    def _apply(self, fn, recurse: bool = True):
-        # nn.Module.to(dtype) casts every floating buffer; scales in another dtype are other
-        # numbers.
-        def moved_only(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+    @classmethod
+    def from_packed(
+        cls,
+        weight: Tensor,
+        weight_scale: Tensor,
+        weight_global_scale: Tensor,
+        input_global_scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        scale_layout: str = LINEAR,
+        backend: str = "",
+    ) -> "Linear":
+        """From tensors as checkpoints hold them.
 
-        return super()._apply(moved_only, recurse)
+        Args:
+            weight: uint8 [N, K/2], even k in the low nibble.
+            weight_scale: float8_e4m3fn [N, K/16]; with scale_layout="swizzled" [Np, Kp], already as
+                the GEMMs read it. For many shapes the two are equal, so the layout has to be said.
+            weight_global_scale, input_global_scale: float32 [] or [1], what is multiplied by
+                (ModelOpt's weight_scale_2 and input_scale); of a divisor give the inverse.
+            bias: [N].
 
-    # pickle cannot read a float8 tensor back (torch.save can), so the scales travel as bytes.
+        Raises:
+            ValueError: for a scale that is NaN or negative, a global scale that is not finite and
+                positive, or a shape that does not fit.
+        """
+        packed = QuantizedTensor(weight, weight_scale, weight_global_scale, scale_layout)
+        return cls(packed.validate(), bias, input_global_scale, backend)
 
-    def __getstate__(self) -> dict[str, Any]:
-        scales = self.weight_scales.view(torch.uint8)
-        return self.__dict__ | {"_buffers": self._buffers | {"weight_scales": scales}}
+    @classmethod
+    def fused(
+        cls,
+        parts: Sequence[QuantizedTensor] | Sequence[nn.Linear],
+        bias: Tensor | None = None,
+        input_global_scale: Tensor | None = None,
+        backend: str = "",
+    ) -> "Linear":
+        """Several layers on one input as one (q, k, v; gate, up): outputs side by side.
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.weight_scales = self.weight_scales.view(SCALE_DTYPE)
+        Every part keeps its own global scale. `bias` [sum of N_i] is for packed parts; those of
+        nn.Linear bring their own, all of them or none.
+        """
+        packed = [p for p in parts if isinstance(p, QuantizedTensor)]
+        floats = [p for p in parts if isinstance(p, nn.Linear)]
+        if not parts or len(parts) not in (len(packed), len(floats)):
+            got = [type(part).__name__ for part in parts]
+            need = "QuantizedTensors or nn.Linears, at least one"
+            raise ValueError(f"nvfp4.layers.Linear.fused: parts needs {need}, got {got}")
+        if floats:
+            bias = _biases(floats, bias)
+            packed = [quantize_weight(p.weight.detach(), backend=backend) for p in floats]
+        return cls(concatenate(packed), bias, input_global_scale, backend)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.nvfp4.linear(
@@ -80,8 +116,38 @@ class Linear(nn.Module):
             self.backend,
         )
 
+    def warmup(
+        self, max_tokens: int, dtypes: Iterable[torch.dtype] = (torch.bfloat16,)
+    ) -> list[str]:
+        """Compile, and on a GPU run once, what calls of up to max_tokens rows need: after it they
+        can be captured in a CUDA graph. Returns what was compiled ahead, a line a kernel.
+        """
+        n, half_k = self.weight.shape
+        bias = None if self.bias is None else self.bias.dtype
+        work = workload_of(n, 2 * half_k, max_tokens, dtypes, bias)
+        done = compile_ahead([work], self.weight.device, self.backend)
+        run_once(self, 2 * half_k, max_tokens, work.dtypes, self.weight.device)
+        return done
+
     def extra_repr(self) -> str:
         n, half_k = self.weight.shape
         scale = "dynamic" if self.input_global_scale is None else "static"
         shape = f"in_features={2 * half_k}, out_features={n}"
         return f"{shape}, bias={self.bias is not None}, input_scale={scale}"
+
+
+def swizzled(weight: QuantizedTensor) -> QuantizedTensor:
+    """The weight with its scales as the GEMMs read them."""
+    if weight.scale_layout != LINEAR:
+        return weight
+    scales = swizzle_scales(weight.linear_scales())
+    return QuantizedTensor(weight.data, scales, weight.global_scale)
+
+
+def _biases(parts: Sequence[nn.Linear], bias: Tensor | None) -> Tensor | None:
+    own = [part.bias.detach() for part in parts if part.bias is not None]
+    if own and (len(own) != len(parts) or bias is not None):
+        need = "biases in all parts or in none, and no other"
+        got = f"{len(own)} in {len(parts)} parts, and {'no other' if bias is None else 'another'}"
+        raise ValueError(f"nvfp4.layers.Linear.fused: parts needs {need}, got {got}")
+    return torch.cat(own) if own else bias

@@ -91,6 +91,9 @@ def test_warmup(run, tmp_path, monkeypatch):
         (("--shape", "64x40"), "got '64x40'"),
         (("--shape", "64x32", "--dtype", "int8"), "--dtype needs one of bfloat16, float16"),
         (("--shape", "64x32", "--bias", "x"), "--bias needs one of bfloat16"),
+        (("--moe", "4x64"), "--moe needs ExHxI, H and I multiples of 16, such as 32x7168x2048"),
+        (("--moe", "4x64x24"), "got '4x64x24'"),
+        ((), "warmup needs a --shape or a --moe, got neither"),
     ],
 )
 def test_warmup_refuses(run, arguments, message):

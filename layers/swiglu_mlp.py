@@ -1,0 +1,143 @@
+"""A gated MLP with NVFP4 weights: the dense one, or a mixture's shared expert."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from nvfp4.layers.linear import swizzled
+from nvfp4.layers.module import PackedModule
+from nvfp4.ops import QuantizedTensor, concatenate, quantize_weight
+from nvfp4.ops.warmup import compile_ahead, run_once, workload_of
+from nvfp4.spec.glu import SILU
+
+
+class SwiGLUMLP(PackedModule):
+    """(act(x gate^T) * (x up^T)) down^T through torch.ops.nvfp4.swiglu_mlp: x [..., H] to [..., N]
+    in x's dtype.
+
+    w13 is gate and up in one, [2I, H]: gate's rows first, then up's, the order of checkpoints. No
+    kernel here wants them interleaved; layers.deinterleave_gate_up undoes that at load.
+
+    Buffers: w13 uint8 [2I, H/2], w2 uint8 [N, I/2]; w13_scales, w2_scales float8_e4m3fn, swizzled;
+    w13_global_scale float32 [], [1] or [2] (gate and up each their own), w2_global_scale [];
+    x_global_scale, h_global_scale (of act(gate) * up) float32 [] or None (dynamic, per token).
+    """
+
+    w13: Tensor
+    w13_scales: Tensor
+    w13_global_scale: Tensor
+    w2: Tensor
+    w2_scales: Tensor
+    w2_global_scale: Tensor
+    x_global_scale: Tensor | None
+    h_global_scale: Tensor | None
+
+    def __init__(
+        self,
+        w13: QuantizedTensor,
+        w2: QuantizedTensor,
+        x_global_scale: Tensor | None = None,
+        h_global_scale: Tensor | None = None,
+        swiglu_limit: float | None = None,
+        activation: str = SILU,
+        backend: str = "",
+    ) -> None:
+        super().__init__(backend)
+        self.swiglu_limit = swiglu_limit
+        self.activation = activation
+        w13, w2 = swizzled(w13), swizzled(w2)
+        self._register(
+            w13=w13.data,
+            w13_scales=w13.scales,
+            w13_global_scale=w13.global_scale,
+            w2=w2.data,
+            w2_scales=w2.scales,
+            w2_global_scale=w2.global_scale,
+            x_global_scale=x_global_scale,
+            h_global_scale=h_global_scale,
+        )
+        self._check(torch.empty(0, w13.shape[-1], dtype=torch.bfloat16))
+
+    @classmethod
+    def from_float(
+        cls,
+        gate: nn.Linear,
+        up: nn.Linear,
+        down: nn.Linear,
+        x_global_scale: Tensor | None = None,
+        h_global_scale: Tensor | None = None,
+        swiglu_limit: float | None = None,
+        activation: str = SILU,
+        backend: str = "",
+    ) -> "SwiGLUMLP":
+        """Quantize gate and up [I, H] and down [N, I], each with its own global scale; H and I
+        multiples of 16, no biases.
+        """
+        for name, linear in (("gate", gate), ("up", up), ("down", down)):
+            if linear.bias is not None:
+                need = f"{name} without a bias"
+                raise ValueError(f"nvfp4.layers.SwiGLUMLP.from_float: needs {need}, got one")
+        w1, w3, w2 = (
+            quantize_weight(linear.weight.detach(), backend=backend) for linear in (gate, up, down)
+        )
+        return cls(
+            concatenate([w1, w3]),
+            w2,
+            x_global_scale,
+            h_global_scale,
+            swiglu_limit,
+            activation,
+            backend,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.nvfp4.swiglu_mlp(
+            x,
+            self.w13,
+            self.w13_scales,
+            self.w13_global_scale,
+            self.w2,
+            self.w2_scales,
+            self.w2_global_scale,
+            self.x_global_scale,
+            self.h_global_scale,
+            self.swiglu_limit,
+            self.backend,
+            activation=self.activation,
+        )
+
+    def warmup(
+        self, max_tokens: int, dtypes: Iterable[torch.dtype] = (torch.bfloat16,)
+    ) -> list[str]:
+        """Compile, and on a GPU run once, what calls of up to max_tokens rows need: after it they
+        can be captured in a CUDA graph. Returns what was compiled ahead, a line a kernel.
+        """
+        dtypes, device = tuple(dtypes), self.w13.device
+        hidden = 2 * self.w13.shape[1]
+        done = compile_ahead(
+            [
+                workload_of(n, 2 * half_k, max_tokens, dtypes)
+                for n, half_k in (self.w13.shape, self.w2.shape)
+            ],
+            device,
+            self.backend,
+        )
+        run_once(self, hidden, max_tokens, dtypes, device)
+        return done
+
+    def extra_repr(self) -> str:
+        n, half_intermediate = self.w2.shape
+        sizes = f"hidden={2 * self.w13.shape[1]}, intermediate={2 * half_intermediate}"
+        sizes += "" if n == 2 * self.w13.shape[1] else f", out_features={n}"
+        return f"{sizes}, {glu_repr(self)}"
+
+
+def glu_repr(layer: nn.Module) -> str:
+    """What a gated layer's repr says of its activation and its scales."""
+    limit = "" if layer.swiglu_limit is None else f", swiglu_limit={layer.swiglu_limit}"
+    x, h = (
+        "dynamic" if scale is None else "static"
+        for scale in (layer.x_global_scale, layer.h_global_scale)
+    )
+    return f"activation={layer.activation}{limit}, x_scale={x}, h_scale={h}"
