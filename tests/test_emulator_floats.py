@@ -259,6 +259,31 @@ def test_min_and_max_that_keep_nans():
         np.testing.assert_array_equal(got[~nan], unsigned(chosen(choose, a, b))[~nan])
 
 
+@pytest.mark.parametrize("kind", ["f32", "f32x2"])
+def test_products_that_flush_denormals(kind):
+    """Operands and results; zeros keep their signs."""
+    small = [1e-39, -1e-39, 1e-30, -1e-30, 2.0**-126, -(2.0**-126), 0, -0.0]
+    a = np.resize(np.float32([x for x in small for _ in range(8)]), 64)
+    b = np.resize(np.float32([1, -1, 1e-9, 0.5, np.inf, 1e30, np.nan, 1e-39]), 64)
+
+    def flushed(x: np.ndarray) -> np.ndarray:
+        return np.where(np.abs(x) < np.float32(2.0**-126), np.copysign(np.float32(0), x), x)
+
+    with np.errstate(all="ignore"):
+        want = flushed(flushed(a) * flushed(b))
+    if kind == "f32":
+        got = np.concatenate(
+            [
+                each("mul.rn.ftz.f32 {0},{1},{2};", "f4", a[i : i + 32], b[i : i + 32])
+                for i in (0, 32)
+            ]
+        )
+    else:
+        pairs = a.view(np.uint64), b.view(np.uint64)
+        got = each("mul.rn.ftz.f32x2 {0},{1},{2};", "u8", *pairs).view(np.float32)
+    same_floats(got, want)
+
+
 def test_unpacking_from_eight_bits():
     """Every code of E4M3, as torch reads it; its NaNs become the canonical one of float16."""
     codes = np.arange(256, dtype=np.uint8)
@@ -273,6 +298,8 @@ def test_unpacking_from_eight_bits():
 @pytest.mark.parametrize(
     "instruction",
     [
+        "mul.rn.ftz.f64 %d0, %d1, %d2;",
+        "add.rn.ftz.f32 %r0, %r1, %r2;",
         "max.NaN.f64 %d0, %d1, %d2;",
         "max.NaN.xorsign.abs.f32 %r0, %r1, %r2;",
         "cvt.rn.relu.f16x2.e4m3x2 %r0, %h1;",

@@ -31,7 +31,7 @@ def grouped_mm_glu_quantize(
 ) -> None:
     """data [R, I/2], scales grouped, global_scale [R] = quantize(act(gate) * up, p), gate and up
     the halves of grouped_mm's columns, rounded to dtype. Of data and global_scale the rows from
-    offsets[E] on are left alone; scales are written whole.
+    offsets[E] on are left alone; of scales the tiles that the experts' rows take are written whole.
 
     tile: default the one chosen; sms: to run on, default all.
     """
@@ -41,7 +41,6 @@ def grouped_mm_glu_quantize(
         a, b, a_scales, b_scales, alpha, row_scale, offsets, p, limit, activation, dtype,
         data, scales, global_scale, tile, sms,
     )  # fmt: skip
-    scales.view(torch.uint8).zero_()  # the kernel writes only what rows have
     if data.is_cuda:
         run(launch)
     else:

@@ -66,6 +66,11 @@ def _nan_if_either(choose: Callable[..., np.ndarray]) -> Callable[..., np.ndarra
     return canonical
 
 
+def _flushed(x: np.ndarray) -> np.ndarray:
+    """.ftz: denormals are zeros of their sign."""
+    return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), x), x)
+
+
 def to_bfloat16(bits: np.ndarray) -> np.ndarray:
     """float32 patterns to bfloat16 ones, to nearest even; any NaN becomes 0x7FFF."""
     rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
@@ -161,7 +166,8 @@ def decode(instruction: ptx.Instruction, program: Program) -> Step:
     if name in ("min", "max") and kind == "f32" and modifiers.take("NaN"):
         name += ".NaN"
     modifiers.done()
-    if ftz and name not in ("ex2", "rcp", "rsqrt", "lg2", "sqrt", "div", "tanh"):
+    flushes = ftz and name == "mul" and kind != "f64"
+    if ftz and not flushes and name not in _APPROXIMATE:
         raise instruction.unsupported("flushing denormals is not known")
     bits = 64 if kind in ("f64", "f32x2") else 32
     dtype = np.float64 if kind == "f64" else np.float32
@@ -171,14 +177,18 @@ def decode(instruction: ptx.Instruction, program: Program) -> Step:
     put = program.put(into, bits)
     slots = [program.source(operand, bits) for operand in operands]
 
+    def result(words: list[np.ndarray]) -> np.ndarray:
+        floats = [word.view(dtype) for word in words]
+        if flushes:
+            return _flushed(_arithmetic(name, [_flushed(f) for f in floats])).view(DTYPES[bits])
+        return _arithmetic(name, floats).view(DTYPES[bits])
+
     def step(warp: Any) -> None:
         values = [warp.registers[slot] for slot in slots]
         if all(v.__class__ is int for v in values):
-            words = [np.array([v], DTYPES[bits]) for v in values]
-            put(warp, int(_arithmetic(name, [w.view(dtype) for w in words]).view(DTYPES[bits])[0]))
-            return
-        words = [np.ascontiguousarray(spread(v, bits)).view(dtype) for v in values]
-        put(warp, _arithmetic(name, words).view(DTYPES[bits]))
+            put(warp, int(result([np.array([v], DTYPES[bits]) for v in values])[0]))
+        else:
+            put(warp, result([np.ascontiguousarray(spread(v, bits)) for v in values]))
 
     return step
 

@@ -115,6 +115,8 @@ def drain(
                         layout, sums, ups, glu_factors, quantized, p, place, row + lane, r,
                         column + offset,
                     )  # fmt: skip
+                elif row - warp * WARP_ROWS < rows:  # the CTA's scale tile is the expert's
+                    store_quantized.store_padding(quantized, place, r, column + offset)
             elif const_expr(config.split_k > 1):
                 store_elements.keep_partials(layout, sums, smem, r, s * layout.subtile)
             else:

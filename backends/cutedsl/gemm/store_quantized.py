@@ -5,7 +5,7 @@ own, so that a block's largest magnitude needs no other thread, and what it stor
 codes and one word, the scales of K = 64 in the swizzled layout.
 
 The arithmetic is that of spec/glu.py and spec/quantize.py to the bit: every operation is rounded
-once, by name, and none is contracted.
+once, by name, and none is contracted (see ptx.multiply2_ftz).
 """
 
 from typing import NamedTuple
@@ -97,9 +97,20 @@ def store(
             codes += [ptx.to_e2m1x8(scaled[j : j + 8]) for j in range(0, BLOCK, 8)]
     data = (quantized.data + (Int64(row) * quantized.stride + column // 2)).toint()
     ptx.store_global(data, codes)
+    ptx.store_global(scales_at(quantized, place, r, column), [scales[0] | scales[1] << 16])
+
+
+@cute.jit
+def store_padding(quantized: Quantized, place: Place, r: Int32, column: Int32):
+    """Zero scales for a row that the expert does not have, in its last scale tile."""
+    ptx.store_global(scales_at(quantized, place, r, column), [Int32(0)])
+
+
+@cute.jit
+def scales_at(quantized: Quantized, place: Place, r: Int32, column: Int32) -> Int64:
+    """The address of the scales of K = 64 from `column` on, of the CTA tile's row r."""
     tile = Int64(place.a_scale_tile) * quantized.scale_pitch + column // MMA_K * SCALE_TILE
-    word = tile + r % 32 * 16 + r // 32 * 4
-    ptx.store_global((quantized.scales + word).toint(), [scales[0] | scales[1] << 16])
+    return (quantized.scales + (tile + r % 32 * 16 + r // 32 * 4)).toint()
 
 
 def pairs(values):
@@ -123,7 +134,7 @@ def activate(layout: cutlass.Constexpr[Layout], gates, ups, factors, limit: Floa
             exponent = ptx.multiply2(gate, both(NEG_LOG2_E))
         else:
             square = ptx.multiply2(gate, gate)
-            slope = ptx.add2(ptx.multiply2(square, both(GELU_C1)), both(GELU_C0))
+            slope = ptx.add2(ptx.multiply2_ftz(square, both(GELU_C1)), both(GELU_C0))
             exponent = ptx.multiply2(gate, slope)
         below = ptx.add2(exp2(exponent), both(1.0))
         quotient = [ptx.divide(gate[i], below[i]) for i in range(2)]
@@ -139,7 +150,7 @@ def exp2(t):
     f = ptx.subtract2(t, ptx.subtract2(shifted, both(ROUND_TO_INT)))
     poly = both(EXP2_COEFFICIENTS[-1])
     for c in reversed((1.0, *EXP2_COEFFICIENTS[:-1])):
-        poly = ptx.add2(ptx.multiply2(poly, f), both(c))
+        poly = ptx.add2(ptx.multiply2_ftz(poly, f), both(c))
     return [ptx.times_power_of_2(poly[i], shifted[i]) for i in range(2)]
 
 
