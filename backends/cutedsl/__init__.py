@@ -31,7 +31,16 @@ def _needs(problem: Problem) -> list[str]:
     for module, package in PACKAGES.items():
         if find_spec(module) is None:
             needs.append(f"needs the package {package}, got none")
+    if problem.op == "grouped_mm_glu_quantize":
+        needs += fused_needs(problem.intermediate)
     return needs
+
+
+def fused_needs(intermediate: int) -> list[str]:
+    """What stands in the way of a gated linear unit in the epilogue."""
+    if intermediate % 128:
+        return [f"needs an intermediate size that is a multiple of 128, got {intermediate}"]
+    return []
 
 
 def _only_by_name(problem: Problem) -> str:
@@ -54,7 +63,7 @@ def _describe(m: int, n: int, k: int) -> str:
 
 BACKEND = Backend(
     name="cutedsl",
-    ops=("mm",),
+    ops=("mm", "grouped_mm", "grouped_mm_glu_quantize"),
     needs=_needs,
     only_by_name=_only_by_name,
     compile_ahead=_compile_ahead,

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from nvfp4.backends.cutedsl.gemm.choose import choose_grouped_config
 from nvfp4.backends.cutedsl.gemm.config import Tile
 from nvfp4.backends.cutedsl.gemm.launch import run
 from nvfp4.backends.cutedsl.gemm.launch_grouped import plan_grouped
@@ -27,7 +28,9 @@ def grouped_mm(
     tile: default the one chosen; sms: to run on, default all.
     """
     sms = sms or multiprocessors(out.device)
-    tile = tile or Tile(128, 128)
+    (rows, n), experts, k = out.shape, b.shape[0], 2 * b.shape[2]
+    if tile is None:
+        tile = choose_grouped_config(rows, experts, n, k, out.element_size(), sms).tile
     launch = plan_grouped(a, b, a_scales, b_scales, alpha, row_scale, bias, offsets, out, tile, sms)
     if out.is_cuda:
         run(launch)

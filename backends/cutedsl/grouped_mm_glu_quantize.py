@@ -5,6 +5,7 @@ tensors, emulated.
 import torch
 from torch import Tensor
 
+from nvfp4.backends.cutedsl.gemm.choose import choose_grouped_config
 from nvfp4.backends.cutedsl.gemm.config import Tile
 from nvfp4.backends.cutedsl.gemm.launch import run
 from nvfp4.backends.cutedsl.gemm.launch_grouped import plan_glu
@@ -36,7 +37,9 @@ def grouped_mm_glu_quantize(
     tile: default the one chosen; sms: to run on, default all.
     """
     sms = sms or multiprocessors(data.device)
-    tile = tile or Tile(128, 256)
+    if tile is None:
+        experts, n, half_k = b.shape
+        tile = choose_grouped_config(a.shape[0], experts, n, 2 * half_k, sms=sms, glu=True).tile
     launch = plan_glu(
         a, b, a_scales, b_scales, alpha, row_scale, offsets, p, limit, activation, dtype,
         data, scales, global_scale, tile, sms,

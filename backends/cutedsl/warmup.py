@@ -9,12 +9,17 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import product
 from multiprocessing import get_context
 
+import torch
+
 from nvfp4.backends.contract import Workload
+from nvfp4.backends.cutedsl import fused_needs
 from nvfp4.backends.cutedsl.compile import compiled, is_cached
-from nvfp4.backends.cutedsl.gemm.choose import choose_config
+from nvfp4.backends.cutedsl.gemm.choose import choose_config, choose_grouped_config
 from nvfp4.backends.cutedsl.gemm.config import Kernel
 from nvfp4.backends.cutedsl.gemm.launch import kernel_of
+from nvfp4.backends.cutedsl.gemm.launch_grouped import glu_kernel_of, grouped_kernel_of
 from nvfp4.backends.cutedsl.settings import may_split_k
+from nvfp4.spec.glu import ACTIVATIONS
 
 FORMS = (("one", False), ("rows", False), ("one", True), ("segments", True))
 """(alpha, row_scale) that are compiled ahead: mm of two tensors' scales, with one of the first or
@@ -24,6 +29,16 @@ one for each row; linear, whose rows have their own, with one of the weight or o
 
 def kernels_for(workload: Workload) -> list[Kernel]:
     """Every kernel that the workload needs on a B200."""
+    if workload.experts:
+        return grouped_kernels_for(
+            workload.experts,
+            workload.n,
+            workload.k,
+            workload.max_m,
+            workload.dtypes,
+            workload.glu,
+            workload.bias,
+        )
     found: dict[Kernel, None] = {}
     n, k, bias = workload.n, workload.k, workload.bias
     for dtype, m in product(workload.dtypes, workload.token_counts()):
@@ -31,6 +46,37 @@ def kernels_for(workload: Workload) -> list[Kernel]:
         aligned = n * dtype.itemsize % 16 == 0
         for alpha, row_scale in FORMS:
             found[kernel_of(tile, dtype, alpha, row_scale, bias, aligned)] = None
+    return list(found)
+
+
+def grouped_kernels_for(
+    experts: int,
+    n: int,
+    k: int,
+    max_rows: int,
+    dtypes: Iterable[torch.dtype],
+    glu: bool = False,
+    bias: torch.dtype | None = None,
+) -> list[Kernel]:
+    """Those of grouped_mm, or with `glu` of grouped_mm_glu_quantize, for weights [experts, n, k]
+    and up to max_rows rows of all experts together: rows that have a scale each, as dispatched
+    tokens do; weights that have one, or gate and up their own; with `glu` each activation.
+    """
+    fused = glu and not fused_needs(n // 2)
+    found: dict[Kernel, None] = {}
+    for dtype, rows in product(dtypes, Workload(n, k, max_rows).token_counts()):
+        size = dtype.itemsize
+        tile = choose_grouped_config(rows, experts, n, k, size, glu=fused).tile
+        aligned = n * size % 16 == 0
+        if fused:
+            forms = product(ACTIVATIONS, (False, True))
+            kernels = [glu_kernel_of(tile, dtype, True, *form) for form in forms]
+        else:
+            kernels = [
+                grouped_kernel_of(tile, dtype, segments, True, bias, aligned)
+                for segments in (False, True)
+            ]
+        found |= dict.fromkeys(kernels)
     return list(found)
 
 

@@ -1,4 +1,5 @@
-"""The tile for a problem: the one whose predicted time is least. A pure function of the problem.
+"""The tile for a problem: the one whose predicted time is least. A pure function of the problem,
+and of a grouped one of what the host knows of it: how many rows and experts, not whose which is.
 
 The prediction is a roofline: the MMAs (or the shared memory that they read), L2 and HBM, in whole
 waves of clusters. Its constants are NVIDIA's published figures of B200 or stated assumptions, and
@@ -7,9 +8,10 @@ prints it.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
-from nvfp4.backends.cutedsl.gemm.config import STAGE_K, SWAPPED_COLUMNS, Tile
+from nvfp4.backends.cutedsl.gemm.config import GLU_COLUMNS, STAGE_K, SWAPPED_COLUMNS, Tile
 from nvfp4.backends.cutedsl.gemm.layouts import MMA_K
 
 SMS = 148
@@ -23,6 +25,8 @@ L2_BYTES = 64
 """Bytes a clock that an SM loads from L2 (assumed, as on Hopper)."""
 SHARED_BYTES = 128
 """Bytes a clock that an MMA reads from its SM's shared memory."""
+VALUE_BYTES = 1 / 2 + 1 / 16
+"""Of a value and its part of a scale."""
 LAUNCH = 2.5e-6
 """Seconds until the first MMA and after the last: launch, first loads, last stores (assumed)."""
 EXCHANGE = 0.5e-6
@@ -40,6 +44,8 @@ NARROW = tuple(
     for columns in SWAPPED_COLUMNS
     for split in (1, 2, 4, 8)
 )
+GROUPED = (*TILES, *(Tile(128, columns, swapped=True) for columns in (32, 64)))
+GLU = tuple(tile for tile in TILES if tile.columns == 2 * GLU_COLUMNS)
 
 
 class Prediction(NamedTuple):
@@ -62,7 +68,28 @@ class Prediction(NamedTuple):
 def predict(tile: Tile, m: int, n: int, k: int, out_bytes: int = 2, sms: int = SMS) -> Prediction:
     """The time of out [m, n] = A B^T with K = k by this tile on `sms` SMs."""
     rows, columns = (n, m) if tile.swapped else (m, n)
-    waves = -(-tile.tiles(rows, columns) // max(1, sms // tile.cluster))
+    moved = (m + n) * k * VALUE_BYTES + m * n * out_bytes
+    return _predict(tile, tile.tiles(rows, columns), moved, k, sms)
+
+
+def predict_grouped(
+    tile: Tile, rows: int, experts: int, n: int, k: int, out_bytes: float = 2, sms: int = SMS
+) -> Prediction:
+    """The time of `rows` rows of `experts` experts, spread evenly over as many as that can be; an
+    expert's last tile of tokens is half full on average, and its only one wholly its own.
+    """
+    active = min(rows, experts)
+    tokens = rows / active
+    step, weight_step = (tile.columns, 128) if tile.swapped else (tile.rows, tile.columns)
+    high = max(1.0, tokens / step + 0.5) if tokens > 1 else 1.0
+    tiles = math.ceil(active * high) * -(-n // weight_step)
+    moved = (rows + active * n) * k * VALUE_BYTES + rows * n * out_bytes
+    return _predict(tile, tiles, moved, k, sms)
+
+
+def _predict(tile: Tile, tiles: int, moved: float, k: int, sms: int) -> Prediction:
+    """Of so many cluster tiles, which move so many bytes from and to HBM."""
+    waves = -(-tiles // max(1, sms // tile.cluster))
     stages = -(-k // STAGE_K)
     steps = -(-stages // tile.split_k)
 
@@ -73,9 +100,8 @@ def predict(tile: Tile, m: int, n: int, k: int, out_bytes: int = 2, sms: int = S
     mma = waves * steps * (STAGE_K // MMA_K) * max(multiply, read) / CLOCK
 
     loaded = 128 / tile.cluster_columns + b_rows / (tile.cluster_rows // tile.ctas)
-    l2 = waves * steps * loaded * STAGE_K * (1 / 2 + 1 / 16) / L2_BYTES / CLOCK
+    l2 = waves * steps * loaded * STAGE_K * VALUE_BYTES / L2_BYTES / CLOCK
 
-    moved = (m + n) * k * (1 / 2 + 1 / 16) + m * n * out_bytes
     hbm = moved / HBM
 
     overhead = LAUNCH + (EXCHANGE if tile.split_k > 1 else 0)
@@ -103,4 +129,29 @@ def choose_config(
     return min(
         (predict(tile, m, n, k, out_bytes, sms) for tile in candidates(m, n, k, splits)),
         key=lambda prediction: prediction.time,
+    )
+
+
+@functools.lru_cache(maxsize=65536)
+def choose_grouped_config(
+    rows: int,
+    experts: int,
+    n: int,
+    k: int,
+    out_bytes: int = 2,
+    sms: int = SMS,
+    glu: bool = False,
+) -> Prediction:
+    """The best tile for `rows` rows of `experts` experts with weights [n, k] each, and what it is
+    expected to take. glu: the n columns are gate and up, and what is written is quantized.
+
+    K is never split, so that a row's bits do not depend on the others. Where HBM is the limit of
+    several tiles, the one that loads least is taken.
+    """
+    tiles, written = (GLU, VALUE_BYTES / 2) if glu else (GROUPED, out_bytes)
+    if rows > 128:  # warmup need not go through each number
+        rows = -(-rows // 128) * 128
+    return min(
+        (predict_grouped(tile, rows, experts, n, k, written, sms) for tile in tiles),
+        key=lambda prediction: (prediction.time, prediction.l2),
     )
