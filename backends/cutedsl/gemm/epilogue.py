@@ -9,11 +9,12 @@ store_elements.py; turn: tiles begun.
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Int32, Int64, const_expr
+from cutlass import Boolean, Float32, Int32, Int64, const_expr
 
 from nvfp4.backends.cutedsl.gemm import factors as factor
 from nvfp4.backends.cutedsl.gemm import ptx, store_elements, store_quantized, store_tma
 from nvfp4.backends.cutedsl.gemm.factors import Factors
+from nvfp4.backends.cutedsl.gemm.groups import Place
 from nvfp4.backends.cutedsl.gemm.layouts import STORE_BYTES, WARP_ROWS, Layout
 from nvfp4.backends.cutedsl.gemm.schedule import next_tile, place_of, remains, start
 from nvfp4.backends.cutedsl.gemm.store_quantized import Quantized
@@ -79,11 +80,17 @@ def drain(
         ptx.tmem_fence_after()
         if const_expr(config.split_k > 1):
             ptx.mbarrier_wait_cluster(smem + layout.partial_empty, turn & 1 ^ 1)
-        for s in cutlass.range_constexpr(layout.subtiles):
+        if const_expr(layout.glu):
+            in_tile = row - warp * WARP_ROWS < rows  # of the CTA's scale tile the expert has rows
+            drain_glu(
+                layout, smem, acc, block, second, rank, glu_factors, quantized, p, place, r,
+                row + lane, in_tile,
+            )  # fmt: skip
+        for s in cutlass.range_constexpr(0 if layout.glu else layout.subtiles):
             offset = Int32(s * layout.subtile)
             if const_expr(layout.overlap > 0):
                 # The columns that the next tile's accumulator overlaps are emptied first.
-                last = layout.drained - layout.subtile
+                last = config.columns - layout.subtile
                 offset = offset + (1 - second) * (last - 2 * s * layout.subtile)
             vectors = block + 4 * offset + lane_vectors
             buffers, pending = layout.output_buffer(s)
@@ -93,8 +100,6 @@ def drain(
                 store_tma.move(layout, acc + offset, vectors, row_factors, places, buffers)
             else:
                 sums = ptx.tmem_load(acc + offset, layout.subtile)
-                if const_expr(layout.glu):
-                    ups = ptx.tmem_load(acc + offset + layout.drained, layout.subtile)
                 ptx.tmem_wait()
             if const_expr(s == layout.release_after):
                 release(layout, smem, block, rank)
@@ -109,14 +114,6 @@ def drain(
                         layout, buffer + buffers, out, out_stride, corner, rows, columns, lane
                     )
                 cute.arch.cp_async_bulk_commit_group()
-            elif const_expr(layout.glu):
-                if row + lane < rows:
-                    store_quantized.store(
-                        layout, sums, ups, glu_factors, quantized, p, place, row + lane, r,
-                        column + offset,
-                    )  # fmt: skip
-                elif row - warp * WARP_ROWS < rows:  # the CTA's scale tile is the expert's
-                    store_quantized.store_padding(quantized, place, r, column + offset)
             elif const_expr(config.split_k > 1):
                 store_elements.keep_partials(layout, sums, smem, r, s * layout.subtile)
             else:
@@ -136,6 +133,32 @@ def drain(
         parity, second = parity ^ second, second ^ 1
     if const_expr(epilogue.tma_store):
         cute.arch.cp_async_bulk_wait_group(0, read=True)
+
+
+@cute.jit
+def drain_glu(
+    layout: cutlass.Constexpr[Layout], smem: Int32, acc: Int32, block: Int32, second: Int32,
+    rank: Int32, factors, quantized: Quantized, p: Float32, place: Place, r: Int32, row: Int32,
+    in_tile: Boolean,
+):  # fmt: skip
+    """A tile of a gated linear unit: gate and up of the thread's row, `subtile` results at a time.
+    The loop is not unrolled: its body is more than a thousand instructions.
+    """
+    last = layout.drained - layout.subtile
+    for s in cutlass.range(layout.subtiles, unroll=1):
+        # The columns that the next tile's accumulator overlaps are emptied first.
+        offset = s * layout.subtile
+        offset = offset + (1 - second) * (last - 2 * offset)
+        gates = ptx.tmem_load(acc + offset, layout.subtile)
+        ups = ptx.tmem_load(acc + offset + layout.drained, layout.subtile)
+        ptx.tmem_wait()
+        if s == layout.release_after:
+            release(layout, smem, block, rank)
+        column = place.column + offset
+        if row < place.row_end:
+            store_quantized.store(layout, gates, ups, factors, quantized, p, place, row, r, column)
+        elif in_tile:
+            store_quantized.store_padding(quantized, place, r, column)
 
 
 @cute.jit

@@ -427,6 +427,11 @@ def reciprocal(a: Float32, *, loc=None, ip=None) -> Float32:
 
 
 @dsl_user_op
+def reciprocal_approx(a: Float32, *, loc=None, ip=None) -> Float32:
+    return _float("rcp.approx.ftz.f32", [a], loc, ip)
+
+
+@dsl_user_op
 def min(a: Float32, b: Float32, *, loc=None, ip=None) -> Float32:
     return _float("min.f32", [a, b], loc, ip)
 
@@ -453,6 +458,15 @@ def largest_magnitude(values: Sequence[Float32], *, loc=None, ip=None) -> Float3
     text = "{\n.reg .f32 a, b;\nabs.f32 a, $1;\n"
     for i in range(1, len(values)):
         text += f"abs.f32 b, ${i + 1};\nmax.NaN.f32 a, a, b;\n"
+    return _asm(text + "mov.f32 $0, a;\n}", values, (Float32,), loc, ip)
+
+
+@dsl_user_op
+def smallest_magnitude(values: Sequence[Float32], *, loc=None, ip=None) -> Float32:
+    """Of all that are not NaN."""
+    text = "{\n.reg .f32 a, b;\nabs.f32 a, $1;\n"
+    for i in range(1, len(values)):
+        text += f"abs.f32 b, ${i + 1};\nmin.f32 a, a, b;\n"
     return _asm(text + "mov.f32 $0, a;\n}", values, (Float32,), loc, ip)
 
 

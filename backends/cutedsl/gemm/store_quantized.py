@@ -32,6 +32,11 @@ from nvfp4.spec.glu import (
     SILU,
 )
 
+SIMPLE = 60.0
+"""Where |exponent| is not above and |gate| not below 2^-60, nothing overflows, underflows or is to
+be clamped: a block's divisions need no case of their own.
+"""
+
 
 class Quantized(NamedTuple):
     """Where the result goes: data, its rows' stride; grouped scales, their row tiles' pitch; bytes,
@@ -121,37 +126,70 @@ def pairs(values):
 def activate(layout: cutlass.Constexpr[Layout], gates, ups, factors, limit: Float32):
     """act(gate) * up of a block's sums, float32."""
     glu, dtype = layout.epilogue.glu, layout.epilogue.out_dtype
-    results: list = []
+    bounded: list = []
+    exponents: list = []
     for gate, up in zip(pairs(gates), pairs(ups), strict=True):
         gate = ptx.multiply2(gate, (factors[0], factors[0]))
         up = ptx.multiply2(up, (factors[1], factors[1]))
         if const_expr(dtype != torch.float32):
             gate, up = ptx.round2(gate, PACKED[dtype]), ptx.round2(up, PACKED[dtype])
         if const_expr(glu.limited):
-            gate = [ptx.min_nan(x, limit) for x in gate]
-            up = [ptx.min_nan(ptx.max_nan(x, -limit), limit) for x in up]
-        if const_expr(glu.activation == SILU):
-            exponent = ptx.multiply2(gate, both(NEG_LOG2_E))
-        else:
+            gate = tuple(ptx.min_nan(x, limit) for x in gate)
+            up = tuple(ptx.min_nan(ptx.max_nan(x, -limit), limit) for x in up)
+        bounded.append((gate, up))
+        slope = both(NEG_LOG2_E)
+        if const_expr(glu.activation != SILU):
             square = ptx.multiply2(gate, gate)
             slope = ptx.add2(ptx.multiply2_ftz(square, both(GELU_C1)), both(GELU_C0))
-            exponent = ptx.multiply2(gate, slope)
-        below = ptx.add2(exp2(exponent), both(1.0))
-        quotient = [ptx.divide(gate[i], below[i]) for i in range(2)]
-        results += ptx.multiply2(quotient, up)
+        exponents.append(ptx.multiply2(gate, slope))
+    values = act([gate for gate, _ in bounded], exponents)
+    results: list = []
+    for value, (_, up) in zip(pairs(values), bounded, strict=True):
+        results += ptx.multiply2(value, up)
     return results
 
 
 @cute.jit
+def act(gates, exponents):
+    """gate / (1 + 2^exponent) of pairs, as a list of numbers."""
+    values = [Float32(0.0) for _ in range(2 * len(gates))]
+    largest = ptx.largest_magnitude([x for pair in exponents for x in pair])
+    smallest = ptx.smallest_magnitude([x for pair in gates for x in pair])
+    if largest <= SIMPLE and smallest >= 2.0**-SIMPLE:
+        values = []
+        for gate, exponent in zip(gates, exponents, strict=True):
+            values += quotient(gate, ptx.add2(exp2(exponent), both(1.0)))
+    else:
+        values = []
+        for gate, exponent in zip(gates, exponents, strict=True):
+            # A NaN may become a number here: the gate that it came from still is NaN.
+            t = tuple(ptx.min(ptx.max(x, Float32(EXP2_MIN)), Float32(EXP2_MAX)) for x in exponent)
+            below = ptx.add2(exp2(t), both(1.0))
+            values += [ptx.divide(gate[i], below[i]) for i in range(2)]
+    return values
+
+
+@cute.jit
 def exp2(t):
-    """2^t of a pair. A NaN may come out as a number: the gate that it came from still is NaN."""
-    t = [ptx.min(ptx.max(x, Float32(EXP2_MIN)), Float32(EXP2_MAX)) for x in t]
+    """2^t of a pair, t from EXP2_MIN to EXP2_MAX."""
     shifted = ptx.add2(t, both(ROUND_TO_INT))
     f = ptx.subtract2(t, ptx.subtract2(shifted, both(ROUND_TO_INT)))
     poly = both(EXP2_COEFFICIENTS[-1])
     for c in reversed((1.0, *EXP2_COEFFICIENTS[:-1])):
         poly = ptx.add2(ptx.multiply2_ftz(poly, f), both(c))
-    return [ptx.times_power_of_2(poly[i], shifted[i]) for i in range(2)]
+    return tuple(ptx.times_power_of_2(poly[i], shifted[i]) for i in range(2))
+
+
+@cute.jit
+def quotient(a, b):
+    """a / b of pairs, correctly rounded: the operations that div.rn.f32 is where nothing is near
+    the ends of float32's range, two at a time.
+    """
+    r = tuple(ptx.reciprocal_approx(x) for x in b)
+    minus_b = tuple(-x for x in b)
+    r = ptx.fma2(r, ptx.fma2(minus_b, r, both(1.0)), r)
+    q = ptx.multiply2(a, r)
+    return ptx.fma2(ptx.fma2(minus_b, q, a), r, q)
 
 
 def both(number: float):
