@@ -8,9 +8,9 @@ It knows what PTX ISA says of the instructions and nothing of the kernels. From 
     machine      the scheduler, Options and Report; cluster, warp: what it runs
     ptx, program the text parsed, and made into a step for each instruction
     instructions every instruction by its opcode; what each does:
-      moves, arithmetic, bits, floats (elementwise: what they share), special registers, control,
-      accesses, matrices, mbarriers, barriers, tma (boxes), tcgen05 (tensor_allocation, tensor_core,
-      tensor_access; cta_groups)
+      moves, arithmetic, bits, floats, conversions (elementwise: what they share), special
+      registers, control, accesses, matrices, mbarriers, barriers, tma (boxes), tcgen05
+      (tensor_allocation, tensor_core, tensor_access; cta_groups)
     lanes        values of a warp's 32 lanes
     memory, tensor_memory        what is stored where
     tensor_map, descriptors      the public bit layouts

@@ -1,4 +1,5 @@
-"""The PTX that the kernels issue by name: mbarriers, TMA, tcgen05, shared memory by address.
+"""The PTX that the kernels issue by name: mbarriers, TMA, tcgen05, memory by address; floats.py
+has the arithmetic.
 
 Shared and tensor memory are addressed by 32-bit integers, as in PTX. What one thread issues for its
 warp is `elected`: the asm block carries its own elect.sync, so that for ptxas the warp stays
@@ -21,7 +22,7 @@ _TYPES = {Int16: ("h", "i16"), Int32: ("r", "i32"), Uint32: ("r", "i32")}
 _TYPES |= {Int64: ("l", "i64"), Float32: ("f", "f32")}
 
 
-def _asm(text: str, operands: Sequence[Any], results: Sequence[Any] = (), loc=None, ip=None) -> Any:
+def asm(text: str, operands: Sequence[Any], results: Sequence[Any] = (), loc=None, ip=None) -> Any:
     """Emit a volatile asm block; in `text`, $0.. are the results and then the operands."""
     constraints = ["=" + _TYPES[result][0] for result in results]
     constraints += [_TYPES[type(operand)][0] for operand in operands]
@@ -55,7 +56,7 @@ def _elected(instruction: str) -> str:
 
 @dsl_user_op
 def mbarrier_init(barrier: Int32, arrivals: int, *, loc=None, ip=None) -> None:
-    _asm(f"mbarrier.init.shared::cta.b64 [$0], {arrivals};", [barrier], (), loc, ip)
+    asm(f"mbarrier.init.shared::cta.b64 [$0], {arrivals};", [barrier], (), loc, ip)
 
 
 def _wait(semantics: str) -> str:
@@ -70,39 +71,39 @@ mbarrier.try_wait.parity{semantics}.shared::cta.b64 done, [$0], $1;
 @dsl_user_op
 def mbarrier_wait(barrier: Int32, parity: Int32, *, loc=None, ip=None) -> None:
     """Until the phase of this parity has completed (parity 1 of a fresh barrier has)."""
-    _asm(_wait(""), [barrier, parity], (), loc, ip)
+    asm(_wait(""), [barrier, parity], (), loc, ip)
 
 
 @dsl_user_op
 def mbarrier_wait_cluster(barrier: Int32, parity: Int32, *, loc=None, ip=None) -> None:
     """mbarrier_wait, after which what other CTAs of the cluster released is seen."""
-    _asm(_wait(".acquire.cluster"), [barrier, parity], (), loc, ip)
+    asm(_wait(".acquire.cluster"), [barrier, parity], (), loc, ip)
 
 
 @dsl_user_op
 def mbarrier_expect_tx(barrier: Int32, bytes_: int, *, loc=None, ip=None) -> None:
     """One arrival (elected), and `bytes_` that must come before the phase completes."""
     text = _elected(f"mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], {bytes_};")
-    _asm(text, [barrier], (), loc, ip)
+    asm(text, [barrier], (), loc, ip)
 
 
 @dsl_user_op
 def mbarrier_arrive(barrier: Int32, *, loc=None, ip=None) -> None:
     """One arrival (elected), at this CTA's barrier."""
-    _asm(_elected("mbarrier.arrive.shared::cta.b64 _, [$0];"), [barrier], (), loc, ip)
+    asm(_elected("mbarrier.arrive.shared::cta.b64 _, [$0];"), [barrier], (), loc, ip)
 
 
 @dsl_user_op
 def mbarrier_arrive_cluster(barrier: Int32, *, loc=None, ip=None) -> None:
     """One arrival (elected) at a barrier of the cluster, by its shared::cluster address."""
     text = _elected("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [$0];")
-    _asm(text, [barrier], (), loc, ip)
+    asm(text, [barrier], (), loc, ip)
 
 
 @dsl_user_op
 def map_to_cta(address: Int32, rank: Int32, *, loc=None, ip=None) -> Int32:
     """This CTA's shared address -> the same place in CTA `rank` of the cluster."""
-    return _asm("mapa.shared::cluster.u32 $0, $1, $2;", [address, rank], (Int32,), loc, ip)
+    return asm("mapa.shared::cluster.u32 $0, $1, $2;", [address, rank], (Int32,), loc, ip)
 
 
 # TMA
@@ -143,7 +144,7 @@ def tma_load(
     else:
         text += f".multicast::cluster{group} [$0], [$1, {{{box}}}], [$2], ${rank + 3};"
         operands.append(Int16(mask))
-    _asm(_elected(text), operands, (), loc, ip)
+    asm(_elected(text), operands, (), loc, ip)
 
 
 @dsl_user_op
@@ -152,7 +153,7 @@ def tma_prefetch(source: Int64, coordinates: Sequence[Int32], *, loc=None, ip=No
     rank = len(coordinates)
     box = ", ".join(f"${i + 1}" for i in range(rank))
     text = f"cp.async.bulk.prefetch.tensor.{rank}d.L2.global.tile [$0, {{{box}}}];"
-    _asm(_elected(text), [source, *coordinates], (), loc, ip)
+    asm(_elected(text), [source, *coordinates], (), loc, ip)
 
 
 @dsl_user_op
@@ -162,7 +163,7 @@ def tma_store(target: Int64, coordinates: Sequence[Int32], source: Int32, *, loc
     box = ", ".join(f"${i + 2}" for i in range(rank))
     text = f"cp.async.bulk.tensor.{rank}d.global.shared::cta.tile.bulk_group"
     text += f" [$1, {{{box}}}], [$0];"
-    _asm(_elected(text), [source, target, *coordinates], (), loc, ip)
+    asm(_elected(text), [source, target, *coordinates], (), loc, ip)
 
 
 # tcgen05
@@ -172,7 +173,7 @@ def tma_store(target: Int64, coordinates: Sequence[Int32], source: Int32, *, loc
 def tmem_alloc(holder: Int32, columns: int, cta_group: int, *, loc=None, ip=None) -> None:
     """Allocate (one whole warp) and write the address to shared memory at `holder`."""
     name = f"tcgen05.alloc.cta_group::{cta_group}.sync.aligned.shared::cta.b32"
-    _asm(f"{name} [$0], {columns};", [holder], (), loc, ip)
+    asm(f"{name} [$0], {columns};", [holder], (), loc, ip)
 
 
 @dsl_user_op
@@ -180,7 +181,7 @@ def tmem_free(tmem: Int32, columns: int, cta_group: int, *, loc=None, ip=None) -
     """Give up the right to allocate, and deallocate (the warp that allocated)."""
     group = f"cta_group::{cta_group}.sync.aligned"
     text = f"tcgen05.relinquish_alloc_permit.{group};\ntcgen05.dealloc.{group}.b32 $0, {columns};"
-    _asm(text, [tmem], (), loc, ip)
+    asm(text, [tmem], (), loc, ip)
 
 
 @dsl_user_op
@@ -195,7 +196,7 @@ mov.b64 source, {{$1, {high}}};
 elect.sync _|elected, -1;
 @elected tcgen05.cp.cta_group::{cta_group}.32x128b.warpx4 [$0], source;
 }}"""
-    _asm(text, [tmem, low], (), loc, ip)
+    asm(text, [tmem, low], (), loc, ip)
 
 
 @dsl_user_op
@@ -228,7 +229,7 @@ elect.sync _|elected, -1;
 [$4], [$5], accumulate;
 }}"""
     operands = [acc, a_low, b_low, Int32(instruction), a_scales, b_scales, accumulate]
-    _asm(text, operands, (), loc, ip)
+    asm(text, operands, (), loc, ip)
 
 
 @dsl_user_op
@@ -238,10 +239,10 @@ def commit(barrier: Int32, cta_group: int, mask: Int32 | None = None, *, loc=Non
     """
     name = f"tcgen05.commit.cta_group::{cta_group}.mbarrier::arrive::one.shared::cluster"
     if mask is None:
-        _asm(_elected(f"{name}.b64 [$0];"), [barrier], (), loc, ip)
+        asm(_elected(f"{name}.b64 [$0];"), [barrier], (), loc, ip)
     else:
         text = _elected(f"{name}.multicast::cluster.b64 [$0], $1;")
-        _asm(text, [barrier, Int16(mask)], (), loc, ip)
+        asm(text, [barrier, Int16(mask)], (), loc, ip)
 
 
 @dsl_user_op
@@ -249,7 +250,7 @@ def tmem_load(tmem: Int32, columns: int, *, loc=None, ip=None) -> tuple[Float32,
     """`columns` float32 of the thread's lane (the whole warp), after tmem_wait."""
     registers = ", ".join(f"${i}" for i in range(columns))
     text = f"tcgen05.ld.sync.aligned.32x32b.x{columns}.b32 {{{registers}}}, [${columns}];"
-    loaded = _asm(text, [tmem], (Float32,) * columns, loc, ip)
+    loaded = asm(text, [tmem], (Float32,) * columns, loc, ip)
     return loaded if columns > 1 else (loaded,)
 
 
@@ -261,28 +262,28 @@ def tmem_load_16x256b(tmem: Int32, columns: int, *, loc=None, ip=None) -> tuple[
     count = columns // 2
     registers = ", ".join(f"${i}" for i in range(count))
     text = f"tcgen05.ld.sync.aligned.16x256b.x{columns // 8}.b32 {{{registers}}}, [${count}];"
-    return _asm(text, [tmem], (Float32,) * count, loc, ip)
+    return asm(text, [tmem], (Float32,) * count, loc, ip)
 
 
 @dsl_user_op
 def tmem_wait(*, loc=None, ip=None) -> None:
     """Until the warp's tmem_loads have arrived in their registers."""
-    _asm("tcgen05.wait::ld.sync.aligned;", [], (), loc, ip)
+    asm("tcgen05.wait::ld.sync.aligned;", [], (), loc, ip)
 
 
 @dsl_user_op
 def tmem_fence_before(*, loc=None, ip=None) -> None:
     """Order the thread's tcgen05 operations before an arrival that follows."""
-    _asm("tcgen05.fence::before_thread_sync;", [], (), loc, ip)
+    asm("tcgen05.fence::before_thread_sync;", [], (), loc, ip)
 
 
 @dsl_user_op
 def tmem_fence_after(*, loc=None, ip=None) -> None:
     """Order the thread's tcgen05 operations after a wait that precedes."""
-    _asm("tcgen05.fence::after_thread_sync;", [], (), loc, ip)
+    asm("tcgen05.fence::after_thread_sync;", [], (), loc, ip)
 
 
-# shared memory by address
+# memory by address
 
 
 @dsl_user_op
@@ -291,7 +292,7 @@ def store_shared(address: Int32, values: Sequence[Any], offset: int = 0, *, loc=
     vector = "" if len(values) == 1 else f".v{len(values)}"
     registers = ", ".join(f"${i + 1}" for i in range(len(values)))
     text = f"st.shared{vector}.b32 [$0+{offset}], {{{registers}}};"
-    _asm(text, [address, *values], (), loc, ip)
+    asm(text, [address, *values], (), loc, ip)
 
 
 @dsl_user_op
@@ -302,7 +303,7 @@ def load_shared(
     vector = "" if count == 1 else f".v{count}"
     registers = ", ".join(f"${i}" for i in range(count))
     text = f"ld.shared{vector}.b32 {{{registers}}}, [${count}+{offset}];"
-    loaded = _asm(text, [address], (type_,) * count, loc, ip)
+    loaded = asm(text, [address], (type_,) * count, loc, ip)
     return loaded if count > 1 else (loaded,)
 
 
@@ -312,13 +313,13 @@ def store_matrices(address: Int32, words: Sequence[Int32], offset: int = 0, *, l
     l / 4 of each, and gives the address of row l % 8 of matrix l / 8.
     """
     text = f"stmatrix.sync.aligned.m8n8.x4.shared.b16 [$0+{offset}], {{$1, $2, $3, $4}};"
-    _asm(text, [address, *words], (), loc, ip)
+    asm(text, [address, *words], (), loc, ip)
 
 
 @dsl_user_op
 def load_cluster(address: Int32, offset: int = 0, *, loc=None, ip=None) -> Float32:
     """A float32 of any CTA of the cluster, by its shared::cluster address."""
-    return _asm(f"ld.shared::cluster.f32 $0, [$1+{offset}];", [address], (Float32,), loc, ip)
+    return asm(f"ld.shared::cluster.f32 $0, [$1+{offset}];", [address], (Float32,), loc, ip)
 
 
 @dsl_user_op
@@ -326,205 +327,4 @@ def store_global(address: Int64, words: Sequence[Any], *, loc=None, ip=None) -> 
     """One, two, four or eight 32-bit values."""
     vector = "" if len(words) == 1 else f".v{len(words)}"
     registers = ", ".join(f"${i + 1}" for i in range(len(words)))
-    _asm(f"st.global{vector}.b32 [$0], {{{registers}}};", [address, *words], (), loc, ip)
-
-
-# arithmetic on pairs
-
-
-def _pair(instruction: str, operands: Sequence[tuple[Float32, Float32]], loc, ip):
-    """A packed float32x2 instruction."""
-    names = "abc"[: len(operands)]
-    unpacked = [value for pair in operands for value in pair]
-    loads = "".join(f"mov.b64 {n}, {{${2 * i + 2}, ${2 * i + 3}}};\n" for i, n in enumerate(names))
-    text = f"{{\n.reg .b64 {', '.join(names)}, d;\n{loads}{instruction} d, {', '.join(names)};\n"
-    return _asm(text + "mov.b64 {$0, $1}, d;\n}", unpacked, (Float32, Float32), loc, ip)
-
-
-Pair = tuple[Float32, Float32]
-
-
-@dsl_user_op
-def multiply2(a: Pair, b: Pair, *, loc=None, ip=None) -> Pair:
-    return _pair("mul.rn.f32x2", [a, b], loc, ip)
-
-
-@dsl_user_op
-def add2(a: Pair, b: Pair, *, loc=None, ip=None) -> Pair:
-    return _pair("add.rn.f32x2", [a, b], loc, ip)
-
-
-@dsl_user_op
-def subtract2(a: Pair, b: Pair, *, loc=None, ip=None) -> Pair:
-    return _pair("sub.rn.f32x2", [a, b], loc, ip)
-
-
-@dsl_user_op
-def multiply2_ftz(a: Pair, b: Pair, *, loc=None, ip=None) -> Pair:
-    """Denormals count as zero: for a product that is added to something much larger, where they
-    change nothing. ptxas 12.9 contracts mul.rn.f32x2 and add.rn.f32x2, which PTX ISA forbids, to a
-    fused multiply-add, even with --fmad=false; but not these two.
-    """
-    return _pair("mul.rn.ftz.f32x2", [a, b], loc, ip)
-
-
-@dsl_user_op
-def fma2(a: Pair, b: Pair, c: Pair, *, loc=None, ip=None) -> Pair:
-    return _pair("fma.rn.f32x2", [a, b, c], loc, ip)
-
-
-@dsl_user_op
-def fma(a: Float32, b: Float32, c: Float32, *, loc=None, ip=None) -> Float32:
-    return _asm("fma.rn.f32 $0, $1, $2, $3;", [a, b, c], (Float32,), loc, ip)
-
-
-@dsl_user_op
-def pack2(pair: Pair, type_: str, *, loc=None, ip=None) -> Int32:
-    """Two float32 -> bf16x2 or f16x2, rounded to nearest even; the first in the low half."""
-    text = f"cvt.rn.{type_}x2.f32 $0, $2, $1;"
-    return _asm(text, list(pair), (Int32,), loc, ip)
-
-
-@dsl_user_op
-def round2(pair: Pair, type_: str, *, loc=None, ip=None) -> Pair:
-    """Two float32 rounded to bf16 or f16 and back."""
-    back = "cvt.f32.f16 $0, low;\ncvt.f32.f16 $1, high;"
-    if type_ == "bf16":  # the upper half of a float32
-        back = "mov.b32 $0, {zero, low};\nmov.b32 $1, {zero, high};"
-    text = f"""{{
-.reg .b16 low, high, zero;
-.reg .b32 both;
-mov.b16 zero, 0;
-cvt.rn.{type_}x2.f32 both, $3, $2;
-mov.b32 {{low, high}}, both;
-{back}
-}}"""
-    return _asm(text, list(pair), (Float32, Float32), loc, ip)
-
-
-# arithmetic, each operation rounded once
-
-
-def _float(instruction: str, operands: Sequence[Float32], loc, ip) -> Float32:
-    names = ", ".join(f"${i + 1}" for i in range(len(operands)))
-    return _asm(f"{instruction} $0, {names};", operands, (Float32,), loc, ip)
-
-
-@dsl_user_op
-def multiply(a: Float32, b: Float32, *, loc=None, ip=None) -> Float32:
-    return _float("mul.rn.f32", [a, b], loc, ip)
-
-
-@dsl_user_op
-def divide(a: Float32, b: Float32, *, loc=None, ip=None) -> Float32:
-    return _float("div.rn.f32", [a, b], loc, ip)
-
-
-@dsl_user_op
-def reciprocal(a: Float32, *, loc=None, ip=None) -> Float32:
-    """1 / a, which div.rn.f32 gives too."""
-    return _float("rcp.rn.f32", [a], loc, ip)
-
-
-@dsl_user_op
-def reciprocal_approx(a: Float32, *, loc=None, ip=None) -> Float32:
-    return _float("rcp.approx.ftz.f32", [a], loc, ip)
-
-
-@dsl_user_op
-def min(a: Float32, b: Float32, *, loc=None, ip=None) -> Float32:
-    return _float("min.f32", [a, b], loc, ip)
-
-
-@dsl_user_op
-def max(a: Float32, b: Float32, *, loc=None, ip=None) -> Float32:
-    return _float("max.f32", [a, b], loc, ip)
-
-
-@dsl_user_op
-def min_nan(a: Float32, b: Float32, *, loc=None, ip=None) -> Float32:
-    """min, NaN if one is."""
-    return _float("min.NaN.f32", [a, b], loc, ip)
-
-
-@dsl_user_op
-def max_nan(a: Float32, b: Float32, *, loc=None, ip=None) -> Float32:
-    return _float("max.NaN.f32", [a, b], loc, ip)
-
-
-@dsl_user_op
-def largest_magnitude(values: Sequence[Float32], *, loc=None, ip=None) -> Float32:
-    """Of all; NaN if one is."""
-    text = "{\n.reg .f32 a, b;\nabs.f32 a, $1;\n"
-    for i in range(1, len(values)):
-        text += f"abs.f32 b, ${i + 1};\nmax.NaN.f32 a, a, b;\n"
-    return _asm(text + "mov.f32 $0, a;\n}", values, (Float32,), loc, ip)
-
-
-@dsl_user_op
-def smallest_magnitude(values: Sequence[Float32], *, loc=None, ip=None) -> Float32:
-    """Of all that are not NaN."""
-    text = "{\n.reg .f32 a, b;\nabs.f32 a, $1;\n"
-    for i in range(1, len(values)):
-        text += f"abs.f32 b, ${i + 1};\nmin.f32 a, a, b;\n"
-    return _asm(text + "mov.f32 $0, a;\n}", values, (Float32,), loc, ip)
-
-
-@dsl_user_op
-def zero_if_zero(value: Float32, other: Float32, *, loc=None, ip=None) -> Float32:
-    """value, but 0 where other is 0."""
-    text = "{\n.reg .pred zero;\nsetp.eq.f32 zero, $2, 0f00000000;\n"
-    text += "selp.f32 $0, 0f00000000, $1, zero;\n}"
-    return _asm(text, [value, other], (Float32,), loc, ip)
-
-
-@dsl_user_op
-def times_power_of_2(value: Float32, shifted: Float32, *, loc=None, ip=None) -> Float32:
-    """value * 2^n, n the low bits of `shifted`: added to the exponent."""
-    text = """{
-.reg .b32 n, bits;
-mov.b32 n, $2;
-mov.b32 bits, $1;
-shl.b32 n, n, 23;
-add.s32 bits, bits, n;
-mov.b32 $0, bits;
-}"""
-    return _asm(text, [value, shifted], (Float32,), loc, ip)
-
-
-# 8-bit and 4-bit floats, rounded to nearest even, saturating
-
-
-@dsl_user_op
-def to_e4m3x2(low: Float32, high: Float32, *, loc=None, ip=None) -> Int32:
-    """Two scales in the low half; NaN is 0x7F."""
-    text = """{
-.reg .b16 both, zero;
-mov.b16 zero, 0;
-cvt.rn.satfinite.e4m3x2.f32 both, $2, $1;
-mov.b32 $0, {both, zero};
-}"""
-    return _asm(text, [low, high], (Int32,), loc, ip)
-
-
-@dsl_user_op
-def from_e4m3x2(scales: Int32, *, loc=None, ip=None) -> Pair:
-    text = """{
-.reg .b16 both, low, high;
-.reg .b32 halves;
-mov.b32 {both, _}, $2;
-cvt.rn.f16x2.e4m3x2 halves, both;
-mov.b32 {low, high}, halves;
-cvt.f32.f16 $0, low;
-cvt.f32.f16 $1, high;
-}"""
-    return _asm(text, [scales], (Float32, Float32), loc, ip)
-
-
-@dsl_user_op
-def to_e2m1x8(values: Sequence[Float32], *, loc=None, ip=None) -> Int32:
-    """Eight codes, the first in the lowest bits; NaN is 0x7."""
-    text = "{\n.reg .b8 a, b, c, d;\n"
-    for i, name in enumerate("abcd"):
-        text += f"cvt.rn.satfinite.e2m1x2.f32 {name}, ${2 * i + 2}, ${2 * i + 1};\n"
-    return _asm(text + "mov.b32 $0, {a, b, c, d};\n}", values, (Int32,), loc, ip)
+    asm(f"st.global{vector}.b32 [$0], {{{registers}}};", [address, *words], (), loc, ip)

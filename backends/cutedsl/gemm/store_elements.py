@@ -10,7 +10,7 @@ import cutlass.cute as cute
 import torch
 from cutlass import Float32, Int32, Int64, const_expr
 
-from nvfp4.backends.cutedsl.gemm import ptx
+from nvfp4.backends.cutedsl.gemm import floats, ptx
 from nvfp4.backends.cutedsl.gemm.factors import Factors, of_element
 from nvfp4.backends.cutedsl.gemm.layouts import Layout
 
@@ -41,7 +41,7 @@ def store(
             if const_expr(layout.stages_bias):
                 bias = ptx.load_shared(vectors, 1, Float32, layout.bias_offset + 4 * i)[0]
             if const_expr(layout.epilogue.bias):
-                value = ptx.fma(sums[i], factor, bias)
+                value = floats.fma(sums[i], factor, bias)
             else:
                 value = sums[i] * factor
             (out + (Int64(token) * out_stride + n)).store(dtype(value))

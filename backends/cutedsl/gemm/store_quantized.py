@@ -5,7 +5,7 @@ own, so that a block's largest magnitude needs no other thread, and what it stor
 codes and one word, the scales of K = 64 in the swizzled layout.
 
 The arithmetic is that of spec/glu.py and spec/quantize.py to the bit: every operation is rounded
-once, by name, and none is contracted (see ptx.multiply2_ftz).
+once, by name, and none is contracted (see floats.multiply2_ftz).
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import cutlass.cute as cute
 import torch
 from cutlass import Float32, Int32, Int64, const_expr
 
-from nvfp4.backends.cutedsl.gemm import ptx
+from nvfp4.backends.cutedsl.gemm import floats, ptx
 from nvfp4.backends.cutedsl.gemm.factors import Factors, element
 from nvfp4.backends.cutedsl.gemm.groups import Groups, Place
 from nvfp4.backends.cutedsl.gemm.layouts import MMA_K, SCALE_TILE, Layout
@@ -82,24 +82,28 @@ def store(
     """A thread's 64 results of row `row`, from column `column` of gate on; p: their global scale;
     r: the row in the CTA's tile.
     """
-    blocks = []
-    for i in cutlass.range_constexpr(0, len(gates), BLOCK):
-        gate, up = gates[i : i + BLOCK], ups[i : i + BLOCK]
-        blocks.append(activate(layout, gate, up, factors, quantized.limit))
-    enc = ptx.multiply(ptx.reciprocal(p), Float32(ONE_SIXTH))
+    enc = floats.multiply(floats.reciprocal(p), Float32(ONE_SIXTH))
     codes: list = []
     scales: list = []
-    for i in cutlass.range_constexpr(0, len(blocks), 2):
-        pair = blocks[i : i + 2]
-        scaled = [ptx.multiply(ptx.largest_magnitude(block), enc) for block in pair]
-        both = ptx.to_e4m3x2(*scaled)
-        scales.append(both)
-        for block, sf in zip(pair, ptx.from_e4m3x2(both), strict=True):
+    for i in cutlass.range_constexpr(0, len(gates), 2 * BLOCK):
+        blocks = [
+            activate(layout, gates[j : j + BLOCK], ups[j : j + BLOCK], factors, quantized.limit)
+            for j in (i, i + BLOCK)
+        ]
+        two = floats.to_e4m3x2(
+            *(floats.multiply(floats.largest_magnitude(block), enc) for block in blocks)
+        )
+        scales.append(two)
+        for block, sf in zip(blocks, floats.from_e4m3x2(two), strict=True):
             # A NaN scale makes an inverse that is NaN, and codes that are 0x7.
-            inverse = ptx.min_nan(ptx.reciprocal(ptx.multiply(sf, p)), Float32(FLOAT32_MAX))
-            inverse = ptx.zero_if_zero(inverse, sf)
-            scaled = [x for two in pairs(block) for x in ptx.multiply2(two, (inverse, inverse))]
-            codes += [ptx.to_e2m1x8(scaled[j : j + 8]) for j in range(0, BLOCK, 8)]
+            inverse = floats.min_nan(
+                floats.reciprocal(floats.multiply(sf, p)), Float32(FLOAT32_MAX)
+            )
+            inverse = floats.zero_if_zero(inverse, sf)
+            scaled = [
+                x for pair in pairs(block) for x in floats.multiply2(pair, (inverse, inverse))
+            ]
+            codes += [floats.to_e2m1x8(scaled[j : j + 8]) for j in range(0, BLOCK, 8)]
     data = (quantized.data + (Int64(row) * quantized.stride + column // 2)).toint()
     ptx.store_global(data, codes)
     ptx.store_global(scales_at(quantized, place, r, column), [scales[0] | scales[1] << 16])
@@ -129,23 +133,23 @@ def activate(layout: cutlass.Constexpr[Layout], gates, ups, factors, limit: Floa
     bounded: list = []
     exponents: list = []
     for gate, up in zip(pairs(gates), pairs(ups), strict=True):
-        gate = ptx.multiply2(gate, (factors[0], factors[0]))
-        up = ptx.multiply2(up, (factors[1], factors[1]))
+        gate = floats.multiply2(gate, (factors[0], factors[0]))
+        up = floats.multiply2(up, (factors[1], factors[1]))
         if const_expr(dtype != torch.float32):
-            gate, up = ptx.round2(gate, PACKED[dtype]), ptx.round2(up, PACKED[dtype])
+            gate, up = floats.round2(gate, PACKED[dtype]), floats.round2(up, PACKED[dtype])
         if const_expr(glu.limited):
-            gate = tuple(ptx.min_nan(x, limit) for x in gate)
-            up = tuple(ptx.min_nan(ptx.max_nan(x, -limit), limit) for x in up)
+            gate = tuple(floats.min_nan(x, limit) for x in gate)
+            up = tuple(floats.min_nan(floats.max_nan(x, -limit), limit) for x in up)
         bounded.append((gate, up))
         slope = both(NEG_LOG2_E)
         if const_expr(glu.activation != SILU):
-            square = ptx.multiply2(gate, gate)
-            slope = ptx.add2(ptx.multiply2_ftz(square, both(GELU_C1)), both(GELU_C0))
-        exponents.append(ptx.multiply2(gate, slope))
+            square = floats.multiply2(gate, gate)
+            slope = floats.add2(floats.multiply2_ftz(square, both(GELU_C1)), both(GELU_C0))
+        exponents.append(floats.multiply2(gate, slope))
     values = act([gate for gate, _ in bounded], exponents)
     results: list = []
     for value, (_, up) in zip(pairs(values), bounded, strict=True):
-        results += ptx.multiply2(value, up)
+        results += floats.multiply2(value, up)
     return results
 
 
@@ -153,31 +157,33 @@ def activate(layout: cutlass.Constexpr[Layout], gates, ups, factors, limit: Floa
 def act(gates, exponents):
     """gate / (1 + 2^exponent) of pairs, as a list of numbers."""
     values = [Float32(0.0) for _ in range(2 * len(gates))]
-    largest = ptx.largest_magnitude([x for pair in exponents for x in pair])
-    smallest = ptx.smallest_magnitude([x for pair in gates for x in pair])
+    largest = floats.largest_magnitude([x for pair in exponents for x in pair])
+    smallest = floats.smallest_magnitude([x for pair in gates for x in pair])
     if largest <= SIMPLE and smallest >= 2.0**-SIMPLE:
         values = []
         for gate, exponent in zip(gates, exponents, strict=True):
-            values += quotient(gate, ptx.add2(exp2(exponent), both(1.0)))
+            values += quotient(gate, floats.add2(exp2(exponent), both(1.0)))
     else:
         values = []
         for gate, exponent in zip(gates, exponents, strict=True):
             # A NaN may become a number here: the gate that it came from still is NaN.
-            t = tuple(ptx.min(ptx.max(x, Float32(EXP2_MIN)), Float32(EXP2_MAX)) for x in exponent)
-            below = ptx.add2(exp2(t), both(1.0))
-            values += [ptx.divide(gate[i], below[i]) for i in range(2)]
+            t = tuple(
+                floats.min(floats.max(x, Float32(EXP2_MIN)), Float32(EXP2_MAX)) for x in exponent
+            )
+            below = floats.add2(exp2(t), both(1.0))
+            values += [floats.divide(gate[i], below[i]) for i in range(2)]
     return values
 
 
 @cute.jit
 def exp2(t):
     """2^t of a pair, t from EXP2_MIN to EXP2_MAX."""
-    shifted = ptx.add2(t, both(ROUND_TO_INT))
-    f = ptx.subtract2(t, ptx.subtract2(shifted, both(ROUND_TO_INT)))
+    shifted = floats.add2(t, both(ROUND_TO_INT))
+    f = floats.subtract2(t, floats.subtract2(shifted, both(ROUND_TO_INT)))
     poly = both(EXP2_COEFFICIENTS[-1])
     for c in reversed((1.0, *EXP2_COEFFICIENTS[:-1])):
-        poly = ptx.add2(ptx.multiply2_ftz(poly, f), both(c))
-    return tuple(ptx.times_power_of_2(poly[i], shifted[i]) for i in range(2))
+        poly = floats.add2(floats.multiply2_ftz(poly, f), both(c))
+    return tuple(floats.times_power_of_2(poly[i], shifted[i]) for i in range(2))
 
 
 @cute.jit
@@ -185,11 +191,11 @@ def quotient(a, b):
     """a / b of pairs, correctly rounded: the operations that div.rn.f32 is where nothing is near
     the ends of float32's range, two at a time.
     """
-    r = tuple(ptx.reciprocal_approx(x) for x in b)
+    r = tuple(floats.reciprocal_approx(x) for x in b)
     minus_b = tuple(-x for x in b)
-    r = ptx.fma2(r, ptx.fma2(minus_b, r, both(1.0)), r)
-    q = ptx.multiply2(a, r)
-    return ptx.fma2(ptx.fma2(minus_b, q, a), r, q)
+    r = floats.fma2(r, floats.fma2(minus_b, r, both(1.0)), r)
+    q = floats.multiply2(a, r)
+    return floats.fma2(floats.fma2(minus_b, q, a), r, q)
 
 
 def both(number: float):

@@ -10,7 +10,7 @@ import cutlass.cute as cute
 import torch
 from cutlass import Float32, Int32, Int64, const_expr
 
-from nvfp4.backends.cutedsl.gemm import ptx
+from nvfp4.backends.cutedsl.gemm import floats, ptx
 from nvfp4.backends.cutedsl.gemm.layouts import STORE_BYTES, WARP_ROWS, Layout
 
 PACKED = {torch.bfloat16: "bf16", torch.float16: "f16"}
@@ -82,12 +82,12 @@ def move(
             row_factor = row_factors[2 * half + low]
             factor = (row_factor, row_factor)
             if const_expr(layout.stages_factors):
-                factor = ptx.multiply2(factors[j], factor)
+                factor = floats.multiply2(factors[j], factor)
             pair = (values[2 * i], values[2 * i + 1])
             if const_expr(layout.stages_bias):
-                pair = ptx.fma2(pair, factor, biases[j])
+                pair = floats.fma2(pair, factor, biases[j])
             else:
-                pair = ptx.multiply2(pair, factor)
+                pair = floats.multiply2(pair, factor)
             pairs.append(pair)
         to = buffers + half * HALF * STORE_BYTES
         if const_expr(out_dtype == torch.float32):
@@ -95,7 +95,7 @@ def move(
                 ptx.store_shared(places[i // 2], pairs[i], to + i % 2 * 8 * STORE_BYTES)
         else:
             for i in cutlass.range_constexpr(0, len(pairs), 4):
-                words = [ptx.pack2(pair, PACKED[out_dtype]) for pair in pairs[i : i + 4]]
+                words = [floats.pack2(pair, PACKED[out_dtype]) for pair in pairs[i : i + 4]]
                 ptx.store_matrices(places[i // 4], words, to)
 
 
