@@ -1,21 +1,32 @@
 """What is measured: each projection's output, perplexity, weights, and what the models write."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nvfp4.layers import Linear
+from nvfp4.demo import bf16
+from nvfp4.layers import Linear, SwiGLUMLP
 
 Progress = Callable[[], None]
 
 
 class Projection(NamedTuple):
+    """Cosine similarity of a layer's NVFP4 output with bf16: of the same layer with its own
+    weights, and with the NVFP4 weights dequantized (what is then left is the activations' part).
+    """
+
     name: str
     cosine: float
+    same_weights: float
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """Of all of a and b, in float64."""
+    return F.cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0).item()
 
 
 def block_linears(model: Any) -> Iterator[tuple[str, nn.Linear]]:
@@ -25,43 +36,98 @@ def block_linears(model: Any) -> Iterator[tuple[str, nn.Linear]]:
             yield name, module
 
 
-def quantize_linears(model: Any, backend: str, done: Progress) -> tuple[int, int]:
-    """Replace every block's linear layers by NVFP4 ones; returns their weights' bytes before and
-    after.
-    """
+def block_mlps(model: Any) -> Iterator[tuple[str, Any]]:
+    """Every block's gated MLP without biases."""
+    for name, module in model.model.layers.named_modules():
+        parts = [getattr(module, f"{part}_proj", None) for part in ("gate", "up", "down")]
+        if all(isinstance(part, nn.Linear) and part.bias is None for part in parts):
+            yield name, module
+
+
+class Quantized(NamedTuple):
+    """A model's NVFP4 layers by name, and their weights' bytes before and after."""
+
+    layers: dict[str, Linear]
+    before: int
+    after: int
+
+
+def quantize_linears(model: Any, backend: str, done: Progress) -> Quantized:
+    """Every block's linear layers in NVFP4; the model itself is left alone."""
+    layers: dict[str, Linear] = {}
     before = after = 0
-    for name, linear in list(block_linears(model)):
-        layer = Linear.from_float(linear, backend=backend)
-        model.model.layers.set_submodule(name, layer)
+    for name, linear in block_linears(model):
+        layers[name] = Linear.from_float(linear, backend=backend)
         before += linear.weight.nbytes
-        after += sum(
-            t.nbytes for t in (layer.weight, layer.weight_scales, layer.weight_global_scale)
-        )
+        after += layers[name].packed().nbytes
         done()
-    return before, after
+    return Quantized(layers, before, after)
+
+
+def replace_linears(model: Any, layers: Mapping[str, Linear]) -> None:
+    for name, layer in layers.items():
+        model.model.layers.set_submodule(name, layer)
 
 
 @torch.inference_mode()
 def projection_cosines(
-    model: Any, quantized: Any, tokens: Tensor, done: Progress
+    model: Any, layers: Mapping[str, Linear], tokens: Tensor, done: Progress
 ) -> list[Projection]:
-    """Each projection's output in NVFP4 against bf16, both on the bf16 model's own activations."""
+    """Each projection's output in NVFP4 (layers: by name) against bf16, both on the bf16 model's
+    own activations.
+    """
+
+    def compare(name: str) -> Callable[[Tensor, Tensor], Projection]:
+        layer = layers[name]
+
+        def of(x: Tensor, want: Tensor) -> Projection:
+            got = layer(x)
+            same = F.linear(x, layer.packed().dequantize(x.dtype), layer.bias)
+            return Projection(name, cosine(got, want), cosine(got, same))
+
+        return of
+
+    return _on_activations(
+        model, tokens, [(linear, compare(name)) for name, linear in block_linears(model)], done
+    )
+
+
+@torch.inference_mode()
+def mlp_cosines(model: Any, tokens: Tensor, backend: str, done: Progress) -> list[Projection]:
+    """Each block's gated MLP as one layers.SwiGLUMLP, likewise."""
+
+    def compare(name: str, mlp: Any) -> Callable[[Tensor, Tensor], Projection]:
+        layer = SwiGLUMLP.from_float(mlp.gate_proj, mlp.up_proj, mlp.down_proj, backend=backend)
+
+        def of(x: Tensor, want: Tensor) -> Projection:
+            got = layer(x)
+            same = bf16.mlp(x, *(w.dequantize(x.dtype) for w in layer.packed()))
+            return Projection(name, cosine(got, want), cosine(got, same))
+
+        return of
+
+    return _on_activations(
+        model, tokens, [(mlp, compare(name, mlp)) for name, mlp in block_mlps(model)], done
+    )
+
+
+def _on_activations(
+    model: Any,
+    tokens: Tensor,
+    compared: list[tuple[nn.Module, Callable[[Tensor, Tensor], Projection]]],
+    done: Progress,
+) -> list[Projection]:
+    """Run the model; call each module's function with what goes in and what comes out."""
     found = []
 
-    def compare(name: str, layer: Linear) -> Callable[..., None]:
+    def hook_of(of: Callable[[Tensor, Tensor], Projection]) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
-            cosine = F.cosine_similarity(
-                layer(*args).double().flatten(), output.double().flatten(), dim=0
-            )
-            found.append(Projection(name, cosine.item()))
+            found.append(of(args[0], output))
             done()
 
         return hook
 
-    hooks = [
-        linear.register_forward_hook(compare(name, quantized.model.layers.get_submodule(name)))
-        for name, linear in block_linears(model)
-    ]
+    hooks = [module.register_forward_hook(hook_of(of)) for module, of in compared]
     try:
         model(tokens)
     finally:

@@ -75,11 +75,10 @@ def run(
         )
 
     quantized = copy.deepcopy(model)
-    before, after = measure.quantize_linears(
-        quantized, backend, step("quantize the linear layers", layers)
-    )
+    packed = measure.quantize_linears(model, backend, step("quantize the linear layers", layers))
+    measure.replace_linears(quantized, packed.layers)
     projections = measure.projection_cosines(
-        model, quantized, tokens[:, :512], step("compare the projections", layers)
+        model, packed.layers, tokens[:, :512], step("compare the projections", layers)
     )
     done = step("perplexity, bf16 and NVFP4", 2)
     perplexities = []
@@ -106,8 +105,8 @@ def run(
         cosine_median=median(projection.cosine for projection in projections),
         perplexity_bf16=perplexities[0],
         perplexity_nvfp4=perplexities[1],
-        linear_bytes_bf16=before,
-        linear_bytes_nvfp4=after,
+        linear_bytes_bf16=packed.before,
+        linear_bytes_nvfp4=packed.after,
         prompt=PROMPT,
         continuation_bf16=written[0],
         continuation_nvfp4=written[1],

@@ -105,6 +105,10 @@ class Linear(PackedModule):
             packed = [quantize_weight(p.weight.detach(), backend=backend) for p in floats]
         return cls(concatenate(packed), bias, input_global_scale, backend)
 
+    def packed(self) -> QuantizedTensor:
+        """The weight, as nvfp4.mm takes it."""
+        return QuantizedTensor(self.weight, self.weight_scales, self.weight_global_scale)
+
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.nvfp4.linear(
             x,

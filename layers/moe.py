@@ -123,27 +123,25 @@ class MoE(PackedModule):
             need = f"a rank from 0 to {world_size - 1}"
             raise ValueError(f"nvfp4.layers.MoE.local: needs {need}, got {rank}")
         count = self.experts // world_size
-        own = slice(rank * count, (rank + 1) * count)
+        first = rank * count
+        w13, w2 = (_copy(weights.slice(first, count)) for weights in self.packed())
         h = self.h_global_scale
         return MoE(
-            ExpertWeights(*(t[own].clone() for t in self._weights()[:3])),
-            ExpertWeights(*(t[own].clone() for t in self._weights()[3:])),
+            w13,
+            w2,
             self.x_global_scale,
-            h if h is None or h.numel() == 1 else h[own].clone(),
-            self.expert_offset + own.start,
+            h if h is None or h.numel() == 1 else h[first : first + count].clone(),
+            self.expert_offset + first,
             self.swiglu_limit,
             self.activation,
             self.backend,
         )
 
-    def _weights(self) -> tuple[Tensor, ...]:
+    def packed(self) -> tuple[ExpertWeights, ExpertWeights]:
+        """w13 and w2, as nvfp4.moe takes them."""
         return (
-            self.w13,
-            self.w13_scales,
-            self.w13_global_scale,
-            self.w2,
-            self.w2_scales,
-            self.w2_global_scale,
+            ExpertWeights(self.w13, self.w13_scales, self.w13_global_scale),
+            ExpertWeights(self.w2, self.w2_scales, self.w2_global_scale),
         )
 
     def forward(self, x: Tensor, topk_weights: Tensor, topk_ids: Tensor) -> Tensor:
@@ -151,7 +149,12 @@ class MoE(PackedModule):
             x,
             topk_weights,
             topk_ids,
-            *self._weights(),
+            self.w13,
+            self.w13_scales,
+            self.w13_global_scale,
+            self.w2,
+            self.w2_scales,
+            self.w2_global_scale,
             self.x_global_scale,
             self.h_global_scale,
             self.expert_offset,
@@ -182,6 +185,10 @@ class MoE(PackedModule):
         offset = f", expert_offset={self.expert_offset}" if self.expert_offset else ""
         sizes = f"hidden={self.w2.shape[1]}, intermediate={2 * self.w2.shape[2]}"
         return f"experts={self.experts}{offset}, {sizes}, {glu_repr(self)}"
+
+
+def _copy(weights: ExpertWeights) -> ExpertWeights:
+    return ExpertWeights(weights.data.clone(), weights.scales.clone(), weights.global_scale.clone())
 
 
 def deinterleave_gate_up(w: Tensor) -> Tensor:

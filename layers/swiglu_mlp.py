@@ -91,6 +91,13 @@ class SwiGLUMLP(PackedModule):
             backend,
         )
 
+    def packed(self) -> tuple[QuantizedTensor, QuantizedTensor]:
+        """w13 and w2, as nvfp4.swiglu_mlp takes them."""
+        return (
+            QuantizedTensor(self.w13, self.w13_scales, self.w13_global_scale),
+            QuantizedTensor(self.w2, self.w2_scales, self.w2_global_scale),
+        )
+
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.nvfp4.swiglu_mlp(
             x,

@@ -84,6 +84,17 @@ def test_warmup(run, tmp_path, monkeypatch):
     assert run(*arguments).stdout.count(": cached\n") == 4
 
 
+@needs_dsl
+def test_warmup_of_experts(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("NVFP4_CACHE_DIR", str(tmp_path))
+    arguments = ("warmup", "--moe", "4x64x64", "--max-m", "1", "--top-k", "2")
+    first = run(*arguments)
+    assert first.exit_code == 0, first.output
+    kernels = first.stdout.count(": compiled\n")
+    assert kernels == len(list(tmp_path.glob("*.zip"))) > 0
+    assert run(*arguments).stdout.count(": cached\n") == kernels
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

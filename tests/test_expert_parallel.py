@@ -115,11 +115,7 @@ def _bound(layer: MoE, x: Tensor, weights: Tensor, ids: Tensor, world: int) -> T
     single process's sum, one of each partial and world - 1 of their sum.
     """
     rows, positions = nvfp4.moe_dispatch(x, ids, EXPERTS)
-    state = layer.state_dict()
-    w13, w2 = (
-        nvfp4.ExpertWeights(state[w], state[f"{w}_scales"], state[f"{w}_global_scale"])
-        for w in ("w13", "w2")
-    )
+    w13, w2 = layer.packed()
     h = nvfp4.grouped_mm_glu_quantize(
         rows, w13, layer.h_global_scale, layer.swiglu_limit, gate_up_dtype=x.dtype
     )

@@ -173,7 +173,7 @@ def test_from_packed(n, k, layout, device):
     layer = Linear.from_packed(
         q.data, scale, q.global_scale.reshape(1), bias=bias, scale_layout=layout
     )
-    same_bits(layer.weight_scales, q.scales)
+    same_bits(layer.packed().scales, q.scales)
     same_bits(layer(x), Linear(q, bias)(x))
     p = nvfp4.global_scale(x)
     static = Linear.from_packed(q.data, scale, q.global_scale, p, scale_layout=layout)
@@ -245,8 +245,7 @@ def test_swiglu_mlp_is_its_op(device):
     x = torch.randn(2, 5, H, device=device)
     p = torch.tensor(0.01, device=device)
     layer = _mlp(device, x_global_scale=p, h_global_scale=p, swiglu_limit=1.0)
-    w13 = nvfp4.QuantizedTensor(layer.w13, layer.w13_scales, layer.w13_global_scale)
-    w2 = nvfp4.QuantizedTensor(layer.w2, layer.w2_scales, layer.w2_global_scale)
+    w13, w2 = layer.packed()
     assert layer.w13_global_scale.numel() == 2
     same_bits(layer(x), nvfp4.swiglu_mlp(x, w13, w2, p, p, 1.0))
     gelu = SwiGLUMLP(w13, w2, activation="gelu_tanh")
@@ -271,8 +270,7 @@ def test_moe_is_its_op(device):
     h = torch.linspace(0.001, 0.002, E, device=device)
     layer = _moe(device, h_global_scale=h, swiglu_limit=1.0, expert_offset=3)
     x, weights, ids = _inputs(layer, 9, device)
-    w13 = nvfp4.ExpertWeights(layer.w13, layer.w13_scales, layer.w13_global_scale)
-    w2 = nvfp4.ExpertWeights(layer.w2, layer.w2_scales, layer.w2_global_scale)
+    w13, w2 = layer.packed()
     assert layer.w13_global_scale.shape == (E, 2)
     want = nvfp4.moe(x, weights, ids + 3, w13, w2, None, h, 3, 1.0)
     same_bits(layer(x, weights, ids + 3), want)

@@ -1,0 +1,32 @@
+"""The same layers in bf16, as a model without NVFP4 runs them: what the NVFP4 ones are compared
+with.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Expert = Callable[[int], tuple[Tensor, Tensor]]
+"""An expert's w13 [2I, H] and w2 [H, I]."""
+
+
+def hidden(x: Tensor, w13: Tensor) -> Tensor:
+    """silu(gate) * up of x [M, H]: [M, I]."""
+    gate, up = F.linear(x, w13).chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def mlp(x: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
+    return F.linear(hidden(x, w13), w2)
+
+
+def moe(x: Tensor, topk_weights: Tensor, topk_ids: Tensor, expert: Expert, experts: int) -> Tensor:
+    """The local experts 0 .. experts - 1; sums in float32."""
+    out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    for e in range(experts):
+        token, choice = torch.nonzero(topk_ids == e, as_tuple=True)
+        y = mlp(x[token], *expert(e))
+        out.index_add_(0, token, topk_weights[token, choice, None] * y.float())
+    return out.to(x.dtype)
