@@ -25,25 +25,28 @@ _DIVISIBLE = [["tt.divisibility", 16]]
 def compile_launch(launch: Launch, sm: int) -> CompiledKernel:
     """Compile what `launch` would run on an sm_<sm> GPU; its tensors may be meta tensors.
 
-    Arguments are specialized as a launch specializes them: None and 1 are constants; pointers
-    (fresh allocations are aligned) and multiples of 16 are marked divisible.
+    Arguments are specialized as a launch specializes them, unless the kernel says not to: None and
+    1 are constants; pointers (fresh allocations are aligned) and multiples of 16 are marked
+    divisible.
     """
     signature: dict[str, str] = {}
     constants: dict[str, Any] = dict(launch.constants)
     attributes: dict[tuple[int, ...], Any] = {}
-    names = launch.kernel.arg_names
-    for index, (name, value) in enumerate(zip(names, launch.args, strict=False)):
+    for index, (parameter, value) in enumerate(
+        zip(launch.kernel.params, launch.args, strict=False)
+    ):
+        name, specialized = parameter.name, not parameter.do_not_specialize
         if isinstance(value, Tensor):
             signature[name] = _POINTERS[value.dtype]
             attributes[(index,)] = _DIVISIBLE
-        elif value is None or value == 1:
+        elif value is None or (value == 1 and specialized):
             signature[name] = "constexpr"
             constants[name] = value
         elif isinstance(value, float):
             signature[name] = "fp32"
         else:
             signature[name] = "i32" if abs(value) < 2**31 else "i64"
-            if value % 16 == 0:
+            if value % 16 == 0 and specialized:
                 attributes[(index,)] = _DIVISIBLE
     signature |= dict.fromkeys(launch.constants, "constexpr")
     source = ASTSource(launch.kernel, signature, constexprs=constants, attrs=attributes)

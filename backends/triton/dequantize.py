@@ -17,7 +17,7 @@ from nvfp4.backends.triton.tiles import (
 from nvfp4.spec.format import DATA_DTYPE, SWIZZLED
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "p_stride"])
 def _dequantize_kernel(
     data, scales, global_scale, out, M, K, data_stride, p_stride, scale_columns,
     SWIZZLED: tl.constexpr, R: tl.constexpr, C: tl.constexpr,

@@ -47,7 +47,7 @@ def _values(
     return glu(gate, up, ACTIVATION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "all_scale_rows"])
 def _glu_quantize_kernel(
     gate_up, global_scale, group_offsets, limit, data, scales, row_scales, M, E, K, stride,
     all_scale_rows, scale_columns,

@@ -2,12 +2,16 @@
 
 Launchers build one and run it; the same value, built from meta tensors, is compiled for any
 architecture on a machine without a GPU (ahead.py). So what is checked is what is launched.
+
+Kernels are not specialized to what changes with the number of tokens (do_not_specialize): one that
+is compiled serves any number that has its configuration, and warming up is not a matter of luck.
 """
 
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
+from triton import knobs
 from triton.runtime import JITFunction
 
 
@@ -32,7 +36,29 @@ class Launch(NamedTuple):
         device = self.args[0].device
         elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
         with torch.cuda.device(device) if elsewhere else nullcontext():
-            self.kernel[self.grid](*self.args, **self.constants, **self.options)
+            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                self._run_captured()
+            else:
+                self._run()
+
+    def _run(self) -> Any:
+        return self.kernel[self.grid](*self.args, **self.constants, **self.options)
+
+    def _run_captured(self) -> None:
+        """A kernel that is not loaded yet cannot be while a CUDA graph is captured."""
+        with knobs.runtime.scope():
+            knobs.runtime.jit_cache_hook = _refuse
+            if self._run() is None:
+                raise RuntimeError(
+                    f"nvfp4: {self.kernel.fn.__name__} would be compiled while a CUDA graph is "
+                    "captured; call nvfp4.warmup(...) with this shape, or the layer's warmup(...), "
+                    "before capturing"
+                )
+
+
+def _refuse(**about: Any) -> bool:
+    """Asked by Triton before it compiles; another thread, not capturing, may do so meanwhile."""
+    return torch.cuda.is_current_stream_capturing()
 
 
 def cdiv(a: int, b: int) -> int:

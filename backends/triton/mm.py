@@ -13,7 +13,7 @@ from nvfp4.backends.triton.mm_config import K_GROUP, MmConfig, choose_config
 from nvfp4.spec.format import DATA_DTYPE
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _decode_kernel(
     words, scales, out, M, K, stride, scale_stride, out_stride, R: tl.constexpr, C: tl.constexpr
 ):
@@ -29,7 +29,7 @@ def _decode_kernel(
     tl.store(at, values, mask=(rows < M)[:, None] & (columns < out_stride)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "row_scale_stride"])
 def _mm_kernel(
     a, b, a_scales, b_scales, alpha, row_scale, bias, out, M, N, K,
     a_stride, b_stride, scale_stride, alpha_stride, row_scale_stride, segment,

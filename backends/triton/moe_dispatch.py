@@ -32,7 +32,7 @@ TILE_WORDS = tl.constexpr(swizzle.TILE_ROWS * swizzle.TILE_BLOCKS // 4)
 """int32 words of a scale tile: one a row, rows 32 apart side by side."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "p_stride", "expert_offset", "token_programs"])
 def _quantize_tokens_kernel(
     x, global_scale, ids, offsets, positions, data, scales, row_scale, M, E, K, x_stride,
     p_stride, top_k, expert_offset, scale_columns, token_programs,

@@ -12,7 +12,7 @@ from nvfp4.backends.triton.tiles import store_quantized, to_f32
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, SWIZZLED
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "p_stride", "scale_rows"])
 def _quantize_kernel(
     x, global_scale, data, scales, M, K, x_stride, p_stride, scale_rows, scale_columns,
     SWIZZLED: tl.constexpr, R: tl.constexpr, C: tl.constexpr, NATIVE: tl.constexpr,

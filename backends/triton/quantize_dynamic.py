@@ -15,7 +15,7 @@ from nvfp4.backends.triton.tiles import row_global_scale, store_quantized, to_f3
 from nvfp4.spec.format import DATA_DTYPE, SWIZZLED
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "scale_rows"])
 def _quantize_rows_kernel(
     x, data, scales, global_scale, M, K, x_stride, scale_rows, scale_columns,
     SWIZZLED: tl.constexpr, R: tl.constexpr, C: tl.constexpr, NATIVE: tl.constexpr,

@@ -20,7 +20,7 @@ def local_expert(ids, at, inside, expert_offset, E):
     return tl.where(inside & (expert >= 0) & (expert < E), expert, E).to(tl.int32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "expert_offset"])
 def _count_kernel(ids, counts, n, expert_offset, E, CHUNK: tl.constexpr, EXPERTS: tl.constexpr):
     """counts int32 [chunks, EXPERTS]: how many of a chunk's ids are each expert's."""
     chunk = tl.program_id(0)
@@ -29,7 +29,7 @@ def _count_kernel(ids, counts, n, expert_offset, E, CHUNK: tl.constexpr, EXPERTS
     tl.store(counts + chunk * EXPERTS + tl.arange(0, EXPERTS), counted)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "expert_offset", "chunks"])
 def _place_kernel(
     ids, counts, offsets, positions, n, expert_offset, E, chunks,
     ONE: tl.constexpr, CHUNK: tl.constexpr, PART: tl.constexpr, EXPERTS: tl.constexpr,
