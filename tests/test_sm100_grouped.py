@@ -27,12 +27,14 @@ from nvfp4.backends.contract import Workload
 from nvfp4.backends.cutedsl import compile as compiler
 from nvfp4.backends.cutedsl import cubin, emulated
 from nvfp4.backends.cutedsl.compile import compiled
+from nvfp4.backends.cutedsl.emulator import Options
 from nvfp4.backends.cutedsl.gemm.choose import GLU, GROUPED, choose_grouped_config
 from nvfp4.backends.cutedsl.gemm.config import Epilogue, Glu, Kernel, Tile
 from nvfp4.backends.cutedsl.gemm.launch_grouped import (
     clusters_of,
     glu_kernel_of,
     grouped_kernel_of,
+    plan_grouped,
 )
 from nvfp4.backends.cutedsl.gemm.layouts import SHARED_BYTES, layout_of
 from nvfp4.backends.cutedsl.grouped_mm import grouped_mm
@@ -111,6 +113,21 @@ def test_more_experts_are_refused():
     out = torch.zeros(1, 8)
     with pytest.raises(ValueError, match="needs up to 512 experts, got 513"):
         grouped_mm(x.a, x.b, x.a_scales, x.b_scales, eighths(513, 1), None, None, x.offsets, out)
+
+
+@runs
+@pytest.mark.parametrize("tile", [SQUARE, PAIR, SWAPPED], ids=str)
+def test_under_every_schedule(tile):
+    """Warps and asynchronous work in other orders: nothing relies on what happened to be first."""
+    x = operands(MIXED, 264, 1296)
+    alpha = eighths(4, 1)
+    for seed, delay in enumerate((0, 30, 300, 1000)):
+        out = torch.full((MIXED.rows, 264), POISON, dtype=torch.bfloat16)
+        launch = plan_grouped(
+            x.a, x.b, x.a_scales, x.b_scales, alpha, None, None, x.offsets, out, tile, 3
+        )
+        emulated.run(launch, Options(seed=seed, delay=delay, quantum=512 if seed % 2 else 64))
+        same_bits(out, expected(x, MIXED, alpha, None, None, torch.bfloat16))
 
 
 @runs

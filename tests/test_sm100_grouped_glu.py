@@ -25,8 +25,9 @@ from torch import Tensor
 
 from nvfp4.backends import cutedsl
 from nvfp4.backends.contract import Problem, Target
-from nvfp4.backends.cutedsl import cubin
+from nvfp4.backends.cutedsl import cubin, emulated
 from nvfp4.backends.cutedsl.compile import compiled
+from nvfp4.backends.cutedsl.emulator import Options
 from nvfp4.backends.cutedsl.emulator.floats import fma32
 from nvfp4.backends.cutedsl.gemm.choose import GLU
 from nvfp4.backends.cutedsl.gemm.config import Tile
@@ -134,6 +135,15 @@ def test_fused_with_nans_infinities_and_any_size(dtype, size):
 @pytest.mark.parametrize("routing", ROUTINGS[:12:2], ids=str)
 def test_fused_with_every_routing(routing):
     check_glu(routing, GluCase(tile=PAIR, k=32))
+
+
+@runs
+@pytest.mark.parametrize("tile", GLU, ids=str)
+def test_fused_under_every_schedule(tile, monkeypatch):
+    for seed, delay in enumerate((30, 300, 1000)):
+        options = Options(seed=seed, delay=delay, quantum=512 if seed % 2 else 64)
+        monkeypatch.setattr(emulated, "Options", lambda outputs, options=options: options)
+        check_glu(MIXED, GluCase(256, 1296, tile))
 
 
 @runs

@@ -67,6 +67,8 @@ def plan_glu(
             f"grouped_mm_glu_quantize: needs I, and alpha's segments, in multiples of {TILE_ROWS}, "
             f"got I = {n // 2}, {segments} segments"
         )
+    if data.data_ptr() % 32 or data.stride(0) % 32:
+        raise ValueError("grouped_mm_glu_quantize: needs rows of data that start on 32 bytes")
     kernel = glu_kernel_of(tile, dtype, row_scale is not None, activation, limit is not None)
     inputs = (a, b, a_scales, b_scales, alpha, row_scale, None, offsets)
     outputs = {"out": data, "scales": scales.view(torch.uint8), "global_scale": global_scale}
