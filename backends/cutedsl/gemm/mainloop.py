@@ -80,11 +80,11 @@ def load(layout: cutlass.Constexpr[Layout], maps, smem: Int32, rank: Int32, k_st
     a_scales_at = smem + layout.a_scales + y * a_k_blocks * SCALE_TILE
     b_scales_at = smem + layout.b_scales + x * (b_k_blocks * layout.b_scale_tiles * SCALE_TILE)
     b_k_word = x * b_k_blocks * SCALE_WORDS
-    half_rows, half_scales = Int32(0), Int32(0)
+    half_rows, half_scales, b_scale_part = 0, 0, 0
     if const_expr(layout.glu):
         # Gate's rows and scales, and up's: by one CTA, or the one half by each of a pair.
         half_rows, half_scales = grid.weight_rows // 2, grid.weight_scale_tiles // 2
-        b_row = x * half_rows
+        b_row, b_scale_part = x * half_rows, x * half_scales
         b_scales_at = smem + layout.b_scales + x * HALF_SCALES
         b_k_word = 0
 
@@ -109,9 +109,6 @@ def load(layout: cutlass.Constexpr[Layout], maps, smem: Int32, rank: Int32, k_st
     stage, phase = Int32(0), Int32(1)
     while remains(layout, tile, walk):
         place = place_of(layout, tile, walk)
-        b_scale_tile = place.b_scale_tile
-        if const_expr(layout.glu):
-            b_scale_tile = b_scale_tile + x * half_scales
         for k in cutlass.range(k_begin, k_end, unroll=1):
             at = stage * layout.stage_pitch
             empty = smem + layout.empty + stage * 8
@@ -145,7 +142,10 @@ def load(layout: cutlass.Constexpr[Layout], maps, smem: Int32, rank: Int32, k_st
                 ptx.tma_load(
                     b_scales_at + at + half * HALF_SCALES,
                     b_scale_map,
-                    [k * STAGE_WORDS + b_k_word, b_scale_tile + half * half_scales],
+                    [
+                        k * STAGE_WORDS + b_k_word,
+                        place.b_scale_tile + b_scale_part + half * half_scales,
+                    ],
                     full,
                     ctas,
                     pair_mask,

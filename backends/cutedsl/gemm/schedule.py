@@ -12,7 +12,6 @@ import cutlass.cute as cute
 from cutlass import Boolean, Int32, const_expr
 
 from nvfp4.backends.cutedsl.gemm import groups
-from nvfp4.backends.cutedsl.gemm.groups import Place
 from nvfp4.backends.cutedsl.gemm.layouts import SCALE_ROWS, Layout
 
 
@@ -40,6 +39,37 @@ class Walk(NamedTuple):
     end: Int32
     height: Int32
     width: Int32
+
+
+class Place(NamedTuple):
+    """A tile of D, A's and B's rows being D's rows and columns: what groups.Place is to a D of
+    each expert.
+    """
+
+    row: Int32
+    column: Int32
+    row_end: Int32
+    column_end: Int32
+
+    @property
+    def a_row(self) -> Int32:
+        return self.row
+
+    @property
+    def b_row(self) -> Int32:
+        return self.column
+
+    @property
+    def a_scale_tile(self) -> Int32:
+        return self.row // SCALE_ROWS
+
+    @property
+    def b_scale_tile(self) -> Int32:
+        return self.column // SCALE_ROWS
+
+    @property
+    def b_group(self) -> Int32:
+        return self.column % SCALE_ROWS // 32
 
 
 @cute.jit
@@ -78,11 +108,8 @@ def remains(layout: cutlass.Constexpr[Layout], tile, walk) -> Boolean:
 
 
 @cute.jit
-def place_of(layout: cutlass.Constexpr[Layout], tile, walk) -> Place:
+def place_of(layout: cutlass.Constexpr[Layout], tile, walk):
+    """Where the tile is: a Place, grouped groups.Place."""
     if const_expr(layout.grouped):
         return groups.place_of(layout, tile[0], walk)
-    row, column = tile
-    return Place(
-        row, column, walk.height, walk.width, row, column,
-        row // SCALE_ROWS, column // SCALE_ROWS, column % SCALE_ROWS // 32, Int32(0),
-    )  # fmt: skip
+    return Place(tile[0], tile[1], walk.height, walk.width)
