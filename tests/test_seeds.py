@@ -193,3 +193,15 @@ def test_working_directory_read_on_the_hot_path():
 def test_the_default_environment_of_these_tests_is_honest():
     """The Triton kernels are compiled on a GPU and interpreted without one, never skipped."""
     assert torch.cuda.is_available() or os.environ["TRITON_INTERPRET"] == "1"
+
+
+def test_the_table_of_symptoms_names_tests_that_exist():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "tests" / "SEEDS.md").read_text()))
+    files = (ROOT / "tests").glob("test_*.py")
+    defined = {name for file in files for name in re.findall(r"def (test_\w+)", file.read_text())}
+    own = Path(__file__).read_text() + (ROOT / "tests" / "test_seeds_moe.py").read_text()
+    assert len(named) > 20 and named <= defined, named - defined
+    # And the other way round: no symptom is tested that the table does not have.
+    about_the_table = {"test_the_table_of_symptoms_names_tests_that_exist"}
+    about_the_table |= {"test_the_default_environment_of_these_tests_is_honest"}
+    assert set(re.findall(r"def (test_\w+)", own)) - about_the_table <= named
