@@ -104,6 +104,5 @@ def _print_mixture(report: mixture.Report, console: Console) -> None:
         times = (f"{row.microseconds:.0f}" for row in rows)
         table.add_row(case, stage, rows[0].backend, *times)
     console.print(table)
-    if report.real_model.startswith("not measured"):
-        console.print(report.real_model, markup=False, highlight=False)
+    console.print(f"real model: {report.real_model}", markup=False, highlight=False)
     console.print(f"\n{report.why}\n{report.seconds:.0f} s", markup=False, highlight=False)

@@ -29,6 +29,9 @@ DYNAMIC = "dynamic"
 STATIC_H = "static h"
 """A calibrated scale of act(gate) * up per expert, from as many tokens again."""
 
+REAL = "real model"
+"""Its own weights, and activations on the demo's text."""
+
 Step = Callable[[str, int], measure.Progress]
 
 
@@ -54,7 +57,7 @@ class Plan:
 
 
 ON_GPU = Plan()
-ON_CPU = Plan(experts=4, experts_of=8, top_k=4, tokens=32, timed=(32,), rounds=1, real=256)
+ON_CPU = Plan(experts=8, experts_of=16, top_k=8, tokens=32, timed=(32,), rounds=3, real=256)
 """The sizes are the real ones; fewer experts and tokens, for two cores and two minutes."""
 
 
@@ -104,11 +107,11 @@ def run(plan: Plan, weights: Path | None, backend: str, step: Step) -> Report:
 
     rows: list[Accuracy] = []
     times: list[StageTime] = []
-    sources = [(d, Source(d, device, plan.seed)) for d in DISTRIBUTIONS]
+    sources = [Source(d, device, plan.seed) for d in DISTRIBUTIONS]
     for hidden, intermediate in plan.moe:
         name = f"moe {hidden}/{intermediate}"
         done = step(name, len(sources) + len(plan.timed))
-        for _, source in sources:
+        for source in sources:
             found, layer = _moe(name, hidden, intermediate, plan, source, backend)
             rows += found
             done()
@@ -118,15 +121,17 @@ def run(plan: Plan, weights: Path | None, backend: str, step: Step) -> Report:
             times += stage_times(name, layer, (x, *routing), plan.rounds)
             done()
         del layer
-    done = step("shared expert, projections", len(sources))
-    for _, source in sources:
-        for size in plan.shared:
+    done = step("shared expert, projections", len(plan.shared) + len(plan.linear))
+    for size in plan.shared:
+        for source in sources:
             rows += _shared(*size, plan, source, backend)
-        rows += [_projection(*size, plan, source, backend) for size in plan.linear]
+        done()
+    for size in plan.linear:
+        rows += [_projection(*size, plan, source, backend) for source in sources]
         done()
     model, found = _real(weights, plan, device, backend, step)
     return Report(
-        device=torch.cuda.get_device_name() if device == "cuda" else platform.machine() + " CPU",
+        device=_name(device),
         torch=torch.__version__,
         plan=plan,
         distributions=DISTRIBUTIONS,
@@ -137,6 +142,12 @@ def run(plan: Plan, weights: Path | None, backend: str, step: Step) -> Report:
         why=str(explanation),
         seconds=time.perf_counter() - start,
     )
+
+
+def _name(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def _moe(
@@ -222,7 +233,7 @@ def _real(
     return name, [
         Accuracy(
             f"{len(found[what])} {what}, {word}",
-            name,
+            REAL,
             DYNAMIC,
             choose(p.same_weights for p in found[what]),
             choose(p.cosine for p in found[what]),
