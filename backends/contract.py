@@ -31,7 +31,8 @@ def target_of(device: torch.device) -> Target:
 
 class Problem(NamedTuple):
     """What decides who can run a call: deciding facts only, since a selection is cached under
-    them. `intermediate` is I of an op that makes a gated linear unit of 2I columns, else 0.
+    them. `intermediate`: of an op that makes a gated linear unit, the columns of its gate that
+    share a factor: all I of them, or a segment; else 0.
     """
 
     op: str

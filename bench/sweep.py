@@ -21,7 +21,7 @@ import typer
 
 import nvfp4
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton import mm, quantize, quantize_dynamic, silu_mul_quantize
+from nvfp4.backends.triton import glu_quantize, mm, quantize, quantize_dynamic
 from nvfp4.backends.triton.launch import Launch
 from nvfp4.backends.triton.mm_config import MmConfig
 from nvfp4.backends.triton.quantize_config import Tile
@@ -71,7 +71,8 @@ def _quantizer_makers(op: str, m: int, k: int, copies: int = 2) -> Callable[[Til
                 rows = torch.empty(m, device="cuda")
                 launch = quantize_dynamic.plan(x, "swizzled", *outputs, rows, sm, tile)
             else:
-                launch = silu_mul_quantize.plan(x, p, None, "swizzled", *outputs, sm, tile)
+                args = (x, p, None, None, "silu", "swizzled", *outputs, None, sm, tile)
+                launch = glu_quantize.plan(*args)
             return data, [launch]
 
         return [partial(make, x) for x in xs]

@@ -5,6 +5,8 @@ With a known global scale a backend may do it in one kernel, which never writes 
 and on the other backends, it is nvfp4::grouped_mm and nvfp4::glu_quantize. The bits are the same.
 """
 
+from math import gcd
+
 import torch
 from torch import Tensor
 
@@ -104,11 +106,12 @@ def first_layer(
     """Fill `outputs`, rows of nobody left alone; operands: a, b, a_scales, b_scales, alpha,
     row_scale as grouped_mm.prepared gives them.
     """
-    a, b = operands[:2]
-    assert a is not None and b is not None
+    a, b, _, _, alpha, _ = operands
+    assert a is not None and b is not None and alpha is not None
     n = b.shape[1]
     if global_scale is not None:
-        fused = fused_launcher("grouped_mm_glu_quantize", "grouped_mm", a.device, backend, n // 2)
+        together = gcd(n // 2, n // alpha.shape[1])  # columns of gate, or up, that share a factor
+        fused = fused_launcher("grouped_mm_glu_quantize", "grouped_mm", a.device, backend, together)
         if fused is not None:
             fused(*operands, offsets, global_scale, limit, activation, gate_up_dtype, *outputs)
             return

@@ -39,7 +39,8 @@ def test_defaults(op, compiled_triton):
     assert _choose(op, HOPPER) == "triton"
     assert _choose(op, Target("cuda", 120)) == "triton"
     assert _choose(op, TURING) == "reference"
-    assert _choose(op, BLACKWELL) == ("cutedsl" if op == "mm" and HAS_DSL else "triton")
+    on_blackwell = "cutedsl" if op in cutedsl.BACKEND.ops and HAS_DSL else "triton"
+    assert _choose(op, BLACKWELL) == on_blackwell
 
 
 def test_interpreted_triton_runs_by_name_only(monkeypatch):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from bounds import gemm_bound
 from cases import activations, same_bits
 from torch import Tensor
@@ -175,3 +177,37 @@ def test_more_rows_than_a_launch_has_programs_in_a_dimension():
     ones = torch.ones(len(x), 1, device="cuda")
     out = nvfp4.moe(x, ones, ids, w13, w2)
     same_bits(out[-512:], nvfp4.moe(x[:512], ones[:512], ids[:512], w13, w2))
+
+
+@triton.jit
+def _quotients(a, b, fast, exact, C: tl.constexpr):
+    at = tl.program_id(0) * C + tl.arange(0, C)
+    x, y = tl.load(a + at), tl.load(b + at)
+    text: tl.constexpr = """{
+        .reg .f32 r, e, q, n;
+        rcp.approx.ftz.f32 r, $2;
+        neg.f32 n, $2;
+        fma.rn.f32 e, n, r, 0f3F800000;
+        fma.rn.f32 r, r, e, r;
+        mul.rn.f32 q, $1, r;
+        fma.rn.f32 e, n, q, $1;
+        fma.rn.f32 $0, e, r, q;
+    }"""
+    quotient = tl.inline_asm_elementwise(text, "=f,f,f", [x, y], tl.float32, True, 1)
+    tl.store(fast + at, quotient)
+    tl.store(exact + at, tl.div_rn(x, y))
+
+
+def test_the_fused_kernels_division_is_the_exact_one():
+    """What sm_100's epilogue does two at a time, where nothing is near the ends of float32's range:
+    here on this GPU's approximate reciprocal, on gates and 1 + 2^t.
+    """
+    size = 1 << 26
+    for _ in range(4):
+        gate = torch.randn(size, device="cuda") * 2.0 ** torch.randint(
+            -40, 40, (size,), device="cuda"
+        )
+        below = 1 + torch.exp2(torch.rand(size, device="cuda") * 120 - 60)
+        fast, exact = torch.empty_like(gate), torch.empty_like(gate)
+        _quotients[(size // 1024,)](gate, below, fast, exact, 1024)
+        same_bits(fast, exact)

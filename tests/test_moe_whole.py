@@ -190,3 +190,16 @@ def test_swiglu_mlp_against_float64(device):
     want = want.double() @ down.T.double()
     assert got.shape == (2, 5, 48)
     assert torch.cosine_similarity(got.cpu().double().flatten(), want.flatten(), 0) > 0.95
+
+
+@pytest.mark.op("grouped_mm_glu_quantize")
+@pytest.mark.parametrize("segments", [1, 2, 4, 8])
+def test_the_first_layer_with_any_number_of_segments(backend, device, segments):
+    """A fused kernel has its own needs of them; the stages take what is left."""
+    pattern = PATTERNS[0]
+    ids, _ = pattern.route()
+    w13 = moved(exact_experts(pattern.experts, 256, H, segments), device)
+    rows, _ = nvfp4.moe_dispatch(exact_tokens(pattern.tokens, H).to(device), ids.to(device), 6)
+    p = torch.tensor(0.125, device=device)
+    got = nvfp4.grouped_mm_glu_quantize(rows, w13, p, 7.0, backend=backend)
+    same_rows(got, nvfp4.grouped_mm_glu_quantize(rows, w13, p, 7.0, backend="reference"))
