@@ -29,6 +29,7 @@ from nvfp4.ops import (
     stack_experts,
     swiglu_mlp,
     warmup,
+    warmup_moe,
 )
 from nvfp4.spec.swizzle import swizzle_scales, unswizzle_scales
 from nvfp4.version import VERSION
@@ -63,4 +64,5 @@ __all__ = [
     "swizzle_scales",
     "unswizzle_scales",
     "warmup",
+    "warmup_moe",
 ]

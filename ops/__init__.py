@@ -19,7 +19,7 @@ from nvfp4.ops.quantize_dynamic import quantize_dynamic
 from nvfp4.ops.silu_mul_quantize import silu_mul_quantize
 from nvfp4.ops.swiglu_mlp import swiglu_mlp
 from nvfp4.ops.tensor import QuantizedTensor, concatenate
-from nvfp4.ops.warmup import warmup
+from nvfp4.ops.warmup import warmup, warmup_moe
 from nvfp4.spec.quantize import global_scale
 
 __all__ = [
@@ -48,4 +48,5 @@ __all__ = [
     "stack_experts",
     "swiglu_mlp",
     "warmup",
+    "warmup_moe",
 ]

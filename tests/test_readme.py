@@ -1,4 +1,4 @@
-"""The README's example runs as it stands."""
+"""The README's examples run as they stand."""
 
 import re
 from pathlib import Path
@@ -6,11 +6,13 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def test_example(capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+def test_examples(capsys):
+    dense, experts = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     names: dict = {}
-    exec(example, names)
+    exec(dense, names)
     assert names["h"].shape == (8, 3072)
+    exec(experts, names)
+    assert names["y"].shape == (4, 512)
     assert "nvfp4::linear on cpu: reference" in capsys.readouterr().out
 
 
