@@ -21,15 +21,19 @@ import typer
 
 import nvfp4
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton import glu_quantize, mm, quantize, quantize_dynamic
+from nvfp4.backends.triton import glu_quantize, grouped_mm, mm, quantize, quantize_dynamic
 from nvfp4.backends.triton.launch import Launch
 from nvfp4.backends.triton.mm_config import MmConfig
 from nvfp4.backends.triton.quantize_config import Tile
 from nvfp4.bench.timing import compare
+from nvfp4.ops.grouped_mm import prepared
 from nvfp4.ops.quantize import empty_quantized
 
 COPIES = 12
 """Weights rotate: 12 copies of the smallest one swept exceed an H200's 60 MB of L2."""
+
+GEMMS = {"mm": "mm", "grouped": "grouped_mm"}
+"""By kind: the op."""
 
 Made = tuple[torch.Tensor, Sequence[Launch]]
 Makers = list[Callable[[], Made]]
@@ -51,6 +55,32 @@ def _mm_makers(m: int, n: int, k: int, copies: int = COPIES) -> Callable[[MmConf
             return out, mm.plan(*operands, alpha, x.global_scale, None, out, sm, config)
 
         return [partial(make, data, scales) for data, scales in weights]
+
+    return makers
+
+
+def _grouped_makers(
+    rows: int, experts: int, n: int, k: int, copies: int = 1
+) -> Callable[[MmConfig], Makers]:
+    """Rows spread over the experts at random; all their weights exceed the cache by themselves."""
+    torch.manual_seed(0)
+    x = torch.randn(rows, k, device="cuda", dtype=torch.bfloat16)
+    ids = torch.randint(experts, (rows, 1), device="cuda")
+    a, _ = nvfp4.moe_dispatch(x, ids, experts)
+    w = nvfp4.quantize_experts(torch.randn(experts, n, k, device="cuda", dtype=torch.bfloat16))
+    data, weights, data_scales, weight_scales, alpha, row_scale = prepared(
+        a.data, w.data, a.scales, w.scales, w.global_scale, a.row_scale
+    )
+    scales = data_scales.view(torch.uint8), weight_scales.view(torch.uint8)
+    sm = target_of(x.device).sm
+
+    def makers(config: MmConfig) -> Makers:
+        def make() -> Made:
+            out = torch.zeros(rows, n, dtype=torch.bfloat16, device="cuda")
+            args = (data, weights, *scales, alpha, row_scale, None, a.offsets, out)
+            return out, grouped_mm.plan(*args, sm, config)
+
+        return [make]
 
     return makers
 
@@ -89,6 +119,17 @@ def _mm_configs(m: int) -> Iterator[MmConfig]:
             yield MmConfig(bm, bn, bk, warps, stages, True)
 
 
+def _grouped_configs() -> Iterator[MmConfig]:
+    for bm, bn, bk, warps, stages in (
+        (16, 64, 256, 4, 4), (16, 32, 256, 2, 4), (32, 64, 256, 4, 3), (64, 64, 256, 4, 3),
+        (64, 128, 128, 4, 3), (64, 128, 256, 8, 3), (128, 128, 128, 8, 3), (128, 128, 128, 4, 3),
+        (256, 128, 128, 8, 3),
+    ):  # fmt: skip
+        yield MmConfig(bm, bn, bk, warps, stages, True)
+        if bm <= 64:
+            yield MmConfig(bm, bn, bk, warps, stages, False)
+
+
 def _tiles(op: str, k: int) -> Iterator[Tile]:
     if op == "quantize_dynamic":
         columns = 1 << (k - 1).bit_length()
@@ -110,6 +151,9 @@ def _problem(kind: str, shape: tuple[int, ...], op: str, copies: int) -> Callabl
     if kind == "mm":
         m, n, k = shape
         return _mm_makers(m, n, k, copies)
+    if kind == "grouped":
+        rows, experts, n, k = shape
+        return _grouped_makers(rows, experts, n, k)
     m, k = shape
     return _quantizer_makers(op, m, k, copies)
 
@@ -154,7 +198,7 @@ def _sweep(kind: str, op: str, shape: tuple[int, ...], configs: list[Any]) -> li
             {
                 "config": config._asdict(),
                 "same_bits": same,
-                "right": same or (kind == "mm" and close),
+                "right": same or (kind in GEMMS and close),
             }
         )
         calls[str(len(rows) - 1)] = [lambda make=make: _run(make()[-1]) for make in makers(config)]
@@ -165,16 +209,21 @@ def _sweep(kind: str, op: str, shape: tuple[int, ...], configs: list[Any]) -> li
 
 def main(
     kind: str,
-    shapes: Annotated[str, typer.Option(help="MxNxK,… for mm; MxK,… for quantizers.")],
+    shapes: Annotated[
+        str, typer.Option(help="MxNxK,… for mm; RxExNxK,… for grouped; MxK,… for quantizers.")
+    ],
     out: Path | None = None,
     show: int = 6,
 ) -> None:
     """Time every tile of a kind of kernel, and print the fastest of each shape."""
-    ops = ("mm",) if kind == "mm" else ("quantize", "quantize_dynamic", "silu_mul_quantize")
+    quantizers = ("quantize", "quantize_dynamic", "silu_mul_quantize")
+    ops = (GEMMS[kind],) if kind in GEMMS else quantizers
     found = {}
     for text, op in itertools.product(shapes.split(","), ops):
         shape = tuple(map(int, text.split("x")))
-        configs = list(_mm_configs(shape[0]) if kind == "mm" else _tiles(op, shape[1]))
+        configs: list[Any] = list(_grouped_configs())
+        if kind != "grouped":
+            configs = list(_mm_configs(shape[0]) if kind == "mm" else _tiles(op, shape[1]))
         rows = found[f"{op} {text}"] = _sweep(kind, op, shape, configs)
         print(f"{op} {text}: {len(rows)} tiles", flush=True)
         for row in rows[:show]:

@@ -19,6 +19,10 @@ SIGNATURE = """(Tensor a, Tensor b, Tensor a_scales, Tensor b_scales, Tensor alp
     -> Tensor"""
 
 
+Operands = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]
+"""a, b, a_scales, b_scales, alpha [E, S], row_scale, as launchers take them."""
+
+
 def check_operands(
     check: Checker,
     a: Tensor,
@@ -50,8 +54,7 @@ def prepared(
     b_scales: Tensor,
     alpha: Tensor,
     row_scale: Tensor | None,
-) -> tuple[Tensor | None, ...]:
-    """The operands as launchers take them: bytes, contiguous, alpha [E, S]."""
+) -> Operands:
     return (
         matrix(as_bytes(a)),
         as_bytes(b).contiguous(),

@@ -14,7 +14,7 @@ from nvfp4.dispatch import fused_launcher, launcher
 from nvfp4.ops.checks import Checker, valid_offsets, valid_values, vector
 from nvfp4.ops.experts import ExpertRows, ExpertWeights
 from nvfp4.ops.glu_quantize import Quantized, zero_grouped
-from nvfp4.ops.grouped_mm import check_operands, prepared
+from nvfp4.ops.grouped_mm import Operands, check_operands, prepared
 from nvfp4.ops.library import define
 from nvfp4.spec.format import BLOCK, SWIZZLED
 from nvfp4.spec.glu import SILU
@@ -94,7 +94,7 @@ define("grouped_mm_glu_quantize", SIGNATURE, _outputs, _run)
 
 
 def first_layer(
-    operands: tuple[Tensor | None, ...],
+    operands: Operands,
     offsets: Tensor,
     global_scale: Tensor | None,
     limit: float | None,
@@ -103,11 +103,8 @@ def first_layer(
     backend: str,
     outputs: Quantized,
 ) -> None:
-    """Fill `outputs`, rows of nobody left alone; operands: a, b, a_scales, b_scales, alpha,
-    row_scale as grouped_mm.prepared gives them.
-    """
+    """Fill `outputs`, rows of nobody left alone."""
     a, b, _, _, alpha, _ = operands
-    assert a is not None and b is not None and alpha is not None
     n = b.shape[1]
     if global_scale is not None:
         together = gcd(n // 2, n // alpha.shape[1])  # columns of gate, or up, that share a factor

@@ -20,7 +20,7 @@ from nvfp4.backends.triton.groups import (
     tile_of_expert,
 )
 from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.mm_config import K_GROUP, MmConfig, choose_config
+from nvfp4.backends.triton.mm_config import K_GROUP, MmConfig, choose_grouped_config
 from nvfp4.spec.format import DATA_DTYPE
 
 
@@ -96,7 +96,7 @@ def plan(
     """
     (rows, n), experts, k = out.shape, b.shape[0], a.shape[1] * 2
     native = is_blackwell(sm)
-    config = config or choose_config(cdiv(rows, min(rows, experts)), n, sm)
+    config = config or choose_grouped_config(rows, experts, sm)
     first: tuple[Launch, ...] = ()
     if not native:
         a, b = words_of(a), words_of(b)

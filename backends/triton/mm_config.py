@@ -19,6 +19,11 @@ class MmConfig(NamedTuple):
     decode_a_first: bool = False
 
 
+# The larger a tile, the less is decoded per product; the largest needs sm_90's shared memory.
+LARGEST = MmConfig(256, 128, 128, 8, 3, decode_a_first=True)
+LARGE = MmConfig(128, 128, 128, 8, 3, decode_a_first=True)
+
+
 def choose_config(m: int, n: int, sm: int) -> MmConfig:
     """Tiles from the problem's size.
 
@@ -38,7 +43,22 @@ def choose_config(m: int, n: int, sm: int) -> MmConfig:
         return MmConfig(64, 64, 256, 4, 3, decode_a_first=True)
     if m <= 256:
         return MmConfig(64, 64, 256, 4, 2, decode_a_first=True)
-    # The larger a tile, the less is decoded per product; the largest needs sm_90's shared memory.
-    if sm == 90:
-        return MmConfig(256, 128, 128, 8, 3, decode_a_first=True)
-    return MmConfig(128, 128, 128, 8, 3, decode_a_first=True)
+    return LARGEST if sm == 90 else LARGE
+
+
+def choose_grouped_config(rows: int, experts: int, sm: int) -> MmConfig:
+    """Tiles for `rows` rows of `experts` experts, from how many each would have: who has more, and
+    how many of the rows are nobody's, only the device knows. Sums are those of choose_config.
+    """
+    mean = -(-rows // min(rows, experts))
+    if sm >= 100:
+        return choose_config(mean, 0, sm)
+    # Measured on an H200 (bench/results/h200_grouped_tiles.json). Each tile decodes its weights
+    # anew: as soon as an expert fills them, the largest win.
+    if mean <= 16:
+        return MmConfig(16, 64, 256, 4, 4, decode_a_first=True)
+    if mean <= 48:
+        return MmConfig(32, 64, 256, 4, 3, decode_a_first=True)
+    if mean <= 128:
+        return MmConfig(64, 128, 128, 4, 3, decode_a_first=True)
+    return LARGEST if sm == 90 else LARGE
