@@ -26,8 +26,8 @@ from nvfp4.backends.triton.launch import Launch
 from nvfp4.backends.triton.mm_config import MmConfig
 from nvfp4.backends.triton.quantize_config import Tile
 from nvfp4.bench.timing import compare
-from nvfp4.ops.grouped_mm import prepared
 from nvfp4.ops.quantize import empty_quantized
+from nvfp4.spec.swizzle import swizzled_shape
 
 COPIES = 12
 """Weights rotate: 12 copies of the smallest one swept exceed an H200's 60 MB of L2."""
@@ -67,18 +67,19 @@ def _grouped_makers(
     x = torch.randn(rows, k, device="cuda", dtype=torch.bfloat16)
     ids = torch.randint(experts, (rows, 1), device="cuda")
     a, _ = nvfp4.moe_dispatch(x, ids, experts)
-    w = nvfp4.quantize_experts(torch.randn(experts, n, k, device="cuda", dtype=torch.bfloat16))
-    data, weights, data_scales, weight_scales, alpha, row_scale = prepared(
-        a.data, w.data, a.scales, w.scales, w.global_scale, a.row_scale
+    # Any bytes are codes, and these are scales from 1/4 to 4: a worker has no room for floats.
+    weights = torch.randint(0, 256, (experts, n, k // 2), dtype=torch.uint8, device="cuda")
+    weight_scales = torch.randint(
+        0x28, 0x49, (experts, *swizzled_shape(n, k)), dtype=torch.uint8, device="cuda"
     )
-    scales = data_scales.view(torch.uint8), weight_scales.view(torch.uint8)
+    alpha, data_scales = torch.ones(experts, 1, device="cuda"), a.scales.view(torch.uint8)
     sm = target_of(x.device).sm
 
     def makers(config: MmConfig) -> Makers:
         def make() -> Made:
             out = torch.zeros(rows, n, dtype=torch.bfloat16, device="cuda")
-            args = (data, weights, *scales, alpha, row_scale, None, a.offsets, out)
-            return out, grouped_mm.plan(*args, sm, config)
+            operands = (a.data, weights, data_scales, weight_scales, alpha, a.row_scale)
+            return out, grouped_mm.plan(*operands, None, a.offsets, out, sm, config)
 
         return [make]
 

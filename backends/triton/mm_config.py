@@ -57,8 +57,8 @@ def choose_grouped_config(rows: int, experts: int, sm: int) -> MmConfig:
     # anew: as soon as an expert fills them, the largest win.
     if mean <= 16:
         return MmConfig(16, 64, 256, 4, 4, decode_a_first=True)
-    if mean <= 48:
+    if mean <= 28:
         return MmConfig(32, 64, 256, 4, 3, decode_a_first=True)
-    if mean <= 128:
+    if mean <= 96:
         return MmConfig(64, 128, 128, 4, 3, decode_a_first=True)
-    return LARGEST if sm == 90 else LARGE
+    return LARGEST if sm == 90 and mean > 160 else LARGE
