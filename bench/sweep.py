@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+import triton
 import typer
 
 import nvfp4
@@ -219,7 +220,7 @@ def main(
     """Time every tile of a kind of kernel, and print the fastest of each shape."""
     quantizers = ("quantize", "quantize_dynamic", "silu_mul_quantize")
     ops = (GEMMS[kind],) if kind in GEMMS else quantizers
-    found = {}
+    found: dict[str, Any] = {}
     for text, op in itertools.product(shapes.split(","), ops):
         shape = tuple(map(int, text.split("x")))
         configs: list[Any] = list(_grouped_configs())
@@ -233,7 +234,12 @@ def main(
             if not row.get("right", True):
                 print(f"  WRONG {row}", flush=True)
     if out is not None:
-        out.write_text(json.dumps(found) + "\n")
+        about = {
+            "machine": f"{torch.cuda.get_device_name()}, torch {torch.__version__}, "
+            f"triton {triton.__version__}",
+            "command": f"python -m nvfp4.bench.sweep {kind} --shapes {shapes}",
+        }
+        out.write_text(json.dumps(about | found) + "\n")
 
 
 if __name__ == "__main__":
