@@ -13,6 +13,7 @@ from routing import PATTERNS, Pattern, exact_experts, exact_tokens
 from torch import Tensor
 
 import nvfp4
+from nvfp4.dispatch import launcher
 from nvfp4.ops.experts import ExpertRows, ExpertWeights
 from nvfp4.spec.format import FLOAT_DTYPES
 from nvfp4.spec.grouped import swizzle_grouped_scales
@@ -99,7 +100,6 @@ def test_dispatch(backend, device, pattern, static):
     want, where = nvfp4.moe_dispatch(x, ids, pattern.experts, p, pattern.offset, "reference")
     same_rows(rows, want)
     same_bits(positions, where)
-    # Without the zeros that the op puts there first: tiles of experts are written whole.
     same_bits(nvfp4.moe_dispatch(x.to(device), ids.to(device).long(), *args)[1], where)
 
 
@@ -120,6 +120,43 @@ def test_routing_of_many_tokens(backend, device):
         got = nvfp4.moe_dispatch(x.to(device), ids.to(device), experts, backend=backend)
         same_bits(got[1], want[1])
         same_bits(got[0].offsets, want[0].offsets)
+
+
+@pytest.mark.op("moe_dispatch")
+@BY_PATTERN
+def test_scale_tiles_that_experts_take_are_written_whole(backend, device, pattern):
+    """The launchers get outputs full of NaN bytes; nobody's rows keep theirs."""
+    ids, _ = pattern.route()
+    x = activations(pattern.tokens, H).to(device)
+    want = OPS.moe_dispatch(x, ids.to(device), pattern.experts, None, pattern.offset, "reference")
+    rows, used = want[0].shape[0], tiles_taken(want[3].cpu())
+    gate_up = activations(rows, 2 * H).to(device)
+    h = OPS.glu_quantize(gate_up, None, want[3], backend="reference")
+    for op, inputs, expected, routing in (
+        ("moe_dispatch", (x, ids.to(device), None, pattern.offset), want[:3], want[3:]),
+        ("glu_quantize", (gate_up, None, want[3], None, "silu", "swizzled"), h, ()),
+    ):
+        outputs = [torch.empty_like(w) for w in (*expected, *routing)]
+        for output in outputs:
+            output.view(torch.uint8).fill_(0x7F)
+        launcher(op, x.device, backend)(*inputs, *outputs)
+        for got, w in zip(outputs[3:], routing, strict=True):
+            same_bits(got, w)
+        end = int(want[3][-1])
+        same_bits(outputs[0][:end], expected[0][:end])
+        same_bits(outputs[2][:end], expected[2][:end])
+        assert (outputs[0][end:] == 0x7F).all()
+        for tile in used:
+            part = slice(128 * tile, 128 * tile + 128)
+            same_bits(outputs[1][part], expected[1][part])
+
+
+def tiles_taken(offsets: Tensor) -> list[int]:
+    return [
+        begin // 128 + e + i
+        for e, (begin, end) in enumerate(zip(offsets.tolist(), offsets.tolist()[1:], strict=False))
+        for i in range(-(-(end - begin) // 128))
+    ]
 
 
 # grouped_mm

@@ -194,9 +194,9 @@ def test_every_byte_of_the_outputs_is_written_and_padding_is_zero(backend, devic
     arguments = {
         "quantize": ((x, p, "swizzled"), OPS.quantize(x, p, "swizzled", "reference")),
         "quantize_dynamic": ((x, "swizzled"), OPS.quantize_dynamic(x, "swizzled", "reference")),
-        "silu_mul_quantize": (
-            (gate_up, p, None, "swizzled"),
-            OPS.silu_mul_quantize(gate_up, p, None, "swizzled", "reference"),
+        "glu_quantize": (
+            (gate_up, None, None, None, "silu", "swizzled"),
+            OPS.glu_quantize(gate_up, backend="reference"),
         ),
     }
     for op, (inputs, want) in arguments.items():

@@ -168,6 +168,17 @@ def test_swiglu_accuracy():
     assert relative.max() < 2.5e-6
 
 
+def test_gelu_tanh_accuracy():
+    gate = torch.cat([torch.linspace(-12, 12, 40001), torch.tensor([0.0, -1e-30, 1e30, -1e30])])
+    got = glu.glu(gate, torch.ones_like(gate), None, "gelu_tanh").double()
+    x = gate.double()
+    want = x * torch.sigmoid(2 * (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))
+    near = gate > -3
+    torch.testing.assert_close(got[near], want[near], rtol=2e-6, atol=0)
+    assert ((got - want).abs() <= 2e-6 * want.abs() + 1e-9).all()
+    assert glu.glu(torch.tensor([torch.nan]), torch.ones(1), None, "gelu_tanh").isnan()
+
+
 def test_glu_limit_clamps_the_gate_before_silu():
     gate, up = torch.tensor([20.0, -20.0, 1.0]), torch.tensor([30.0, -30.0, 0.5])
     want = oracle.silu_mul(gate.numpy(), up.numpy(), 7.0)

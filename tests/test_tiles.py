@@ -1,5 +1,6 @@
 """Triton's device functions against the spec, bit for bit, each on its own."""
 
+import pytest
 import torch
 import triton
 import triton.language as tl
@@ -15,8 +16,8 @@ COUNT = 1 << 14
 def _apply(x, y, out, FUNCTION: tl.constexpr, N: tl.constexpr):
     at = tl.arange(0, N)
     a, b = tl.load(x + at), tl.load(y + at)
-    if FUNCTION == "silu_mul":
-        tl.store(out + at, tiles.silu_mul(a, b))
+    if FUNCTION == "silu" or FUNCTION == "gelu_tanh":
+        tl.store(out + at, tiles.glu(a, b, FUNCTION))
     elif FUNCTION == "e2m1":
         tl.store(out + at, tiles.f32_to_e2m1(a, 8, False).to(tl.uint8))
     elif FUNCTION == "e4m3":
@@ -42,11 +43,12 @@ def _floats() -> torch.Tensor:
     return torch.where(values.isnan(), torch.ones_like(values), values)
 
 
-def test_silu_mul(device):
+@pytest.mark.parametrize("activation", glu.ACTIVATIONS)
+def test_glu(device, activation):
     gate = torch.cat([torch.linspace(-100, 100, COUNT // 2), torch.randn(COUNT // 2) * 3])
     up = torch.randn(COUNT)
-    got = _run("silu_mul", gate, up, torch.float32, device)
-    same_bits(got, glu.glu(gate, up, None))
+    got = _run(activation, gate, up, torch.float32, device)
+    same_bits(got, glu.glu(gate, up, None, activation))
 
 
 def test_f32_to_e2m1(device):
