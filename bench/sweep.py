@@ -22,7 +22,14 @@ import typer
 
 import nvfp4
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton import glu_quantize, grouped_mm, mm, quantize, quantize_dynamic
+from nvfp4.backends.triton import (
+    glu_quantize,
+    grouped_mm,
+    linear,
+    mm,
+    quantize,
+    quantize_dynamic,
+)
 from nvfp4.backends.triton.launch import Launch
 from nvfp4.backends.triton.mm_config import MmConfig
 from nvfp4.backends.triton.quantize_config import Tile
@@ -33,7 +40,7 @@ from nvfp4.spec.swizzle import swizzled_shape
 COPIES = 12
 """Weights rotate: 12 copies of the smallest one swept exceed an H200's 60 MB of L2."""
 
-GEMMS = {"mm": "mm", "grouped": "grouped_mm"}
+GEMMS = {"mm": "mm", "grouped": "grouped_mm", "linear": "linear"}
 """By kind: the op."""
 
 Made = tuple[torch.Tensor, Sequence[Launch]]
@@ -54,6 +61,23 @@ def _mm_makers(m: int, n: int, k: int, copies: int = COPIES) -> Callable[[MmConf
             out = torch.empty(m, n, dtype=torch.bfloat16, device="cuda")
             operands = x.data, data, x.scales.view(torch.uint8), scales.view(torch.uint8)
             return out, mm.plan(*operands, alpha, x.global_scale, None, out, sm, config)
+
+        return [partial(make, data, scales) for data, scales in weights]
+
+    return makers
+
+
+def _linear_makers(m: int, n: int, k: int, copies: int = COPIES) -> Callable[[MmConfig], Makers]:
+    torch.manual_seed(0)
+    x = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
+    w = nvfp4.quantize_weight(torch.randn(n, k, device="cuda", dtype=torch.bfloat16))
+    weights = [(w.data.clone(), w.scales.clone().view(torch.uint8)) for _ in range(copies)]
+    alpha, sm = w.global_scale.view(1, 1), target_of(x.device).sm
+
+    def makers(config: MmConfig) -> Makers:
+        def make(data: torch.Tensor, scales: torch.Tensor) -> Made:
+            out = torch.empty(m, n, dtype=torch.bfloat16, device="cuda")
+            return out, linear.plan(x, data, scales, alpha, None, None, out, sm, config)
 
         return [partial(make, data, scales) for data, scales in weights]
 
@@ -121,6 +145,31 @@ def _mm_configs(m: int) -> Iterator[MmConfig]:
             yield MmConfig(bm, bn, bk, warps, stages, True)
 
 
+_LINEAR = {
+    8: ((8, 64, 256, 4, 3), (8, 64, 256, 4, 4), (8, 32, 256, 2, 4), (8, 128, 256, 4, 3),
+        (16, 64, 256, 4, 4), (16, 32, 256, 2, 4)),
+    16: ((16, 64, 256, 4, 3), (16, 64, 256, 4, 4), (16, 32, 256, 2, 3), (16, 64, 256, 2, 3)),
+    32: ((32, 64, 256, 4, 3), (32, 64, 256, 4, 4), (32, 128, 256, 8, 3)),
+    64: ((64, 64, 256, 4, 3), (64, 128, 256, 8, 3), (64, 128, 128, 4, 3), (64, 64, 256, 4, 2)),
+    256: ((64, 64, 256, 4, 2), (64, 128, 128, 4, 3), (128, 128, 128, 8, 3), (128, 64, 128, 4, 3),
+          (128, 128, 128, 4, 3)),
+    1 << 30: ((256, 128, 128, 8, 3), (128, 128, 128, 8, 3), (128, 256, 128, 8, 3)),
+}  # fmt: skip
+"""Tiles worth trying, by the most tokens."""
+
+_DECODED = ((128, 128, 64, 4, 4), (128, 256, 64, 8, 3), (256, 128, 64, 8, 3), (128, 256, 64, 8, 4))
+"""Tiles of decoded weights, for many tokens."""
+
+
+def _linear_configs(m: int) -> Iterator[MmConfig]:
+    most = next(most for most in _LINEAR if m <= most)
+    for tile in _LINEAR[most]:
+        yield MmConfig(*tile, decode_a_first=True)
+    if m > 256:
+        for tile in _DECODED:
+            yield MmConfig(*tile, decode_a_first=True, decode_b_first=True)
+
+
 def _grouped_configs() -> Iterator[MmConfig]:
     for bm, bn, bk, warps, stages in (
         (16, 64, 256, 4, 4), (16, 32, 256, 2, 4), (32, 64, 256, 4, 3), (64, 64, 256, 4, 3),
@@ -149,10 +198,21 @@ def _tiles(op: str, k: int) -> Iterator[Tile]:
             yield Tile(elements // columns, columns, warps)
 
 
+def _configs(kind: str, op: str, shape: tuple[int, ...]) -> Iterator[Any]:
+    if kind == "grouped":
+        return _grouped_configs()
+    if kind == "linear":
+        return _linear_configs(shape[0])
+    return _mm_configs(shape[0]) if kind == "mm" else _tiles(op, shape[1])
+
+
 def _problem(kind: str, shape: tuple[int, ...], op: str, copies: int) -> Callable[[Any], Makers]:
     if kind == "mm":
         m, n, k = shape
         return _mm_makers(m, n, k, copies)
+    if kind == "linear":
+        m, n, k = shape
+        return _linear_makers(m, n, k, copies)
     if kind == "grouped":
         rows, experts, n, k = shape
         return _grouped_makers(rows, experts, n, k)
@@ -182,7 +242,7 @@ def _sweep(kind: str, op: str, shape: tuple[int, ...], configs: list[Any]) -> li
         shares = [configs[i::workers] for i in range(workers)]
         list(pool.map(partial(_compile, kind, shape, op), shares))
 
-    makers = _problem(kind, shape, op, COPIES if kind == "mm" else 2)
+    makers = _problem(kind, shape, op, COPIES if kind in ("mm", "linear") else 2)
     rows, calls, first = [], {}, None
     for config in configs:
         try:
@@ -212,7 +272,10 @@ def _sweep(kind: str, op: str, shape: tuple[int, ...], configs: list[Any]) -> li
 def main(
     kind: str,
     shapes: Annotated[
-        str, typer.Option(help="MxNxK,… for mm; RxExNxK,… for grouped; MxK,… for quantizers.")
+        str,
+        typer.Option(
+            help="MxNxK,… for mm and linear; RxExNxK,… for grouped; MxK,… for quantizers."
+        ),
     ],
     out: Path | None = None,
     show: int = 6,
@@ -223,9 +286,7 @@ def main(
     found: dict[str, Any] = {}
     for text, op in itertools.product(shapes.split(","), ops):
         shape = tuple(map(int, text.split("x")))
-        configs: list[Any] = list(_grouped_configs())
-        if kind != "grouped":
-            configs = list(_mm_configs(shape[0]) if kind == "mm" else _tiles(op, shape[1]))
+        configs = list(_configs(kind, op, shape))
         rows = found[f"{op} {text}"] = _sweep(kind, op, shape, configs)
         print(f"{op} {text}: {len(rows)} tiles", flush=True)
         for row in rows[:show]:

@@ -8,7 +8,7 @@ alphas x_p[m] * w_p[n] are made in the GEMM's epilogue.
 import torch
 from torch import Tensor
 
-from nvfp4.dispatch import launcher
+from nvfp4.dispatch import fused_launcher, launcher
 from nvfp4.ops.checks import Checker, matrix, valid_values, vector
 from nvfp4.ops.library import define
 from nvfp4.ops.quantize import empty_quantized
@@ -56,6 +56,16 @@ def _run(
     multiply = launcher("mm", x.device, backend, stage=True)
     if not out.numel():
         return out
+    bias = bias if bias is None else bias.contiguous()
+    fused = fused_launcher("linear", "mm", x.device, backend)
+    if fused is not None:
+        if input_global_scale is not None:
+            valid_values("linear", "input_global_scale", input_global_scale)
+        fused(
+            matrix(x), matrix(as_bytes(weight)), weight_scales.contiguous(),
+            vector(weight_global_scale)[None], vector(input_global_scale), bias, matrix(out),
+        )  # fmt: skip
+        return out
     data, scales, p = quantize_rows("linear", x, "input_global_scale", input_global_scale, backend)
     multiply(
         data,
@@ -64,7 +74,7 @@ def _run(
         weight_scales.contiguous(),
         vector(weight_global_scale)[None],
         p,
-        bias if bias is None else bias.contiguous(),
+        bias,
         matrix(out),
     )
     return out

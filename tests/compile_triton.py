@@ -21,6 +21,7 @@ from nvfp4.backends.triton import (
     dequantize,
     glu_quantize,
     grouped_mm,
+    linear,
     mm,
     moe_combine,
     moe_dispatch,
@@ -29,6 +30,7 @@ from nvfp4.backends.triton import (
     route,
 )
 from nvfp4.backends.triton.ahead import compile_launch
+from nvfp4.backends.triton.architecture import is_blackwell
 from nvfp4.backends.triton.launch import Launch
 from nvfp4.spec.format import FLOAT_DTYPES, SCALE_LAYOUTS
 from nvfp4.spec.glu import ACTIVATIONS
@@ -64,13 +66,18 @@ def _gemms(sm: int) -> Iterator[tuple[str, Launch]]:
         return _meta(rows, k // 2, dtype=torch.uint8), scales
 
     n, alpha = 6144, _meta(1, 2)
-    sizes = [(1, 576), (24, 7168), (64, 576), (300, 7168), (4096, 7168)]
+    sizes = [(1, 576), (12, 576), (24, 7168), (64, 576), (300, 7168), (4096, 7168)]
     for (m, k), dtype in zip(sizes, itertools.cycle(FLOAT_DTYPES)):
         (a, a_scales), (b, b_scales) = operand(m, k), operand(n, k)
         out = _meta(m, n, dtype=dtype)
         for row_scale, bias in [(None, None), (_meta(m), _meta(n, dtype=torch.bfloat16))]:
             for launch in mm.plan(a, b, a_scales, b_scales, alpha, row_scale, bias, out, sm):
                 yield "mm", launch
+        if not is_blackwell(sm):
+            x = _meta(m, k, dtype=dtype)
+            for p, bias in [(None, None), (_meta(1), _meta(n))]:
+                for launch in linear.plan(x, b, b_scales, alpha, p, bias, out, sm):
+                    yield "linear", launch
 
 
 def _experts(sm: int) -> Iterator[tuple[str, Launch]]:

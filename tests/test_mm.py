@@ -9,6 +9,9 @@ from bounds import gemm_bound
 from cases import GEMM_SHAPES, Shape, activations, from_numpy, same_bits
 
 import nvfp4
+from nvfp4.backends.contract import target_of
+from nvfp4.backends.triton.mm import plan
+from nvfp4.backends.triton.mm_config import choose_config
 from nvfp4.spec.format import FLOAT_DTYPES
 
 pytestmark = pytest.mark.op("mm")
@@ -28,6 +31,25 @@ def _operands(shape: Shape) -> tuple[nvfp4.QuantizedTensor, nvfp4.QuantizedTenso
     a = nvfp4.quantize_dynamic(activations(shape.m, shape.k), backend="reference")
     b = nvfp4.quantize(activations(shape.n, shape.k), backend="reference")
     return a, b
+
+
+def _exact_operands(shape: Shape) -> tuple[nvfp4.QuantizedTensor, nvfp4.QuantizedTensor]:
+    """Scales of 1/2, 1 and 2 make every partial sum a float32."""
+
+    def operand(rows: int) -> nvfp4.QuantizedTensor:
+        data = torch.randint(0, 256, (rows, shape.k // 2), dtype=torch.uint8)
+        scales = torch.tensor([0.5, 1.0, 2.0])[torch.randint(0, 3, (rows, shape.k // 16))]
+        swizzled = nvfp4.swizzle_scales(scales.to(torch.float8_e4m3fn))
+        return nvfp4.QuantizedTensor(data, swizzled, torch.tensor(1.0))
+
+    return operand(shape.m), operand(shape.n)
+
+
+def skip_if_it_cannot(backend: str, device: str) -> None:
+    """For tests that call a kernel below the op."""
+    for verdict in nvfp4.explain("mm", device).stages[0].verdicts:
+        if verdict.backend == backend and verdict.reasons:
+            pytest.skip(f"{backend}: {verdict}")
 
 
 def _check(
@@ -84,6 +106,26 @@ def test_every_form_of_alpha(backend, device, form, with_bias):
     _check(got, a, b, full, bias, torch.float32)
 
 
+CONFIGS = {choose_config(m, n, sm) for m in (1, 9, 17, 33, 65, 257, 513) for n in (64, 9216)
+           for sm in (80, 90)}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS), ids=str)
+@pytest.mark.parametrize("k", [16, 64, 176, 256, 576])
+def test_every_tile_of_triton(device, config, k):
+    """Whatever the tile, decoded before or not: the same bits, also where K is no whole step."""
+    skip_if_it_cannot("triton", device)
+    shape = Shape(19, 72, k)
+    a, b = _exact_operands(shape)
+    out = torch.full((shape.m, shape.n), float("nan"), device=device)
+    sm = target_of(torch.device(device)).sm
+    operands = (a.data, b.data, a.scales.view(torch.uint8), b.scales.view(torch.uint8))
+    alpha = torch.full((1, 1), 0.25, device=device)
+    for launch in plan(*(t.to(device) for t in operands), alpha, None, None, out, sm, config):
+        launch.run()
+    same_bits(out, (_values(a) @ _values(b).T * 0.25).float())
+
+
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 def test_bias_of_any_dtype(backend, device, dtype):
     a, b = _operands(Shape(5, 32, 64))
@@ -98,15 +140,9 @@ def test_bias_of_any_dtype(backend, device, dtype):
     ids=str,
 )
 def test_exact_where_float32_sums_are_exact(backend, device, shape):
-    """Scales of 1/2, 1 and 2 make every partial sum a float32: no backend may be off by a bit."""
+    """Where every partial sum is a float32, no backend may be off by a bit."""
 
-    def operand(rows: int) -> nvfp4.QuantizedTensor:
-        data = torch.randint(0, 256, (rows, shape.k // 2), dtype=torch.uint8)
-        scales = torch.tensor([0.5, 1.0, 2.0])[torch.randint(0, 3, (rows, shape.k // 16))]
-        swizzled = nvfp4.swizzle_scales(scales.to(torch.float8_e4m3fn))
-        return nvfp4.QuantizedTensor(data, swizzled, torch.tensor(1.0))
-
-    a, b = operand(shape.m), operand(shape.n)
+    a, b = _exact_operands(shape)
     exact = _values(a) @ _values(b).T
     for dtype in FLOAT_DTYPES:
         got = _run(a, b, torch.tensor(0.25), None, dtype, device, backend)

@@ -6,6 +6,7 @@ import os
 from importlib.metadata import PackageNotFoundError, version
 
 from nvfp4.backends.contract import Backend, Problem
+from nvfp4.backends.triton.architecture import is_blackwell
 
 OLDEST = (3, 6)
 OLDEST_SM = 80
@@ -41,6 +42,8 @@ def _needs(problem: Problem) -> list[str]:
     elif problem.target.sm < OLDEST_SM:
         need = f"an NVIDIA GPU of sm_{OLDEST_SM} or later, or TRITON_INTERPRET=1"
         needs.append(f"needs {need}, got {problem.target}")
+    if problem.op == "linear" and is_blackwell(problem.target.sm):
+        needs.append(f"needs a GPU whose GEMM takes decoded operands, got {problem.target}")
     return needs
 
 
@@ -56,6 +59,7 @@ BACKEND = Backend(
         "dequantize",
         "glu_quantize",
         "mm",
+        "linear",
         "grouped_mm",
         "moe_dispatch",
         "moe_combine",

@@ -8,7 +8,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
-from nvfp4.backends.triton.launch import Launch
+from nvfp4.backends.triton.launch import Launch, specialized
 
 _POINTERS = {
     torch.uint8: "*u8",
@@ -32,21 +32,19 @@ def compile_launch(launch: Launch, sm: int) -> CompiledKernel:
     signature: dict[str, str] = {}
     constants: dict[str, Any] = dict(launch.constants)
     attributes: dict[tuple[int, ...], Any] = {}
-    for index, (parameter, value) in enumerate(
-        zip(launch.kernel.params, launch.args, strict=False)
-    ):
-        name, specialized = parameter.name, not parameter.do_not_specialize
+    arguments = zip(launch.kernel.arg_names, launch.args, specialized(launch.kernel), strict=False)
+    for index, (name, value, special) in enumerate(arguments):
         if isinstance(value, Tensor):
             signature[name] = _POINTERS[value.dtype]
             attributes[(index,)] = _DIVISIBLE
-        elif value is None or (value == 1 and specialized):
+        elif value is None or (value == 1 and special):
             signature[name] = "constexpr"
             constants[name] = value
         elif isinstance(value, float):
             signature[name] = "fp32"
         else:
             signature[name] = "i32" if abs(value) < 2**31 else "i64"
-            if value % 16 == 0 and specialized:
+            if value % 16 == 0 and special:
                 attributes[(index,)] = _DIVISIBLE
     signature |= dict.fromkeys(launch.constants, "constexpr")
     source = ASTSource(launch.kernel, signature, constexprs=constants, attrs=attributes)

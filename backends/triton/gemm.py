@@ -102,7 +102,7 @@ def load_scales(scales, rows, k, stride, K, BK: tl.constexpr, EVEN_K: tl.constex
 def multiply(
     a, a_rows, a_scales, a_scale_rows, a_stride,
     b, b_rows, b_scales, b_scale_rows, b_stride, scale_stride, K,
-    NATIVE: tl.constexpr, A_DECODED: tl.constexpr, EVEN_K: tl.constexpr,
+    NATIVE: tl.constexpr, A_DECODED: tl.constexpr, B_DECODED: tl.constexpr, EVEN_K: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Rows [BM] of A times rows [BN] of B: float32 [BN, BM]; each operand's rows, and theirs among
@@ -112,20 +112,26 @@ def multiply(
     acc = tl.zeros((BN, BM), tl.float32)
     for k in range(0, K, BK):
         unit = k // CODES + tl.arange(0, BK // CODES)
-        w = load_step(b, b_rows, unit, b_stride, K // CODES, EVEN_K)
-        w_sf = load_scales(b_scales, b_scale_rows, k, scale_stride, K, BK, EVEN_K)
-        if A_DECODED:
-            x = load_step(a, a_rows, k + tl.arange(0, BK), a_stride, a_stride, EVEN_K)
-            acc = tl.dot(decode(w, w_sf, BN, BK), x.T, acc)
+        element = k + tl.arange(0, BK)
+        if B_DECODED:
+            w = load_step(b, b_rows, element, b_stride, b_stride, EVEN_K)
+            x = load_step(a, a_rows, element, a_stride, a_stride, EVEN_K)
+            acc = tl.dot(w, x.T, acc)
         else:
-            x = load_step(a, a_rows, unit, a_stride, K // CODES, EVEN_K)
-            x_sf = load_scales(a_scales, a_scale_rows, k, scale_stride, K, BK, EVEN_K)
-            if NATIVE:
-                w_sf = w_sf.to(tl.float8e4nv, bitcast=True)
-                x_sf = x_sf.to(tl.float8e4nv, bitcast=True)
-                acc = tl.dot_scaled(w, w_sf, "e2m1", x.T, x_sf, "e2m1", acc)
+            w = load_step(b, b_rows, unit, b_stride, K // CODES, EVEN_K)
+            w_sf = load_scales(b_scales, b_scale_rows, k, scale_stride, K, BK, EVEN_K)
+            if A_DECODED:
+                x = load_step(a, a_rows, element, a_stride, a_stride, EVEN_K)
+                acc = tl.dot(decode(w, w_sf, BN, BK), x.T, acc)
             else:
-                acc = tl.dot(decode(w, w_sf, BN, BK), decode(x, x_sf, BM, BK).T, acc)
+                x = load_step(a, a_rows, unit, a_stride, K // CODES, EVEN_K)
+                x_sf = load_scales(a_scales, a_scale_rows, k, scale_stride, K, BK, EVEN_K)
+                if NATIVE:
+                    w_sf = w_sf.to(tl.float8e4nv, bitcast=True)
+                    x_sf = x_sf.to(tl.float8e4nv, bitcast=True)
+                    acc = tl.dot_scaled(w, w_sf, "e2m1", x.T, x_sf, "e2m1", acc)
+                else:
+                    acc = tl.dot(decode(w, w_sf, BN, BK), decode(x, x_sf, BM, BK).T, acc)
     if not NATIVE:
         acc *= E2M1_F16_SCALE * E2M1_F16_SCALE
     return acc

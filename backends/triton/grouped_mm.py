@@ -68,7 +68,7 @@ def _grouped_mm_kernel(
     acc = multiply(
         a, m_read, a_scales, scale_rows(m_read, begin, expert), a_stride,
         b + wide * N * b_stride, n_read, b_scales + wide * b_scale_rows * scale_stride, n_read,
-        b_stride, scale_stride, K, NATIVE, A_DECODED, EVEN_K, BM, BN, BK,
+        b_stride, scale_stride, K, NATIVE, A_DECODED, False, EVEN_K, BM, BN, BK,
     )  # fmt: skip
     factor = tl.load(alpha + expert * (N // segment) + n_read // segment)[:, None]
     if HAS_ROW_SCALE:

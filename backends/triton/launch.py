@@ -7,11 +7,12 @@ Kernels are not specialized to what changes with the number of tokens (do_not_sp
 is compiled serves any number that has its configuration, and warming up is not a matter of luck.
 """
 
-from contextlib import nullcontext
+import functools
 from typing import Any, NamedTuple
 
 import torch
-from triton import knobs
+from torch import Tensor
+from triton.compiler import CompiledKernel
 from triton.runtime import JITFunction
 
 
@@ -34,31 +35,69 @@ class Launch(NamedTuple):
 
     def run(self) -> None:
         device = self.args[0].device
-        elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
-        with torch.cuda.device(device) if elsewhere else nullcontext():
-            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-                self._run_captured()
-            else:
-                self._run()
+        if device.type != "cuda":
+            self._through_triton()  # interpreted
+        elif device.index == torch.cuda.current_device():
+            self._run_on(device.index)
+        else:
+            with torch.cuda.device(device):
+                self._run_on(device.index)
 
-    def _run(self) -> Any:
+    def _run_on(self, device: int) -> None:
+        """By the compiled kernel itself, once there is one: Triton's own way to it costs more of
+        the host's time than the launch.
+        """
+        kinds = map(_kind, self.args, specialized(self.kernel))
+        options = (self.num_warps, self.num_stages, *self.constants.values())
+        key = (self.kernel.fn, device, *options, *kinds)
+        loaded = _LOADED.get(key)
+        if loaded is None:
+            _LOADED[key] = self._load()
+        else:
+            loaded.kernel[(*self.grid, 1, 1)[:3]](*self.args, *loaded.constants)
+
+    def _load(self) -> "Loaded":
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"nvfp4: {self.kernel.fn.__name__} would be compiled while a CUDA graph is "
+                "captured; call nvfp4.warmup(...) with this shape, or the layer's warmup(...), "
+                "before capturing"
+            )
+        names = self.kernel.arg_names[len(self.args) :]
+        return Loaded(self._through_triton(), tuple(self.constants[name] for name in names))
+
+    def _through_triton(self) -> CompiledKernel:
         return self.kernel[self.grid](*self.args, **self.constants, **self.options)
 
-    def _run_captured(self) -> None:
-        """A kernel that is not loaded yet cannot be while a CUDA graph is captured."""
-        with knobs.runtime.scope():
-            knobs.runtime.jit_cache_hook = _refuse
-            if self._run() is None:
-                raise RuntimeError(
-                    f"nvfp4: {self.kernel.fn.__name__} would be compiled while a CUDA graph is "
-                    "captured; call nvfp4.warmup(...) with this shape, or the layer's warmup(...), "
-                    "before capturing"
-                )
+
+class Loaded(NamedTuple):
+    """A kernel on a device, and its constants in the order of its signature."""
+
+    kernel: CompiledKernel
+    constants: tuple[Any, ...]
 
 
-def _refuse(**about: Any) -> bool:
-    """Asked by Triton before it compiles; another thread, not capturing, may do so meanwhile."""
-    return torch.cuda.is_current_stream_capturing()
+_LOADED: dict[tuple[Any, ...], Loaded] = {}
+"""By all that a kernel is compiled for: what Triton's own cache goes by, told faster."""
+
+
+@functools.cache
+def specialized(kernel: JITFunction) -> tuple[bool, ...]:
+    """Which of a kernel's arguments it is specialized to."""
+    return tuple(not parameter.do_not_specialize for parameter in kernel.params)
+
+
+def _kind(value: Any, specialized: bool) -> Any:
+    """What Triton specializes a kernel to: a pointer's dtype and alignment; whether an integer is
+    1, a multiple of 16, or wide.
+    """
+    if isinstance(value, Tensor):
+        return value.dtype, value.data_ptr() % 16 == 0
+    if isinstance(value, int):
+        if specialized:
+            return 1 if value == 1 else (value % 16 == 0, value < 2**31)
+        return value < 2**31
+    return type(value)
 
 
 def cdiv(a: int, b: int) -> int:

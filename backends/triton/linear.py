@@ -1,0 +1,96 @@
+"""A linear layer before Blackwell: activations rounded to NVFP4, then multiplied; two launches.
+
+Its GEMM wants activations decoded, not packed: what quantizing and decoding them gives is made in
+one pass, in the order of K that the GEMM reads.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nvfp4.backends.contract import target_of
+from nvfp4.backends.triton.decode import decoded_width
+from nvfp4.backends.triton.gemm import decode
+from nvfp4.backends.triton.launch import Launch, cdiv
+from nvfp4.backends.triton.mm import Operand, plan_multiply, taken
+from nvfp4.backends.triton.mm_config import MmConfig, choose_config
+from nvfp4.backends.triton.quantize_config import LONGEST_ROW, Tile, choose_rounding_tile
+from nvfp4.backends.triton.quantize_dynamic import plan_row_scales
+from nvfp4.backends.triton.tiles import quantize_tile, row_global_scale, to_f32
+from nvfp4.spec.format import DATA_DTYPE
+
+
+@triton.jit(do_not_specialize=["M", "p_stride"])
+def _round_rows_kernel(
+    x, global_scale, out, row_scale, M, K, x_stride, p_stride, out_stride,
+    DYNAMIC: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """out float16 [M, decoded_width(K)]: x as NVFP4 holds it; row_scale [M]: each row's own p."""
+    rows = tl.program_id(0) * R + tl.arange(0, R)
+    columns = tl.program_id(1) * C + tl.arange(0, C)
+    inside = (rows < M)[:, None] & (columns < K)[None, :]
+    at = rows.to(tl.int64)[:, None] * x_stride + columns[None, :]
+    values = to_f32(tl.load(x + at, mask=inside, other=0.0))
+    if DYNAMIC:
+        p = row_global_scale(values)
+        tl.store(row_scale + rows, p, mask=rows < M)
+    else:
+        p = tl.load(global_scale + rows * p_stride, mask=rows < M, other=1.0)
+    words, sf = quantize_tile(values, p, R, C, False)
+    halves = tl.join((words & 0xFFFF).to(tl.uint16), ((words >> 16) & 0xFFFF).to(tl.uint16))
+    rounded = decode(halves.reshape(R, C // 4), sf, R, C)
+    at = out + rows.to(tl.int64)[:, None] * out_stride + columns[None, :]
+    tl.store(at, rounded, mask=(rows < M)[:, None] & (columns < out_stride)[None, :])
+
+
+def plan(
+    x: Tensor,
+    weight: Tensor,
+    weight_scales: Tensor,
+    alpha: Tensor,
+    p: Tensor | None,
+    bias: Tensor | None,
+    out: Tensor,
+    sm: int,
+    config: MmConfig | None = None,
+    tile: Tile | None = None,
+) -> tuple[Launch, ...]:
+    """x [M, K], weight [N, K/2], scales as bytes, alpha float32 [1, S], p float32 [1], [M], or
+    None: each row's own, of K up to LONGEST_ROW; bias [N], out [M, N]; sm: the architecture.
+    """
+    (m, n), k = out.shape, x.shape[1]
+    config, width = config or choose_config(m, n, sm), decoded_width(k)
+    rounded = torch.empty(m, width, dtype=torch.float16, device=x.device)
+    row_scale = p if p is not None else torch.empty(m, dtype=torch.float32, device=x.device)
+    tile = tile or choose_rounding_tile(m, width, whole_rows=p is None)
+    round_rows = Launch(
+        _round_rows_kernel,
+        (cdiv(m, tile.rows), cdiv(width, tile.columns)),
+        (
+            x, p, rounded, row_scale, m, k, x.stride(0), int(p is not None and p.numel() > 1),
+            width,
+        ),
+        {"DYNAMIC": p is None, "R": tile.rows, "C": tile.columns},
+        num_warps=tile.num_warps,
+    )  # fmt: skip
+    w, first = taken(Operand(weight, weight_scales), k, config.decode_b_first)
+    a = Operand(rounded, weight_scales, True)
+    return (*first, round_rows, plan_multiply(a, w, alpha, row_scale, bias, out, k, config))
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    weight_scales: Tensor,
+    alpha: Tensor,
+    p: Tensor | None,
+    bias: Tensor | None,
+    out: Tensor,
+) -> None:
+    if p is None and x.shape[1] > LONGEST_ROW:
+        p = x.new_empty(x.shape[0], dtype=torch.float32)
+        plan_row_scales(x, p).run()
+    weight_scales, sm = weight_scales.view(DATA_DTYPE), target_of(x.device).sm
+    for launch in plan(x, weight, weight_scales, alpha, p, bias, out, sm):
+        launch.run()
