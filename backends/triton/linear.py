@@ -12,7 +12,7 @@ from torch import Tensor
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton.decode import decoded_width
 from nvfp4.backends.triton.gemm import decode
-from nvfp4.backends.triton.launch import Launch, cdiv
+from nvfp4.backends.triton.launch import Launch, cdiv, next_power_of_2
 from nvfp4.backends.triton.mm import Operand, plan_multiply, taken
 from nvfp4.backends.triton.mm_config import MmConfig, choose_config
 from nvfp4.backends.triton.quantize_config import LONGEST_ROW, Tile, choose_rounding_tile
@@ -24,17 +24,26 @@ from nvfp4.spec.format import DATA_DTYPE
 @triton.jit(do_not_specialize=["M", "p_stride"])
 def _round_rows_kernel(
     x, global_scale, out, row_scale, M, K, x_stride, p_stride, out_stride,
-    DYNAMIC: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+    DYNAMIC: tl.constexpr, ROW: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """out float16 [M, decoded_width(K)]: x as NVFP4 holds it; row_scale [M]: each row's own p."""
+    """out float16 [M, decoded_width(K)]: x as NVFP4 holds it; row_scale [M]: each row's own p.
+
+    Of few rows several programs make one: each finds its largest element, and rounds a part.
+    """
     rows = tl.program_id(0) * R + tl.arange(0, R)
     columns = tl.program_id(1) * C + tl.arange(0, C)
+    x_rows = x + rows.to(tl.int64)[:, None] * x_stride
     inside = (rows < M)[:, None] & (columns < K)[None, :]
-    at = rows.to(tl.int64)[:, None] * x_stride + columns[None, :]
-    values = to_f32(tl.load(x + at, mask=inside, other=0.0))
+    values = to_f32(tl.load(x_rows + columns[None, :], mask=inside, other=0.0))
     if DYNAMIC:
-        p = row_global_scale(values)
-        tl.store(row_scale + rows, p, mask=rows < M)
+        if ROW == C:
+            p = row_global_scale(values)
+        else:
+            row = tl.arange(0, ROW)
+            whole = (rows < M)[:, None] & (row < K)[None, :]
+            p = row_global_scale(to_f32(tl.load(x_rows + row[None, :], mask=whole, other=0.0)))
+        if tl.program_id(1) == 0:
+            tl.store(row_scale + rows, p, mask=rows < M)
     else:
         p = tl.load(global_scale + rows * p_stride, mask=rows < M, other=1.0)
     words, sf = quantize_tile(values, p, R, C, False)
@@ -63,7 +72,7 @@ def plan(
     config, width = config or choose_config(m, n, sm), decoded_width(k)
     rounded = torch.empty(m, width, dtype=torch.float16, device=x.device)
     row_scale = p if p is not None else torch.empty(m, dtype=torch.float32, device=x.device)
-    tile = tile or choose_rounding_tile(m, width, whole_rows=p is None)
+    tile = tile or choose_rounding_tile(m, width)
     round_rows = Launch(
         _round_rows_kernel,
         (cdiv(m, tile.rows), cdiv(width, tile.columns)),
@@ -71,7 +80,12 @@ def plan(
             x, p, rounded, row_scale, m, k, x.stride(0), int(p is not None and p.numel() > 1),
             width,
         ),
-        {"DYNAMIC": p is None, "R": tile.rows, "C": tile.columns},
+        {
+            "DYNAMIC": p is None,
+            "ROW": next_power_of_2(width),
+            "R": tile.rows,
+            "C": tile.columns,
+        },
         num_warps=tile.num_warps,
     )  # fmt: skip
     w, first = taken(Operand(weight, weight_scales), k, config.decode_b_first)

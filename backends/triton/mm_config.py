@@ -1,5 +1,6 @@
 """The GEMM's tiles."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 K_GROUP = 128
@@ -20,12 +21,30 @@ class MmConfig(NamedTuple):
     decode_b_first: bool = False
 
 
-# The larger a tile, the less is decoded per product; the largest needs sm_90's shared memory.
-LARGEST = MmConfig(256, 128, 128, 8, 3, decode_a_first=True)
+SMALL = MmConfig(64, 64, 256, 4, 3, decode_a_first=True)
+WIDE = MmConfig(64, 128, 256, 8, 3, decode_a_first=True)
 LARGE = MmConfig(128, 128, 128, 8, 3, decode_a_first=True)
+LARGEST = MmConfig(256, 128, 128, 8, 3, decode_a_first=True)
+SPEED = {SMALL: 0.47, WIDE: 0.61, LARGE: 0.79, LARGEST: 1.0}
+"""Products in a unit of time on an H200, relative (bench/results/h200_linear_tiles.json): the
+larger a tile, the less is decoded for each.
+"""
 
-# Or nothing is decoded there: for so many tokens a pass over the weights before pays.
 DECODED = MmConfig(128, 256, 64, 8, 4, decode_a_first=True, decode_b_first=True)
+"""Nothing is decoded here: for very many tokens a pass over the weights before pays."""
+
+SMS = 132
+"""An H200's. With fewer the same tiles come in more waves, and the choice is still a good one."""
+
+
+def _fastest(m: int, n: int, tiles: Iterable[MmConfig]) -> MmConfig:
+    """The tile whose waves take least: a wave takes as long for one program as for all."""
+
+    def time(tile: MmConfig) -> float:
+        programs = -(-m // tile.BM) * -(-n // tile.BN)
+        return -(-programs // SMS) * tile.BM * tile.BN / SPEED[tile]
+
+    return min(tiles, key=time)
 
 
 def choose_config(m: int, n: int, sm: int) -> MmConfig:
@@ -45,14 +64,9 @@ def choose_config(m: int, n: int, sm: int) -> MmConfig:
         return MmConfig(16, 32, 256, 2, 3, decode_a_first=True)
     if m <= 32:
         return MmConfig(32, 64, 256, 4, 3, decode_a_first=True)
-    if m <= 64:
-        wide = n > 8192
-        return MmConfig(64, 128 if wide else 64, 256, 8 if wide else 4, 3, decode_a_first=True)
-    if m <= 256:
-        return MmConfig(64, 64, 256, 4, 2, decode_a_first=True)
-    if m <= 512 or sm != 90:
-        return LARGEST if sm == 90 else LARGE
-    return DECODED
+    if sm != 90:  # less shared memory
+        return _fastest(m, n, (SMALL, LARGE))
+    return _fastest(m, n, SPEED) if m <= 512 else DECODED
 
 
 def choose_grouped_config(rows: int, experts: int, sm: int) -> MmConfig:
@@ -64,6 +78,8 @@ def choose_grouped_config(rows: int, experts: int, sm: int) -> MmConfig:
         return choose_config(mean, 0, sm)
     # Measured on an H200 (bench/results/h200_grouped_tiles.json). Each tile decodes its weights
     # anew: as soon as an expert fills them, the largest win.
+    if mean <= 8:
+        return MmConfig(8, 64, 256, 4, 4, decode_a_first=True)
     if mean <= 16:
         return MmConfig(16, 64, 256, 4, 4, decode_a_first=True)
     if mean <= 28:

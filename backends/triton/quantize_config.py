@@ -36,15 +36,13 @@ def choose_row_tile(k: int) -> Tile:
     return Tile(rows, columns, max(rows * columns // 2048, 1))
 
 
-def choose_rounding_tile(rows: int, width: int, whole_rows: bool) -> Tile:
-    """For activations on their way into a GEMM: `width` whole groups of K. Few rows are spread over
-    as many warps as there is work for, since nothing else runs meanwhile.
+def choose_rounding_tile(rows: int, width: int) -> Tile:
+    """For activations on their way into a GEMM: `width` whole groups of K. Few rows are cut into
+    parts, each a program's, since nothing else runs meanwhile.
     """
-    columns = next_power_of_2(width)
-    if not whole_rows:
-        columns = min(columns, 512)
-    if rows <= 256:
-        return Tile(1, columns, min(max(columns // 256, 1), 16))
+    columns = min(next_power_of_2(width), LONGEST_ROW)
+    if rows <= 64:
+        return Tile(1, min(columns, 1024), 8)
     tile_rows = max(1, 4096 // columns)
     return Tile(tile_rows, columns, max(tile_rows * columns // 2048, 1))
 
