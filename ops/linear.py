@@ -2,7 +2,8 @@
 
 Two stages, each run by whoever runs it best on this machine: nvfp4::quantize_dynamic (or
 nvfp4::quantize, with a static scale) and nvfp4::mm. A backend asked for runs those that it has. The
-alphas x_p[m] * w_p[n] are made in the GEMM's epilogue.
+alphas x_p[m] * w_p[n] are made in the GEMM's epilogue. Who multiplies may have a way of its own
+through both, without packing what is unpacked at once; the bits are the stages'.
 """
 
 import torch

@@ -222,3 +222,26 @@ def test_every_tile_at_real_sizes(m, n, k):
     for token in range(0, m, 37):
         alone = OPS.linear(x[token : token + 1], w.data, w.scales, w.global_scale)
         same_bits(alone, got[token : token + 1])
+
+
+@pytest.mark.parametrize("n, k", [(6144, 7168), (512, 576)])
+def test_every_tile_that_is_chosen_gives_the_same_bits(n, k):
+    """In float32, on activations with outliers: no token's bits tell how many came with it."""
+    from nvfp4.backends.contract import target_of
+    from nvfp4.backends.triton.mm import plan
+    from nvfp4.backends.triton.mm_config import choose_config, choose_grouped_config
+
+    w, x = _weight(n, k), nvfp4.quantize_dynamic(activations(200, k).cuda() / 1024)
+    sm = target_of(w.device).sm
+    tokens = (1, 9, 17, 33, 65, 129, 257, 513, 4096)
+    configs = {choose_config(m, width, sm) for m in tokens for width in (4096, 9216, 16384)}
+    configs |= {choose_grouped_config(8 * m, 8, sm) for m in tokens}
+    operands = (x.data, w.data, x.scales.view(torch.uint8), w.scales.view(torch.uint8))
+    first = None
+    for config in sorted(configs):
+        out = torch.full((200, n), float("nan"), device="cuda")
+        alpha = w.global_scale.view(1, 1)
+        for launch in plan(*operands, alpha, x.global_scale, None, out, sm, config):
+            launch.run()
+        first = out if first is None else first
+        same_bits(out, first)
