@@ -37,7 +37,7 @@ def _copies(bytes_each: int, device: str) -> int:
     return max(2, min(64, COLD_BYTES // bytes_each)) if device == "cuda" else 2
 
 
-def _poison(device: str, *nbytes: int) -> None:
+def poison(device: str, *nbytes: int) -> None:
     """Leave NaN bytes in the memory that the allocator hands out next."""
     for poisoned in [torch.full((n,), 0x7F, dtype=torch.uint8, device=device) for n in nbytes]:
         del poisoned
@@ -70,7 +70,7 @@ def quantizer(op: str, rows: int, k: int, device: str) -> Case:
 
     def check() -> None:
         for index in range(copies):
-            _poison(device, rows * k // 2, packed_bytes, rows * k * 2)
+            poison(device, rows * k // 2, packed_bytes, rows * k * 2)
             _assert_same(op, run(index), run(index, "reference"))
 
     calls = [partial(run, index) for index in range(copies)]
@@ -90,7 +90,7 @@ def linear(m: int, n: int, k: int, device: str) -> Case:
 
     def check() -> None:
         for index in range(min(copies, 3)):
-            _poison(device, m * n * 2)
+            poison(device, m * n * 2)
             got, want = run(index).double(), run(index, "reference").double()
             error = float((got - want).norm() / want.norm())
             if not error < 2**-8:  # both round to bf16, half an ulp (2^-9) each

@@ -13,16 +13,21 @@ from typing import Any
 import torch
 
 from nvfp4.bench import cases
+from nvfp4.bench.moe import Sizes, moe
 from nvfp4.bench.timing import compare, host_seconds
 from nvfp4.ops import explain
 
 QUANTIZERS = ("quantize", "quantize_dynamic", "silu_mul_quantize", "dequantize")
+OPS = (*QUANTIZERS, "linear", "moe")
 GPU_ROWS = ((8192, 7168), (64, 7168), (1, 7168))
 GPU_WEIGHTS = ((6144, 3584), (9216, 3584), (7168, 2048), (4096, 7168), (16384, 7168), (8192, 8192))
 GPU_TOKENS = (1, 8, 16, 64, 256, 1024, 4096)
+GPU_EXPERTS = (Sizes(4096, 2048, 256, 256, 6), Sizes(7168, 2048, 32, 256, 8))
+GPU_MOE_TOKENS = (1, 16, 128, 1024, 8192)
 CPU_ROWS = ((128, 1024),)
 CPU_WEIGHTS = ((256, 512),)
 CPU_TOKENS = (1, 32)
+CPU_EXPERTS = (Sizes(128, 64, 4, 8, 2),)
 
 
 @dataclass(frozen=True)
@@ -127,16 +132,19 @@ def _jobs(device: str, only: str) -> Iterator[Callable[[], cases.Case]]:
     if only in ("", "linear"):
         for n, k in weights:
             yield from (lambda n=n, k=k, m=m: cases.linear(m, n, k, device) for m in tokens)
+    if only in ("", "moe"):
+        gpu = device == "cuda"
+        for sizes in GPU_EXPERTS if gpu else CPU_EXPERTS:
+            counts = GPU_MOE_TOKENS if gpu else CPU_TOKENS
+            yield from (lambda m=m, sizes=sizes: moe(m, sizes, device) for m in counts)
 
 
 def run(
     only: str, rounds: int, commit: str, step: Callable[[str, int], Callable[[], None]]
 ) -> Results:
     """Run the benchmark on this machine; `only` names one op, "" runs all."""
-    if only not in ("", "linear", *QUANTIZERS):
-        raise ValueError(
-            f"nvfp4 bench: --op needs one of {', '.join(QUANTIZERS)}, linear, got {only!r}"
-        )
+    if only not in ("", *OPS):
+        raise ValueError(f"nvfp4 bench: --op needs one of {', '.join(OPS)}, got {only!r}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     ceilings = {}
     for case in (cases.copy(device), cases.matmul(device)):

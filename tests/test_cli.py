@@ -31,16 +31,20 @@ def test_info_json(run):
     assert facts["devices"]["cpu"]["backends"]["reference"]["mm"] == "ok"
 
 
-def test_bench(run, tmp_path):
+BENCHED = [("linear", {"bf16", "dequantize + bf16"}), ("moe", {"bf16 grouped"})]
+
+
+@pytest.mark.parametrize("op, peers", BENCHED)
+def test_bench(run, tmp_path, op, peers):
     result = run(
-        "bench", "--op", "linear", "--rounds", "2", "--out", str(tmp_path), "--name", "x", "--json"
+        "bench", "--op", op, "--rounds", "2", "--out", str(tmp_path), "--name", "x", "--json"
     )
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)["rows"]
     assert rows == json.loads((tmp_path / "x.json").read_text())["rows"]
-    assert {"bf16", "dequantize + bf16"} == set(rows[0]["ratios"])
+    assert peers == set(rows[0]["ratios"])
     assert all(row["microseconds"] > 0 for row in rows)
-    assert "| linear |" in (tmp_path / "x.md").read_text()
+    assert f"| {op} |" in (tmp_path / "x.md").read_text()
 
 
 def test_a_user_error_is_one_line_and_status_2(run, tmp_path):

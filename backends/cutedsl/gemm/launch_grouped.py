@@ -58,8 +58,9 @@ def plan_glu(
     tile: Tile,
     sms: int,
 ) -> Launch:
-    """The same with b [E, 2I, K/2], gate's rows first; p float32 [1] or [E]; data uint8 [R, I/2],
-    its grouped scales, and global_scale float32 [R] are written. Padding of scales is not.
+    """The same with b [E, 2I, K/2], gate's rows first; p float32 [1] or [E]; data uint8 [R, I/2]
+    and global_scale float32 [R] of experts' rows are written, and of the grouped scales the tiles
+    that these take, whole.
     """
     (_, n, _), segments = b.shape, alpha.shape[1]
     if n % (2 * TILE_ROWS) or n // segments % TILE_ROWS:

@@ -1,0 +1,97 @@
+"""A mixture of experts against torch's bf16 grouped matmul, routing and combination included."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import nvfp4
+from nvfp4.bench.cases import Case, poison
+from nvfp4.bench.timing import Call
+
+OPS = torch.ops.nvfp4
+
+
+class Sizes(NamedTuple):
+    """`experts` are here, of `of` that the router chooses top_k from."""
+
+    hidden: int
+    intermediate: int
+    experts: int
+    of: int
+    top_k: int
+
+    def __str__(self) -> str:
+        here = f"{self.experts} of {self.of}" if self.of != self.experts else f"{self.of}"
+        return f"{self.hidden}/{self.intermediate}, {here} experts, top {self.top_k}"
+
+
+def moe(tokens: int, sizes: Sizes, device: str) -> Case:
+    """nvfp4::moe on bf16 tokens; a router that knows nothing. All weights together are far larger
+    than a GPU's cache; which of them a call reads is another's for each of the copies of the ids.
+    """
+    hidden, intermediate, experts, of, top_k = sizes
+    copies = 4 if device == "cuda" else 2
+    gate_up = _floats(experts, 2 * intermediate, hidden, device)
+    down = _floats(experts, hidden, intermediate, device)
+    w13, w2 = nvfp4.quantize_experts(gate_up, segments=2), nvfp4.quantize_experts(down)
+    x = torch.randn(tokens, hidden, device=device, dtype=torch.bfloat16)
+    weights = torch.rand(tokens, top_k, device=device)
+    routings = [
+        torch.rand(tokens, of, device=device).argsort(1)[:, :top_k].int() for _ in range(copies)
+    ]
+
+    def run(index: int, backend: str = "") -> Tensor:
+        return nvfp4.moe(x, weights, routings[index], w13, w2, backend=backend)
+
+    def check() -> None:
+        poison(device, tokens * hidden * 2)
+        got, want = run(0).double(), run(0, "reference").double()
+        error = float((got - want).norm() / want.norm())
+        # Both round gate and up to bf16, and a last bit there now and then moves a 4-bit code.
+        if not error < 2**-6:
+            raise AssertionError(f"moe {tokens}, {sizes}: relative error {error:.1e}")
+
+    variants: dict[str, Sequence[Call]] = {
+        "nvfp4": [partial(run, index) for index in range(copies)],
+        "bf16 grouped": [partial(_bf16, x, weights, ids, gate_up, down) for ids in routings],
+    }
+    local = sum(int((ids < experts).sum()) for ids in routings) / copies
+    active = sum(len(ids[ids < experts].unique()) for ids in routings) / copies
+    weight_bytes = active * 3 * hidden * intermediate * (1 / 2 + 1 / 16)
+    flops = int(local * 6 * hidden * intermediate)
+    moved = int(weight_bytes + 2 * x.nbytes)
+    return Case("moe", f"{tokens}: {sizes}", moved, flops, variants, check)
+
+
+def _floats(experts: int, n: int, k: int, device: str) -> Tensor:
+    return torch.randn(experts, n, k, device=device, dtype=torch.bfloat16).mul_(k**-0.5)
+
+
+def _bf16(x: Tensor, weights: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """The same with torch: rows sorted by expert, two grouped products, a weighted sum."""
+    experts, top_k = len(gate_up), ids.shape[1]
+    expert = torch.where(ids < experts, ids, experts).flatten()
+    by_expert, order = torch.sort(expert, stable=True)
+    edges = torch.arange(1, experts + 1, device=x.device)
+    ends = torch.searchsorted(by_expert, edges).int()
+    rows = x[order // top_k]
+    gate, up = _grouped(rows, gate_up, ends).chunk(2, 1)
+    y = _grouped(F.silu(gate) * up, down, ends)
+    scale = weights.flatten()[order] * (by_expert < experts)
+    # Rows of nobody may hold anything.
+    y = torch.where(scale[:, None] > 0, y * scale[:, None], 0)
+    return torch.zeros_like(x).index_add_(0, order // top_k, y.to(x.dtype))
+
+
+def _grouped(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+    if rows.is_cuda:
+        return torch._grouped_mm(rows, weights.mT, offs=ends)
+    out, begin = rows.new_zeros(len(rows), weights.shape[1]), 0
+    for w, end in zip(weights, ends.tolist(), strict=True):
+        out[begin:end] = rows[begin:end] @ w.T
+        begin = end
+    return out
