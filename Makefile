@@ -6,7 +6,7 @@ WORKERS ?= auto
 .PHONY: test demo bench info lint format setup clean
 
 test: setup
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 demo: setup
 	$(BIN)/python -m nvfp4 demo
