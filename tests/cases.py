@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
+
+from nvfp4.ops.explain import explain
 
 
 @dataclass(frozen=True)
@@ -76,3 +79,10 @@ def same_bits(got: Tensor, want: Tensor) -> None:
 
 def from_numpy(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def skip_if_it_cannot(backend: str, device: str = "cpu") -> None:
+    """For tests that name a backend, or call its GEMM below the op: with its own reasons."""
+    for verdict in explain("mm", device, backend).stages[0].verdicts:
+        if verdict.backend == backend and verdict.reasons:
+            pytest.skip(f"{backend}: {verdict}")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from cases import Shape, same_bits
+from cases import Shape, same_bits, skip_if_it_cannot
 from edits import Edit, Outcome
 from mutations import EDITS, MULTICAST, ONE, PAIR, SPLIT_K
 from torch import Tensor
@@ -25,7 +25,6 @@ from nvfp4.backends.cutedsl.gemm.config import STAGE_K, Tile
 from nvfp4.backends.cutedsl.gemm.launch import Launch, plan
 from nvfp4.backends.cutedsl.gemm.layouts import layout_of
 from nvfp4.backends.reference.mm import mm as reference_mm
-from nvfp4.ops.explain import explain
 
 DOCUMENT = Path(__file__).parents[1] / "backends" / "cutedsl" / "emulator" / "MUTATIONS.md"
 
@@ -138,9 +137,7 @@ def edited(edit: Edit) -> Emulated:
 
 @pytest.fixture(autouse=True)
 def _needs_emulation() -> None:
-    for verdict in explain("mm", "cpu", backend="cutedsl").stages[0].verdicts:
-        if verdict.backend == "cutedsl" and verdict.reasons:
-            pytest.skip(f"cutedsl: {verdict}")
+    skip_if_it_cannot("cutedsl")
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -9,13 +9,12 @@ from functools import cache
 import pytest
 import torch
 from bounds import gemm_bound
-from cases import Shape, activations, same_bits
+from cases import Shape, activations, same_bits, skip_if_it_cannot
 
 import nvfp4
 from nvfp4.backends.cutedsl.gemm.choose import NARROW, TILES
 from nvfp4.backends.cutedsl.gemm.config import Tile
 from nvfp4.backends.cutedsl.mm import mm as sm100_mm
-from nvfp4.ops.explain import explain
 from nvfp4.spec.format import FLOAT_DTYPES
 from nvfp4.spec.quantize import decode
 
@@ -66,18 +65,9 @@ def operands(shape: Shape, exact: bool) -> tuple[nvfp4.QuantizedTensor, nvfp4.Qu
 
 
 def run(backend: str, shape: Shape, exact: bool, alpha, bias=None, dtype=torch.bfloat16):
-    for verdict in explain("mm", "cpu").stages[0].verdicts:
-        if verdict.backend == backend and verdict.reasons:
-            pytest.skip(f"{backend}: {verdict}")
+    skip_if_it_cannot(backend)
     a, b = operands(shape, exact)
     return OPS.mm(a.data, b.data, a.scales, b.scales, alpha, bias, dtype, backend)
-
-
-def needs_emulation() -> None:
-    """For tests that call the kernel below the op."""
-    for verdict in explain("mm", "cpu", backend="cutedsl").stages[0].verdicts:
-        if verdict.backend == "cutedsl" and verdict.reasons:
-            pytest.skip(f"cutedsl: {verdict}")
 
 
 @pytest.mark.parametrize("other", ["cutedsl", "triton"])
@@ -152,13 +142,13 @@ def run_tile(tile: Tile, shape: Shape, row_scale: bool, sms: int) -> None:
 
 @pytest.mark.parametrize("tile", [*TILES, *CLUSTERS, *NARROW], ids=str)
 def test_every_tile(tile):
-    needs_emulation()
+    skip_if_it_cannot("cutedsl")
     run_tile(tile, tile_problem(tile), tile.columns != 128, sms=2 * tile.cluster)
 
 
 def test_batch_invariance_can_be_asked_for(monkeypatch):
     """A token alone, among 8 and among 80, with scales for which the order of summation shows."""
-    needs_emulation()
+    skip_if_it_cannot("cutedsl")
     monkeypatch.setenv("NVFP4_BATCH_INVARIANT", "1")
     shape = Shape(80, 128, 4096)
     a, b = operands(shape, False)
@@ -180,7 +170,7 @@ def test_batch_invariance_can_be_asked_for(monkeypatch):
 
 def test_one_compiled_kernel_serves_any_allocation_and_size(monkeypatch, tmp_path):
     """Three allocations, three sizes, one compilation: nothing of a call is baked in."""
-    needs_emulation()
+    skip_if_it_cannot("cutedsl")
     from nvfp4.backends.cutedsl import compile as compiler
     from nvfp4.backends.cutedsl import emulated
 

@@ -6,7 +6,14 @@ import oracle
 import pytest
 import torch
 from bounds import gemm_bound
-from cases import GEMM_SHAPES, Shape, activations, from_numpy, same_bits
+from cases import (
+    GEMM_SHAPES,
+    Shape,
+    activations,
+    from_numpy,
+    same_bits,
+    skip_if_it_cannot,
+)
 
 import nvfp4
 from nvfp4.backends.contract import target_of
@@ -43,13 +50,6 @@ def _exact_operands(shape: Shape) -> tuple[nvfp4.QuantizedTensor, nvfp4.Quantize
         return nvfp4.QuantizedTensor(data, swizzled, torch.tensor(1.0))
 
     return operand(shape.m), operand(shape.n)
-
-
-def skip_if_it_cannot(backend: str, device: str) -> None:
-    """For tests that call a kernel below the op."""
-    for verdict in nvfp4.explain("mm", device).stages[0].verdicts:
-        if verdict.backend == backend and verdict.reasons:
-            pytest.skip(f"{backend}: {verdict}")
 
 
 def _check(

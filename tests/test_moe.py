@@ -67,7 +67,7 @@ def test_dispatch_is_what_a_loop_would_do():
         p = oracle.row_global_scale(x.float().numpy())
         codes, scales = oracle.quantize(x.float().numpy(), p)
         packed, at, offsets = oracle.pack(codes), 0, [0]
-        tiles = torch.zeros(len(rows.data) // 1 + 1, H // 16, dtype=torch.uint8)
+        tiles = torch.zeros(len(rows.data), H // 16, dtype=torch.uint8)
         for expert in range(pattern.experts):
             for token, choice in (ids == expert + pattern.offset).nonzero().tolist():
                 assert positions[token, choice] == at
