@@ -13,9 +13,10 @@ ROOMS = {
     "dispatch": {"backends", "spec"},
     "ops": {"dispatch", "backends", "spec"},
     "layers": {"ops", "spec"},
+    "checkpoints": {"layers", "ops", "spec"},
     "demo": {"layers", "ops", "dispatch", "backends", "spec"},
     "bench": {"layers", "ops", "dispatch", "backends", "spec"},
-    "cli": {"bench", "demo", "layers", "ops", "dispatch", "backends", "spec"},
+    "cli": {"bench", "checkpoints", "demo", "layers", "ops", "dispatch", "backends", "spec"},
 }
 
 

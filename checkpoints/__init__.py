@@ -1,0 +1,25 @@
+"""NVFP4 checkpoints: reading ModelOpt's and compressed-tensors', and making them."""
+
+from nvfp4.checkpoints.schemes import (
+    COMPRESSED_TENSORS,
+    FORMATS,
+    MODELOPT,
+    Format,
+    Group,
+    Scheme,
+    is_nvfp4,
+    parse,
+    read_scheme,
+)
+
+__all__ = [
+    "COMPRESSED_TENSORS",
+    "FORMATS",
+    "MODELOPT",
+    "Format",
+    "Group",
+    "Scheme",
+    "is_nvfp4",
+    "parse",
+    "read_scheme",
+]
