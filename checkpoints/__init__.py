@@ -1,5 +1,6 @@
 """NVFP4 checkpoints: reading ModelOpt's and compressed-tensors', and making them."""
 
+from nvfp4.checkpoints.checkpoint import Checkpoint
 from nvfp4.checkpoints.schemes import (
     COMPRESSED_TENSORS,
     FORMATS,
@@ -16,6 +17,7 @@ __all__ = [
     "COMPRESSED_TENSORS",
     "FORMATS",
     "MODELOPT",
+    "Checkpoint",
     "Format",
     "Group",
     "Scheme",

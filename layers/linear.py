@@ -17,7 +17,8 @@ class Linear(PackedModule):
 
     Buffers: weight uint8 [N, K/2]; weight_scales float8_e4m3fn, swizzled; weight_global_scale
     float32 [] or [S] (fused parts); input_global_scale float32 [] or None (dynamic, per token);
-    bias [N] or None.
+    bias [N] or None; pre_quant_scale [K] or None: what AWQ multiplies x by, in x's dtype, before it
+    is quantized.
     """
 
     weight: Tensor
@@ -25,6 +26,7 @@ class Linear(PackedModule):
     weight_global_scale: Tensor
     input_global_scale: Tensor | None
     bias: Tensor | None
+    pre_quant_scale: Tensor | None
 
     def __init__(
         self,
@@ -32,6 +34,8 @@ class Linear(PackedModule):
         bias: Tensor | None = None,
         input_global_scale: Tensor | None = None,
         backend: str = "",
+        *,
+        pre_quant_scale: Tensor | None = None,
     ) -> None:
         super().__init__(backend)
         weight = swizzled(weight)
@@ -41,7 +45,11 @@ class Linear(PackedModule):
             weight_global_scale=weight.global_scale,
             input_global_scale=input_global_scale,
             bias=bias,
+            pre_quant_scale=pre_quant_scale,
         )
+        if pre_quant_scale is not None and pre_quant_scale.shape != weight.shape[-1:]:
+            need, got = f"shape {list(weight.shape[-1:])}", list(pre_quant_scale.shape)
+            raise ValueError(f"nvfp4.layers.Linear: pre_quant_scale needs {need}, got {got}")
         self._check(torch.empty(0, weight.shape[-1], dtype=torch.bfloat16))
 
     @classmethod
@@ -110,6 +118,8 @@ class Linear(PackedModule):
         return QuantizedTensor(self.weight, self.weight_scales, self.weight_global_scale)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.pre_quant_scale is not None:
+            x = x * self.pre_quant_scale.to(x.dtype)
         return torch.ops.nvfp4.linear(
             x,
             self.weight,

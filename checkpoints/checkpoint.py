@@ -1,0 +1,259 @@
+"""An NVFP4 checkpoint on disk: its layers' tensors checked, as the ops and the layers take them."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nvfp4.checkpoints.files import FLOATS, TensorFiles
+from nvfp4.checkpoints.names import DOWN, EXPERT_PARTS, GATE, UP, WEIGHT, expert_of
+from nvfp4.checkpoints.schemes import (
+    CONFIG_FILE,
+    PRE_QUANT_SCALE,
+    QUANT_CONFIG_FILE,
+    Format,
+    Scheme,
+    read_scheme,
+)
+from nvfp4.layers import Linear, MoE, SwiGLUMLP
+from nvfp4.ops import QuantizedTensor, concatenate, stack_experts
+from nvfp4.spec.format import BLOCK, LINEAR
+from nvfp4.spec.glu import SILU
+
+
+class Checkpoint:
+    """A folder with a ModelOpt or compressed-tensors NVFP4 checkpoint.
+
+    Opening it reads the configuration and the files' headers; a tensor is read, through a memory
+    map, when it is asked for. Layers are asked for by their names in the files. What is wrong with
+    a tensor is a ValueError that names it and its file.
+
+    A layer without an input scale gets None: its inputs are quantized dynamically, each token with
+    its own scale. That is so for checkpoints of the weights alone (W4A16) too: what the ops here
+    multiply has 4 bits on both sides.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise ValueError(f"{self.folder} needs to be a checkpoint's folder, got none")
+        scheme = read_scheme(self.folder)
+        if scheme is None:
+            need = f"a quantization_config in {CONFIG_FILE}, or {QUANT_CONFIG_FILE}"
+            raise ValueError(f"{self.folder} needs {need}, got neither")
+        self.scheme: Scheme = scheme
+        self.files = TensorFiles(self.folder)
+
+    @property
+    def format(self) -> Format:
+        return self.scheme.format
+
+    @cached_property
+    def modules(self) -> tuple[str, ...]:
+        """The names of the quantized linear layers, each expert's too, as the files have them: all
+        that have one of the tensors that only such layers have.
+        """
+        found: dict[str, None] = {}
+        for name in self.files.names:
+            module, _, leaf = name.rpartition(".")
+            if self._is_quantized(name, leaf):
+                found.setdefault(module)
+        return tuple(found)
+
+    @cached_property
+    def _quantized(self) -> frozenset[str]:
+        return frozenset(self.modules)
+
+    def _is_quantized(self, name: str, leaf: str) -> bool:
+        format = self.format
+        if leaf == format.data == "weight":  # which other layers have too
+            return self.files.dtype(name) == "U8"
+        return leaf in (format.data, format.scales, format.global_scale)
+
+    @cached_property
+    def experts(self) -> dict[str, int]:
+        """The modules of quantized experts, and how many each has."""
+        found: dict[str, set[int]] = defaultdict(set)
+        for module in self.modules:
+            if expert := expert_of(module):
+                found[expert.experts].add(expert.expert)
+        return {name: max(indices) + 1 for name, indices in found.items()}
+
+    def is_quantized(self, module: str) -> bool:
+        return module in self._quantized
+
+    # tensors
+
+    def weight(self, module: str) -> QuantizedTensor:
+        """A layer's weight [N, K]: data uint8 [N, K/2], scales float8_e4m3fn [N, K/16], linear,
+        global_scale float32 []; of a divisor S the float32 nearest to 1/S.
+
+        Raises:
+            ValueError: a tensor is missing, or its dtype or shape is another; a scale byte is NaN
+                or negative; the global scale is not finite and positive.
+        """
+        files, format = self.files, self.format
+        data = files.checked(f"{module}.{format.data}", ["U8"], dim=2)
+        n, k = data.shape[0], 2 * data.shape[1]
+        if k == 0 or k % BLOCK:
+            need = f"a shape [N, K/2] with K a positive multiple of {BLOCK}"
+            where = files.where(f"{module}.{format.data}")
+            raise ValueError(f"{where} needs {need}, got {list(data.shape)}")
+        name = f"{module}.{format.scales}"
+        scales = files.checked(name, ["F8_E4M3"], dim=2)
+        if scales.shape != (n, k // BLOCK):
+            need = f"shape {[n, k // BLOCK]}"
+            raise ValueError(f"{files.where(name)} needs {need}, got {list(scales.shape)}")
+        p = self._global_scale(f"{module}.{format.global_scale}")
+        try:
+            return QuantizedTensor(data, scales, p, LINEAR).validate()
+        except ValueError as error:
+            raise ValueError(f"{files.where(name)}: {error}") from error
+
+    def input_global_scale(self, module: str) -> Tensor | None:
+        """The calibrated global scale of a layer's input, float32 []; None: dynamic."""
+        name = f"{module}.{self.format.input_global_scale}"
+        return self._global_scale(name) if name in self.files else None
+
+    def pre_quant_scale(self, module: str) -> Tensor | None:
+        """What AWQ multiplies a layer's input by before it is quantized: [K], or None."""
+        return self._vector(f"{module}.{PRE_QUANT_SCALE}")
+
+    def bias(self, module: str) -> Tensor | None:
+        return self._vector(f"{module}.bias")
+
+    def _global_scale(self, name: str) -> Tensor:
+        dim = len(self.files.shape(name)) if name in self.files else 0
+        stored = self.files.checked(name, ["F32"], dim)
+        if stored.numel() != 1:
+            where = self.files.where(name)
+            raise ValueError(f"{where} needs one value, got shape {list(stored.shape)}")
+        p = self.format.from_stored(stored.reshape(()))
+        for value in (stored.item(), p.item()):
+            if not 0 < value < float("inf"):
+                where = self.files.where(name)
+                raise ValueError(f"{where} needs a finite positive value, got {value}")
+        return p
+
+    def _vector(self, name: str) -> Tensor | None:
+        return self.files.checked(name, FLOATS, dim=1) if name in self.files else None
+
+    # layers
+
+    def linear(self, *modules: str, backend: str = "") -> Linear:
+        """The layer of that name; of several names, one layer of all of them on one input (q, k, v)
+        with outputs side by side, each part with its own weight scale.
+
+        A calibrated input scale has to cover every part: it is the largest.
+        """
+        pre_quant_scales = [self.pre_quant_scale(module) for module in modules]
+        pre_quant_scale = pre_quant_scales[0]
+        if not all(_equal(pre_quant_scale, other) for other in pre_quant_scales):
+            raise ValueError(
+                f"{self.folder}: {', '.join(modules)} need one {PRE_QUANT_SCALE} to be fused"
+            )
+        biases = [bias for module in modules if (bias := self.bias(module)) is not None]
+        if len(biases) not in (0, len(modules)):
+            raise ValueError(f"{self.folder}: {', '.join(modules)} need a bias each, or none")
+        weights = [self.weight(module) for module in modules]
+        return Linear(
+            weights[0] if len(weights) == 1 else concatenate(weights),
+            torch.cat(biases) if biases else None,
+            self._largest_input_scale(modules),
+            backend,
+            pre_quant_scale=pre_quant_scale,
+        )
+
+    def swiglu_mlp(
+        self,
+        module: str,
+        swiglu_limit: float | None = None,
+        activation: str = SILU,
+        backend: str = "",
+    ) -> SwiGLUMLP:
+        """The gated MLP of that name, with layers gate_proj, up_proj and down_proj (or w1, w3 and
+        w2).
+        """
+        gate, up, down = self._gated(module)
+        return SwiGLUMLP(
+            concatenate([self.weight(gate), self.weight(up)]),
+            self.weight(down),
+            self._largest_input_scale([gate, up]),
+            self.input_global_scale(down),
+            swiglu_limit,
+            activation,
+            backend,
+        )
+
+    def moe(
+        self,
+        module: str,
+        first: int = 0,
+        count: int | None = None,
+        swiglu_limit: float | None = None,
+        activation: str = SILU,
+        backend: str = "",
+    ) -> MoE:
+        """The mixture whose experts are `module`.0, `module`.1, …: all of them, or the `count` from
+        `first` on, as one rank of several holds them.
+
+        gate_proj (w1) is the first half of w13's rows, up_proj (w3) the second; down_proj (w2) is
+        w2. Calibrated input scales: one for all tokens, the largest; of the intermediate each
+        expert's.
+        """
+        total = self.experts.get(module, 0)
+        count = total - first if count is None else count
+        if not 0 <= first < first + count <= total:
+            need = f"experts {first} to {first + count - 1} of {module}"
+            raise ValueError(f"{self.folder} needs {need}, got {total}")
+        parts = [self._gated(f"{module}.{index}") for index in range(first, first + count)]
+        w13 = [concatenate([self.weight(gate), self.weight(up)]) for gate, up, _ in parts]
+        w2 = [self.weight(down) for _, _, down in parts]
+        h = [self.input_global_scale(down) for _, _, down in parts]
+        known = [scale for scale in h if scale is not None]
+        return MoE(
+            stack_experts(w13),
+            stack_experts(w2),
+            self._largest_input_scale([each for gate, up, _ in parts for each in (gate, up)]),
+            torch.stack(known) if len(known) == count else None,
+            first,
+            swiglu_limit,
+            activation,
+            backend,
+        )
+
+    def _gated(self, module: str) -> tuple[str, str, str]:
+        """The names of the gate, the up and the down layer under a module."""
+        found = {}
+        for leaf, part in EXPERT_PARTS.items():
+            if self.is_quantized(f"{module}.{leaf}"):
+                found[part] = f"{module}.{leaf}"
+        if missing := [part for part in (GATE, UP, DOWN) if part not in found]:
+            raise ValueError(f"{self.folder} needs {module}.{missing[0]} quantized, got none such")
+        for name in found.values():
+            for extra in ("bias", PRE_QUANT_SCALE):
+                if f"{name}.{extra}" in self.files:
+                    need = f"no {extra} (its layers apart, by linear, can have one)"
+                    raise ValueError(f"{name} needs {need} for a gated MLP in one, got one")
+        return found[GATE], found[UP], found[DOWN]
+
+    def _largest_input_scale(self, modules: Sequence[str]) -> Tensor | None:
+        """One calibrated scale for what all of them take; None unless all have one."""
+        scales = [self.input_global_scale(module) for module in modules]
+        known = [scale for scale in scales if scale is not None]
+        return torch.stack(known).amax() if len(known) == len(scales) else None
+
+    def unquantized(self, module: str) -> Tensor:
+        """The weight of a layer that was left in floats, an embedding, a norm."""
+        name = module + WEIGHT
+        dim = len(self.files.shape(name)) if name in self.files else 0
+        return self.files.checked(name, FLOATS, dim)
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return torch.equal(a, b)

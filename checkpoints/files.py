@@ -1,0 +1,108 @@
+"""A folder of safetensors files: which tensors there are, read one at a time through a memory map.
+
+One file, model.safetensors, or shards with model.safetensors.index.json, as Hugging Face writes
+them.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from nvfp4.checkpoints.schemes import read_json
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+SHARD_PATTERN = "model{suffix}.safetensors"
+
+DTYPE_NAMES = {
+    torch.uint8: "U8",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float32: "F32",
+}
+"""safetensors' names of the dtypes that are written here."""
+
+FLOATS = tuple(DTYPE_NAMES[dtype] for dtype in (torch.bfloat16, torch.float16, torch.float32))
+
+
+class TensorFiles:
+    """The tensors of a checkpoint, by name. Opening reads the files' headers alone.
+
+    Raises:
+        ValueError: no safetensors file, or one that is missing, cut short, or without a tensor that
+            the index gives to it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._open: dict[str, Any] = {}
+        self._file_of = self._find()
+
+    def _find(self) -> dict[str, str]:
+        index = self.folder / INDEX_FILE
+        if not index.exists():
+            return dict.fromkeys(self._file(SINGLE_FILE).offset_keys(), SINGLE_FILE)
+        found = read_json(index).get("weight_map")
+        if not isinstance(found, dict):
+            raise ValueError(f"{index}: weight_map needs tensors' files by name, got {found!r}")
+        held = {file: set(self._file(file).keys()) for file in sorted(set(found.values()))}
+        for name, file in found.items():
+            if name not in held[file]:
+                raise ValueError(f"{self.folder / file} needs the tensor {name} of the index")
+        return found
+
+    def _file(self, file: str) -> Any:
+        if file not in self._open:
+            path = self.folder / file
+            if not path.is_file():
+                raise ValueError(f"{path} needs to exist, got no such file")
+            try:
+                self._open[file] = safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{path} needs to be a whole safetensors file: {error}") from error
+        return self._open[file]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._file_of
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._file_of)
+
+    def where(self, name: str) -> str:
+        """The tensor's name and file, for a message."""
+        return f"{name} in {self.folder / self._file_of[name]}"
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """safetensors' name of it, such as "BF16"."""
+        return self._slice(name).get_dtype()
+
+    def read(self, name: str) -> Tensor:
+        """The tensor, on the CPU, a view of the mapped file: pages come as they are touched."""
+        return self._file(self._file_of[name]).get_tensor(name)
+
+    def checked(self, name: str, dtypes: Sequence[str], dim: int) -> Tensor:
+        """The tensor, found to be of one of these dtypes, with so many dimensions.
+
+        Raises:
+            ValueError: naming it and its file.
+        """
+        if name not in self:
+            raise ValueError(f"{self.folder} needs the tensor {name}, got none")
+        if (got := self.dtype(name)) not in dtypes:
+            raise ValueError(f"{self.where(name)} needs dtype {' or '.join(dtypes)}, got {got}")
+        if len(shape := self.shape(name)) != dim:
+            need = f"{dim} dimension{'s' * (dim != 1)}"
+            raise ValueError(f"{self.where(name)} needs {need}, got shape {list(shape)}")
+        return self.read(name)
+
+    def _slice(self, name: str) -> Any:
+        return self._file(self._file_of[name]).get_slice(name)

@@ -1,0 +1,45 @@
+"""What the names of a language model's layers say: experts, their parts, what engines fuse."""
+
+import re
+from typing import NamedTuple
+
+WEIGHT = ".weight"
+
+GATE, UP, DOWN = "gate_proj", "up_proj", "down_proj"
+EXPERT_PARTS = {GATE: GATE, UP: UP, DOWN: DOWN, "w1": GATE, "w3": UP, "w2": DOWN}
+"""An expert's linear layers; w1, w3 and w2 are Mixtral's names of them."""
+
+SIBLINGS = (
+    ("q_proj", "k_proj", "v_proj"),
+    (GATE, UP),
+    ("w1", "w3"),
+    ("q_a_proj", "kv_a_proj_with_mqa"),
+)
+"""Layers on one input that engines multiply by as one."""
+
+_EXPERT = re.compile(r"(?P<experts>.*\.experts)\.(?P<expert>\d+)\.(?P<part>\w+)")
+
+
+class Expert(NamedTuple):
+    """One linear layer of an expert: the module of all experts, which expert, gate, up or down."""
+
+    experts: str
+    expert: int
+    part: str
+
+
+def expert_of(module: str) -> Expert | None:
+    """model.layers.0.mlp.experts.3.gate_proj -> (model.layers.0.mlp.experts, 3, gate_proj)."""
+    found = _EXPERT.fullmatch(module)
+    if found is None or found["part"] not in EXPERT_PARTS:
+        return None
+    return Expert(found["experts"], int(found["expert"]), EXPERT_PARTS[found["part"]])
+
+
+def siblings_of(module: str) -> tuple[str, ...]:
+    """The names of the layers that engines fuse with this one, itself included, in their order."""
+    parent, _, leaf = module.rpartition(".")
+    for group in SIBLINGS:
+        if leaf in group:
+            return tuple(f"{parent}.{each}" if parent else each for each in group)
+    return (module,)
