@@ -56,7 +56,7 @@ def _quantizers(sm: int) -> Iterator[tuple[str, Launch]]:
         yield "quantize_dynamic", quantize_dynamic.plan(x, layout, data, scales, _meta(m), sm)
         args = (7.0, "silu", layout, data, scales)
         yield "glu_quantize", glu_quantize.plan(gate_up, p, None, *args, None, sm)
-        yield "dequantize", dequantize.plan(data, scales, p, layout, x)
+        yield "dequantize", dequantize.plan(data, scales, p, layout, x, sm)
     yield "row_scales", quantize_dynamic.plan_row_scales(_meta(3, 100_000), _meta(3))
 
 

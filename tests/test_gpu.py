@@ -234,7 +234,7 @@ def test_every_tile_that_is_chosen_gives_the_same_bits(n, k):
     w, x = _weight(n, k), nvfp4.quantize_dynamic(activations(200, k).cuda() / 1024)
     sm = target_of(w.device).sm
     tokens = (1, 9, 17, 33, 65, 129, 257, 513, 4096)
-    configs = {choose_config(m, width, sm) for m in tokens for width in (4096, 9216, 16384)}
+    configs = {choose_config(m, width, k, sm) for m in tokens for width in (4096, 9216, 16384)}
     configs |= {choose_grouped_config(8 * m, 8, sm) for m in tokens}
     operands = (x.data, w.data, x.scales.view(torch.uint8), w.scales.view(torch.uint8))
     first = None

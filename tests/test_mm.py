@@ -106,7 +106,7 @@ def test_every_form_of_alpha(backend, device, form, with_bias):
     _check(got, a, b, full, bias, torch.float32)
 
 
-CONFIGS = {choose_config(m, n, sm) for m in (1, 9, 17, 33, 65, 257, 513) for n in (64, 9216)
+CONFIGS = {choose_config(m, n, 4096, sm) for m in (1, 9, 17, 33, 65, 257, 513) for n in (64, 9216)
            for sm in (80, 90)}  # fmt: skip
 
 

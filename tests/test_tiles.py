@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from cases import same_bits
 
+from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton import tiles
 from nvfp4.spec import glu, rounding
 
@@ -13,26 +14,27 @@ COUNT = 1 << 14
 
 
 @triton.jit
-def _apply(x, y, out, FUNCTION: tl.constexpr, N: tl.constexpr):
+def _apply(x, y, out, FUNCTION: tl.constexpr, N: tl.constexpr, SM: tl.constexpr):
     at = tl.arange(0, N)
     a, b = tl.load(x + at), tl.load(y + at)
     if FUNCTION == "silu" or FUNCTION == "gelu_tanh":
         tl.store(out + at, tiles.glu(a, b, FUNCTION))
     elif FUNCTION == "e2m1":
-        tl.store(out + at, tiles.f32_to_e2m1(a, 8, False).to(tl.uint8))
+        tl.store(out + at, tiles.f32_to_e2m1(a, 8, SM).to(tl.uint8))
     elif FUNCTION == "e4m3":
-        tl.store(out + at, tiles.f32_to_e4m3(a))
+        tl.store(out + at, tiles.f32_to_e4m3(a, SM))
     elif FUNCTION == "bfloat16":
         tl.store(out + at, tiles.from_f32(a, tl.bfloat16))
     elif FUNCTION == "e4m3_to_f16":
-        tl.store(out + at, tiles.e4m3_to_f16(a).to(tl.float32))
+        tl.store(out + at, tiles.e4m3_to_f16(a, SM).to(tl.float32))
     else:
         tl.store(out + at, tiles.e2m1_to_f16(a).to(tl.float32) * tiles.E2M1_F16_SCALE)
 
 
 def _run(function: str, x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype, device: str):
     out = torch.empty(len(x), dtype=dtype, device=device)
-    _apply[(1,)](x.to(device), y.to(device), out, function, len(x), enable_fp_fusion=False)
+    sm = target_of(torch.device(device)).sm
+    _apply[(1,)](x.to(device), y.to(device), out, function, len(x), sm, enable_fp_fusion=False)
     return out.cpu()
 
 

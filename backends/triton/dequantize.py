@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton.launch import Launch, cdiv
 from nvfp4.backends.triton.quantize_config import choose_tile
 from nvfp4.backends.triton.tiles import (
@@ -20,7 +21,7 @@ from nvfp4.spec.format import DATA_DTYPE, SWIZZLED
 @triton.jit(do_not_specialize=["M", "p_stride"])
 def _dequantize_kernel(
     data, scales, global_scale, out, M, K, data_stride, p_stride, scale_columns,
-    SWIZZLED: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+    SWIZZLED: tl.constexpr, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * R + tl.arange(0, R)
     column = tl.program_id(1) * C
@@ -38,7 +39,7 @@ def _dequantize_kernel(
     codes = tl.join(packed & 0xF, packed >> 4).reshape(R, C // BLOCK, BLOCK)
     values = e2m1_to_f16(codes).to(tl.float32) * E2M1_F16_SCALE
     # values * sf is exact, and only the product with p is rounded.
-    values = values * e4m3_to_f16(sf).to(tl.float32)[:, :, None] * p[:, None, None]
+    values = values * e4m3_to_f16(sf, SM).to(tl.float32)[:, :, None] * p[:, None, None]
     columns = column + tl.arange(0, C)
     inside = in_rows & (columns < K)[None, :]
     values = from_f32(values.reshape(R, C), out.dtype.element_ty)
@@ -46,9 +47,11 @@ def _dequantize_kernel(
 
 
 def plan(
-    data: Tensor, scales: Tensor, global_scale: Tensor, scale_layout: str, out: Tensor
+    data: Tensor, scales: Tensor, global_scale: Tensor, scale_layout: str, out: Tensor, sm: int
 ) -> Launch:
-    """data [M, K/2] and scales as bytes, global_scale float32 [1] or [M], out [M, K]."""
+    """data [M, K/2] and scales as bytes, global_scale float32 [1] or [M], out [M, K]; sm: the
+    architecture.
+    """
     m, k = out.shape
     tile = choose_tile(k, elements=4096, widest=512, num_warps=4)
     return Launch(
@@ -58,7 +61,7 @@ def plan(
             data, scales, global_scale, out, m, k, data.stride(0), int(global_scale.numel() > 1),
             scales.shape[1],
         ),
-        {"SWIZZLED": scale_layout == SWIZZLED, "R": tile.rows, "C": tile.columns},
+        {"SWIZZLED": scale_layout == SWIZZLED, "R": tile.rows, "C": tile.columns, "SM": sm},
         num_warps=tile.num_warps,
     )  # fmt: skip
 
@@ -66,4 +69,5 @@ def plan(
 def dequantize(
     data: Tensor, scales: Tensor, global_scale: Tensor, scale_layout: str, out: Tensor
 ) -> None:
-    plan(data, scales.view(DATA_DTYPE), global_scale, scale_layout, out).run()
+    sm = target_of(out.device).sm
+    plan(data, scales.view(DATA_DTYPE), global_scale, scale_layout, out, sm).run()

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nvfp4.backends.triton import architecture
 from nvfp4.backends.triton.mm_config import K_GROUP
 from nvfp4.backends.triton.tiles import (
     BLOCK,
@@ -26,19 +27,30 @@ from nvfp4.backends.triton.tiles import (
 )
 
 GROUP = tl.constexpr(K_GROUP)
+HOPPER = tl.constexpr(architecture.HOPPER)
+BLACKWELL = tl.constexpr(architecture.BLACKWELL)
 
 # Two words of four codes are in $4, their two float16 scales in $5; plane i, in $i, is nibble i of
-# both. With that nibble at the top of its word, its sign is float16's and its other bits go three
-# down.
-_PLANE = """
-    shl.b32 code, $4, {shift};
-    shr.b32 rest, code, 3;
-    and.b32 rest, rest, 0x0E000E00;
-    and.b32 code, code, 0x80008000;
-    or.b32 code, code, rest;
-    mul.rn.f16x2 ${plane}, code, $5;"""
-_PLANES = "".join(_PLANE.format(plane=plane, shift=12 - 4 * plane) for plane in range(4))
-DECODE_PTX = tl.constexpr("{\n.reg .b32 code, rest;" + _PLANES + "\n}")
+# both. A byte of `codes` holds one code as the upper byte of a float16: the sign on top, the other
+# bits three down from there. Its other bits are what was there, until a plane is cut out.
+_BYTES = """
+    shr.b32 rest, {source}, 3;
+    lop3.b32 codes, {source}, rest, 0x80808080, 0xE4;  // the third's ones choose the first"""
+_PLANES = """
+    and.b32 plane, codes, 0x8E008E00;
+    mul.rn.f16x2 ${upper}, plane, $5;
+    shl.b32 codes, codes, 8;
+    and.b32 plane, codes, 0x8E008E00;
+    mul.rn.f16x2 ${lower}, plane, $5;"""
+DECODE_PTX = tl.constexpr(
+    "{\n.reg .b32 codes, rest, plane, even;"
+    + _BYTES.format(source="$4")
+    + _PLANES.format(upper=3, lower=1)
+    + "shl.b32 even, $4, 4;"
+    + _BYTES.format(source="even")
+    + _PLANES.format(upper=2, lower=0)
+    + "\n}"
+)
 
 
 @triton.jit
@@ -64,13 +76,13 @@ def _planes(words, sf):
 
 
 @triton.jit
-def decode(words, scales, R: tl.constexpr, BK: tl.constexpr):
+def decode(words, scales, R: tl.constexpr, BK: tl.constexpr, SM: tl.constexpr):
     """words uint16 [R, BK/4], scales uint8 [R, BK/16] -> float16 [R, BK], e2m1 * sf * 2^-14.
 
     K is reordered alike in both operands, within each GROUP: the words' first nibbles, then their
     second, ...: joining the planes so moves no data. The order does not depend on BK, nor do sums.
     """
-    sf = tl.broadcast_to(e4m3_to_f16(scales)[:, :, None], (R, BK // 16, 4)).reshape(R, BK // 4)
+    sf = tl.broadcast_to(e4m3_to_f16(scales, SM)[:, :, None], (R, BK // 16, 4)).reshape(R, BK // 4)
     p0, p1, p2, p3 = _planes(words, sf)
     planes = tl.join(tl.join(p0, p2), tl.join(p1, p3))  # [R, BK/4, 2, 2], read as plane 0, 1, 2, 3
     planes = planes.reshape(R, BK // GROUP, GROUP // 4, 2, 2)
@@ -101,16 +113,16 @@ def load_scales(scales, rows, k, stride, K, BK: tl.constexpr, EVEN_K: tl.constex
 @triton.jit
 def multiply(
     a, a_rows, a_scales, a_scale_rows, a_stride,
-    b, b_rows, b_scales, b_scale_rows, b_stride, scale_stride, K,
-    NATIVE: tl.constexpr, A_DECODED: tl.constexpr, B_DECODED: tl.constexpr, EVEN_K: tl.constexpr,
+    b, b_rows, b_scales, b_scale_rows, b_stride, scale_stride, begin, end, K,
+    SM: tl.constexpr, A_DECODED: tl.constexpr, B_DECODED: tl.constexpr, EVEN_K: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Rows [BM] of A times rows [BN] of B: float32 [BN, BM]; each operand's rows, and theirs among
-    its scales.
+    """Rows [BM] of A times rows [BN] of B, K's elements from begin to end: float32 [BN, BM]; each
+    operand's rows, and theirs among its scales.
     """
-    CODES: tl.constexpr = 2 if NATIVE else 4  # a byte for the hardware, a word to decode
+    CODES: tl.constexpr = 2 if SM >= BLACKWELL else 4  # a byte for the hardware, a word to decode
     acc = tl.zeros((BN, BM), tl.float32)
-    for k in range(0, K, BK):
+    for k in range(begin, end, BK):
         unit = k // CODES + tl.arange(0, BK // CODES)
         element = k + tl.arange(0, BK)
         if B_DECODED:
@@ -122,19 +134,72 @@ def multiply(
             w_sf = load_scales(b_scales, b_scale_rows, k, scale_stride, K, BK, EVEN_K)
             if A_DECODED:
                 x = load_step(a, a_rows, element, a_stride, a_stride, EVEN_K)
-                acc = tl.dot(decode(w, w_sf, BN, BK), x.T, acc)
+                acc = tl.dot(decode(w, w_sf, BN, BK, SM), x.T, acc)
             else:
                 x = load_step(a, a_rows, unit, a_stride, K // CODES, EVEN_K)
                 x_sf = load_scales(a_scales, a_scale_rows, k, scale_stride, K, BK, EVEN_K)
-                if NATIVE:
+                if SM >= BLACKWELL:
                     w_sf = w_sf.to(tl.float8e4nv, bitcast=True)
                     x_sf = x_sf.to(tl.float8e4nv, bitcast=True)
                     acc = tl.dot_scaled(w, w_sf, "e2m1", x.T, x_sf, "e2m1", acc)
                 else:
-                    acc = tl.dot(decode(w, w_sf, BN, BK), decode(x, x_sf, BM, BK).T, acc)
-    if not NATIVE:
+                    acc = tl.dot(decode(w, w_sf, BN, BK, SM), decode(x, x_sf, BM, BK, SM).T, acc)
+    if SM < BLACKWELL:
         acc *= E2M1_F16_SCALE * E2M1_F16_SCALE
     return acc
+
+
+@triton.jit
+def await_previous(SM: tl.constexpr):
+    """Before the first read of what the kernel before wrote, and before any write: wait for its
+    end. Then the kernel after this one may start, and wait in turn.
+    """
+    if SM >= HOPPER:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def count_from_zero(arrived, tiles):
+    """Zero the counters of a GEMM that comes after, `tiles` of them."""
+    if arrived is not None and tl.program_id(0) + tl.program_id(1) == 0:
+        for first in range(0, tiles, 1024):
+            at = first + tl.arange(0, 1024)
+            tl.store(arrived + at, tl.zeros((1024,), tl.int32), mask=at < tiles)
+
+
+@triton.jit
+def leave(acc, sums, split, arrived, BM: tl.constexpr, BN: tl.constexpr, SPLITS: tl.constexpr):
+    """Leave a split's sums for the tile's last program; whether this is the last."""
+    at = split * (BN * BM) + tl.arange(0, BN)[:, None] * BM + tl.arange(0, BM)[None, :]
+    tl.store(sums + at, acc)
+    tl.debug_barrier()  # all threads' stores come before the one that counts
+    return tl.atomic_add(arrived, 1, sem="acq_rel") == SPLITS - 1
+
+
+@triton.jit
+def sum_of_splits(sums, BM: tl.constexpr, BN: tl.constexpr, SPLITS: tl.constexpr):
+    """In the splits' order, whichever came last: the same bits each time."""
+    at = tl.arange(0, BN)[:, None] * BM + tl.arange(0, BM)[None, :]
+    acc = tl.load(sums + at, cache_modifier=".cg")
+    for split in tl.static_range(1, SPLITS):
+        acc += tl.load(sums + split * (BN * BM) + at, cache_modifier=".cg")
+    return acc
+
+
+@triton.jit
+def fetch_into_l2(at, BYTES: tl.constexpr):
+    """Start to bring BYTES from each of these addresses (both multiples of 16) into the L2 cache;
+    sm_90.
+    """
+    tl.inline_asm_elementwise(
+        f"cp.async.bulk.prefetch.L2.global [$1], {BYTES}; mov.b32 $0, 0;",
+        "=r,l",
+        [at.to(tl.int64)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit

@@ -9,7 +9,6 @@ import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton.architecture import is_blackwell
 from nvfp4.backends.triton.groups import (
     experts_vector,
     most_tiles,
@@ -53,7 +52,7 @@ def _glu_quantize_kernel(
     all_scale_rows, scale_columns,
     ACTIVATION: tl.constexpr, LIMITED: tl.constexpr, SWIZZLED: tl.constexpr, P: tl.constexpr,
     KEEP_P: tl.constexpr, EXPERTS: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
-    NATIVE: tl.constexpr,
+    SM: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * R + tl.arange(0, R)
     column = tl.program_id(1) * C
@@ -82,7 +81,7 @@ def _glu_quantize_kernel(
         p = tl.load(global_scale + tl.zeros_like(rows) + (expert if P == "expert" else 0))
     if KEEP_P and column == 0:
         tl.store(row_scales + rows, p, mask=live)
-    words, sf = quantize_tile(values, p, R, C, NATIVE)
+    words, sf = quantize_tile(values, p, R, C, SM)
     store_words(words, data, rows, live, column, K, C)
     store_scales(sf, scales, scale_row, in_scales, column, scale_columns, SWIZZLED, C)
 
@@ -143,7 +142,7 @@ def plan(
             "EXPERTS": experts_vector(experts) if experts else 0,
             "R": tile.rows,
             "C": tile.columns,
-            "NATIVE": is_blackwell(sm),
+            "SM": sm,
         },
         num_warps=tile.num_warps,
     )  # fmt: skip

@@ -27,7 +27,7 @@ from nvfp4.spec.format import DATA_DTYPE
 @triton.jit
 def _decode_rows_kernel(
     words, scales, offsets, out, E, K, stride, scale_stride, out_stride,
-    EXPERTS: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+    EXPERTS: tl.constexpr, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr,
 ):  # fmt: skip
     """out float16 [R, K rounded up to the groups of K]: what decode makes of each, zeros beyond K;
     rows of experts alone.
@@ -42,7 +42,7 @@ def _decode_rows_kernel(
     scale_row = tl.where(live, scale_rows(rows, begin, expert), 0)
     unit = k // 4 + tl.arange(0, C // 4)
     codes = load_step(words, read, unit, stride, K // 4, False)
-    values = decode(codes, load_scales(scales, scale_row, k, scale_stride, K, C, False), R, C)
+    values = decode(codes, load_scales(scales, scale_row, k, scale_stride, K, C, False), R, C, SM)
     columns = k + tl.arange(0, C)
     at = out + rows[:, None].to(tl.int64) * out_stride + columns[None, :]
     tl.store(at, values, mask=live[:, None] & (columns < out_stride)[None, :])
@@ -52,7 +52,7 @@ def _decode_rows_kernel(
 def _grouped_mm_kernel(
     a, b, a_scales, b_scales, alpha, row_scale, bias, offsets, out, E, N, K,
     a_stride, b_stride, scale_stride, b_scale_rows, segment,
-    HAS_ROW_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, NATIVE: tl.constexpr,
+    HAS_ROW_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, SM: tl.constexpr,
     A_DECODED: tl.constexpr, EVEN_K: tl.constexpr, EXPERTS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
@@ -68,7 +68,7 @@ def _grouped_mm_kernel(
     acc = multiply(
         a, m_read, a_scales, scale_rows(m_read, begin, expert), a_stride,
         b + wide * N * b_stride, n_read, b_scales + wide * b_scale_rows * scale_stride, n_read,
-        b_stride, scale_stride, K, NATIVE, A_DECODED, False, EVEN_K, BM, BN, BK,
+        b_stride, scale_stride, 0, K, K, SM, A_DECODED, False, EVEN_K, BM, BN, BK,
     )  # fmt: skip
     factor = tl.load(alpha + expert * (N // segment) + n_read // segment)[:, None]
     if HAS_ROW_SCALE:
@@ -95,13 +95,12 @@ def plan(
     S], row_scale float32 [R], bias [E, N], offsets int32 [E+1], out [R, N]; sm: the architecture.
     """
     (rows, n), experts, k = out.shape, b.shape[0], a.shape[1] * 2
-    native = is_blackwell(sm)
     config = config or choose_grouped_config(rows, experts, sm)
     first: tuple[Launch, ...] = ()
-    if not native:
+    if not is_blackwell(sm):
         a, b = words_of(a), words_of(b)
         if config.decode_a_first:
-            a, launch = _plan_decode(a, a_scales, offsets, k)
+            a, launch = _plan_decode(a, a_scales, offsets, k, sm)
             first = (launch,)
     multiply = Launch(
         _grouped_mm_kernel,
@@ -114,7 +113,7 @@ def plan(
         {
             "HAS_ROW_SCALE": row_scale is not None,
             "HAS_BIAS": bias is not None,
-            "NATIVE": native,
+            "SM": sm,
             "A_DECODED": config.decode_a_first,
             "EVEN_K": k % config.BK == 0,
             "EXPERTS": experts_vector(experts),
@@ -128,13 +127,15 @@ def plan(
     return (*first, multiply)
 
 
-def _plan_decode(words: Tensor, scales: Tensor, offsets: Tensor, k: int) -> tuple[Tensor, Launch]:
+def _plan_decode(
+    words: Tensor, scales: Tensor, offsets: Tensor, k: int, sm: int
+) -> tuple[Tensor, Launch]:
     """Decode A once, for every program that multiplies it: float16 [R, k rounded up to K_GROUP]."""
     m, rows, columns = words.shape[0], 8, 512
     width, experts = cdiv(k, K_GROUP) * K_GROUP, offsets.numel() - 1
     out = torch.empty(m, width, dtype=torch.float16, device=words.device)
     args = (words, scales, offsets, out, experts, k, words.stride(0), scales.shape[1], width)
-    constants = {"EXPERTS": experts_vector(experts), "R": rows, "C": columns}
+    constants = {"EXPERTS": experts_vector(experts), "R": rows, "C": columns, "SM": sm}
     return out, Launch(_decode_rows_kernel, (cdiv(m, rows), cdiv(width, columns)), args, constants)
 
 

@@ -23,6 +23,8 @@ class Launch(NamedTuple):
     constants: dict[str, Any]
     num_warps: int = 4
     num_stages: int = 3
+    overlaps: bool = False
+    """May start before the kernel before has ended, and waits itself (gemm.await_previous)."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -31,6 +33,7 @@ class Launch(NamedTuple):
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
             "enable_fp_fusion": False,
+            "launch_pdl": self.overlaps,
         }
 
     def run(self) -> None:
@@ -48,7 +51,7 @@ class Launch(NamedTuple):
         the host's time than the launch.
         """
         kinds = map(_kind, self.args, specialized(self.kernel))
-        options = (self.num_warps, self.num_stages, *self.constants.values())
+        options = (self.num_warps, self.num_stages, self.overlaps, *self.constants.values())
         key = (self.kernel.fn, device, *options, *kinds)
         loaded = _LOADED.get(key)
         if loaded is None:

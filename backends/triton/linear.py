@@ -10,10 +10,11 @@ import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.contract import target_of
+from nvfp4.backends.triton.architecture import overlaps
 from nvfp4.backends.triton.decode import decoded_width
-from nvfp4.backends.triton.gemm import decode
+from nvfp4.backends.triton.gemm import await_previous, count_from_zero, decode
 from nvfp4.backends.triton.launch import Launch, cdiv, next_power_of_2
-from nvfp4.backends.triton.mm import Operand, plan_multiply, taken
+from nvfp4.backends.triton.mm import Operand, plan_multiply, plan_splits, taken
 from nvfp4.backends.triton.mm_config import MmConfig, choose_config
 from nvfp4.backends.triton.quantize_config import LONGEST_ROW, Tile, choose_rounding_tile
 from nvfp4.backends.triton.quantize_dynamic import plan_row_scales
@@ -21,15 +22,17 @@ from nvfp4.backends.triton.tiles import quantize_tile, row_global_scale, to_f32
 from nvfp4.spec.format import DATA_DTYPE
 
 
-@triton.jit(do_not_specialize=["M", "p_stride"])
+@triton.jit(do_not_specialize=["tiles", "M", "p_stride"])
 def _round_rows_kernel(
-    x, global_scale, out, row_scale, M, K, x_stride, p_stride, out_stride,
-    DYNAMIC: tl.constexpr, ROW: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+    x, global_scale, out, row_scale, arrived, tiles, M, K, x_stride, p_stride, out_stride,
+    DYNAMIC: tl.constexpr, ROW: tl.constexpr, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr,
 ):  # fmt: skip
     """out float16 [M, decoded_width(K)]: x as NVFP4 holds it; row_scale [M]: each row's own p.
 
     Of few rows several programs make one: each finds its largest element, and rounds a part.
     """
+    await_previous(SM)
+    count_from_zero(arrived, tiles)
     rows = tl.program_id(0) * R + tl.arange(0, R)
     columns = tl.program_id(1) * C + tl.arange(0, C)
     x_rows = x + rows.to(tl.int64)[:, None] * x_stride
@@ -46,9 +49,9 @@ def _round_rows_kernel(
             tl.store(row_scale + rows, p, mask=rows < M)
     else:
         p = tl.load(global_scale + rows * p_stride, mask=rows < M, other=1.0)
-    words, sf = quantize_tile(values, p, R, C, False)
+    words, sf = quantize_tile(values, p, R, C, SM)
     halves = tl.join((words & 0xFFFF).to(tl.uint16), ((words >> 16) & 0xFFFF).to(tl.uint16))
-    rounded = decode(halves.reshape(R, C // 4), sf, R, C)
+    rounded = decode(halves.reshape(R, C // 4), sf, R, C, SM)
     at = out + rows.to(tl.int64)[:, None] * out_stride + columns[None, :]
     tl.store(at, rounded, mask=(rows < M)[:, None] & (columns < out_stride)[None, :])
 
@@ -69,28 +72,36 @@ def plan(
     None: each row's own, of K up to LONGEST_ROW; bias [N], out [M, N]; sm: the architecture.
     """
     (m, n), k = out.shape, x.shape[1]
-    config, width = config or choose_config(m, n, sm), decoded_width(k)
+    config, width = config or choose_config(m, n, k, sm), decoded_width(k)
     rounded = torch.empty(m, width, dtype=torch.float16, device=x.device)
     row_scale = p if p is not None else torch.empty(m, dtype=torch.float32, device=x.device)
     tile = tile or choose_rounding_tile(m, width)
+    splits = plan_splits(m, n, config, out.device)
+    counters = splits.arrived, 0 if splits.arrived is None else splits.arrived.numel()
     round_rows = Launch(
         _round_rows_kernel,
         (cdiv(m, tile.rows), cdiv(width, tile.columns)),
         (
-            x, p, rounded, row_scale, m, k, x.stride(0), int(p is not None and p.numel() > 1),
-            width,
+            x, p, rounded, row_scale, *counters, m, k, x.stride(0),
+            int(p is not None and p.numel() > 1), width,
         ),
         {
             "DYNAMIC": p is None,
             "ROW": next_power_of_2(width),
             "R": tile.rows,
             "C": tile.columns,
+            "SM": sm,
         },
         num_warps=tile.num_warps,
+        overlaps=overlaps(sm),
     )  # fmt: skip
-    w, first = taken(Operand(weight, weight_scales), k, config.decode_b_first)
+    w, first = taken(Operand(weight, weight_scales), k, config.decode_b_first, None, sm)
     a = Operand(rounded, weight_scales, True)
-    return (*first, round_rows, plan_multiply(a, w, alpha, row_scale, bias, out, k, config))
+    return (
+        *first,
+        round_rows,
+        plan_multiply(a, w, alpha, row_scale, bias, out, k, config, splits, sm),
+    )
 
 
 def linear(

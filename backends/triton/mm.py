@@ -2,14 +2,23 @@
 
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton.architecture import is_blackwell
+from nvfp4.backends.triton.architecture import is_blackwell, overlaps
 from nvfp4.backends.triton.decode import plan_decode
-from nvfp4.backends.triton.gemm import multiply, store, words_of
+from nvfp4.backends.triton.gemm import (
+    await_previous,
+    fetch_into_l2,
+    leave,
+    multiply,
+    store,
+    sum_of_splits,
+    words_of,
+)
 from nvfp4.backends.triton.launch import Launch, cdiv
 from nvfp4.backends.triton.mm_config import MmConfig, choose_config
 from nvfp4.spec.format import DATA_DTYPE
@@ -17,21 +26,33 @@ from nvfp4.spec.format import DATA_DTYPE
 
 @triton.jit(do_not_specialize=["M", "row_scale_stride"])
 def _mm_kernel(
-    a, b, a_scales, b_scales, alpha, row_scale, bias, out, M, N, K,
+    a, b, a_scales, b_scales, alpha, row_scale, bias, out, partial_sums, arrived, M, N, K,
     a_stride, b_stride, scale_stride, alpha_stride, row_scale_stride, segment,
-    HAS_ROW_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, NATIVE: tl.constexpr,
+    HAS_ROW_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, SM: tl.constexpr,
     A_DECODED: tl.constexpr, B_DECODED: tl.constexpr, EVEN_K: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLITS: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     # Rows beyond the end read the last one again; what they compute is not stored.
     n_read = tl.minimum(n, N - 1)
     m_read = tl.minimum(m, M - 1)
+    share = tl.cdiv(tl.cdiv(K, BK), SPLITS) * BK
+    begin = tl.program_id(2) * share
+    if AHEAD > 0:
+        fetch_into_l2(b + n_read.to(tl.int64) * b_stride + begin // 4, AHEAD)
+    await_previous(SM)
     acc = multiply(
         a, m_read, a_scales, m_read, a_stride, b, n_read, b_scales, n_read, b_stride, scale_stride,
-        K, NATIVE, A_DECODED, B_DECODED, EVEN_K, BM, BN, BK,
+        begin, tl.minimum(begin + share, K), K, SM, A_DECODED, B_DECODED, EVEN_K, BM, BN, BK,
     )  # fmt: skip
+    if SPLITS > 1:
+        tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+        sums = partial_sums + tile.to(tl.int64) * (SPLITS * BN * BM)
+        if not leave(acc, sums, tl.program_id(2), arrived + tile, BM, BN, SPLITS):
+            return
+        acc = sum_of_splits(sums, BM, BN, SPLITS)
     factor = tl.load(
         alpha + m_read[None, :].to(tl.int64) * alpha_stride + (n_read // segment)[:, None]
     )
@@ -64,23 +85,43 @@ def plan(
     [M], bias [N], out [M, N]; sm: the architecture.
     """
     (m, n), k = out.shape, a.shape[1] * 2
-    config = config or choose_config(m, n, sm)
+    config = config or choose_config(m, n, k, sm)
+    splits = plan_splits(m, n, config, out.device)
     if is_blackwell(sm):
         operands = Operand(a, a_scales), Operand(b, b_scales)
-        return (plan_multiply(*operands, alpha, row_scale, bias, out, k, config, True),)
-    x, first = taken(Operand(a, a_scales), k, config.decode_a_first)
-    w, second = taken(Operand(b, b_scales), k, config.decode_b_first)
-    multiply = plan_multiply(x, w, alpha, row_scale, bias, out, k, config)
+        return (plan_multiply(*operands, alpha, row_scale, bias, out, k, config, splits, sm),)
+    w, first = taken(Operand(b, b_scales), k, config.decode_b_first, None, sm)
+    x, second = taken(Operand(a, a_scales), k, config.decode_a_first, splits.arrived, sm)
+    multiply = plan_multiply(x, w, alpha, row_scale, bias, out, k, config, splits, sm)
     return (*first, *second, multiply)
 
 
-def taken(operand: Operand, k: int, decode_first: bool) -> tuple[Operand, tuple[Launch, ...]]:
+def taken(
+    operand: Operand, k: int, decode_first: bool, arrived: Tensor | None, sm: int
+) -> tuple[Operand, tuple[Launch, ...]]:
     """A packed operand as the GEMM takes it before Blackwell, and what is to be launched before."""
     words = words_of(operand.data)
     if not decode_first:
         return Operand(words, operand.scales), ()
-    decoded, launch = plan_decode(words, operand.scales, k)
+    decoded, launch = plan_decode(words, operand.scales, k, arrived, sm)
     return Operand(decoded, operand.scales, True), (launch,)
+
+
+class Splits(NamedTuple):
+    """Where the splits of a sum over K meet: float32 [tiles, splits, BN, BM], and how many of each
+    tile's have arrived, int32 [tiles], zeroed by the kernel before. None where none is split.
+    """
+
+    partial_sums: Tensor | None = None
+    arrived: Tensor | None = None
+
+
+def plan_splits(m: int, n: int, config: MmConfig, device: torch.device) -> Splits:
+    if config.splits == 1:
+        return Splits()
+    tiles = cdiv(m, config.BM) * cdiv(n, config.BN)
+    sums = torch.empty(tiles, config.splits, config.BN, config.BM, device=device)
+    return Splits(sums, torch.empty(tiles, dtype=torch.int32, device=device))
 
 
 def plan_multiply(
@@ -92,16 +133,17 @@ def plan_multiply(
     out: Tensor,
     k: int,
     config: MmConfig,
-    native: bool = False,
+    splits: Splits,
+    sm: int,
 ) -> Launch:
     m, n = out.shape
     if b.decoded:
         k = b.data.shape[1]  # whole groups: within one, K has another order
     return Launch(
         _mm_kernel,
-        (cdiv(n, config.BN), cdiv(m, config.BM)),
+        (cdiv(n, config.BN), cdiv(m, config.BM), config.splits),
         (
-            a.data, b.data, a.scales, b.scales, alpha, row_scale, bias, out,
+            a.data, b.data, a.scales, b.scales, alpha, row_scale, bias, out, *splits,
             m, n, k, a.data.stride(0), b.data.stride(0), b.scales.shape[1],
             alpha.shape[1] if alpha.shape[0] > 1 else 0,
             int(row_scale is not None and row_scale.numel() > 1), n // alpha.shape[1],
@@ -109,17 +151,29 @@ def plan_multiply(
         {
             "HAS_ROW_SCALE": row_scale is not None,
             "HAS_BIAS": bias is not None,
-            "NATIVE": native,
+            "SM": sm,
             "A_DECODED": a.decoded,
             "B_DECODED": b.decoded,
             "EVEN_K": k % config.BK == 0,
             "BM": config.BM,
             "BN": config.BN,
             "BK": config.BK,
+            "SPLITS": config.splits,
+            "AHEAD": 0 if b.decoded or not overlaps(sm) else _ahead(b.data, k, config),
         },
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        overlaps=overlaps(sm),
     )  # fmt: skip
+
+
+def _ahead(words: Tensor, k: int, config: MmConfig) -> int:
+    """Bytes of each of a program's rows of weights to fetch while the kernel before still runs."""
+    row = 2 * words.stride(0)
+    if row % 16 or words.data_ptr() % 16:
+        return 0
+    share = cdiv(cdiv(k, config.BK), config.splits) * config.BK // 2
+    return min(share, row - (config.splits - 1) * share, config.ahead) // 16 * 16
 
 
 def mm(

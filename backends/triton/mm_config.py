@@ -19,6 +19,8 @@ class MmConfig(NamedTuple):
     num_stages: int
     decode_a_first: bool = False
     decode_b_first: bool = False
+    splits: int = 1
+    ahead: int = 0
 
 
 FEWEST = MmConfig(8, 64, 256, 4, 4, decode_a_first=True)
@@ -55,7 +57,7 @@ def _fastest(m: int, n: int, tiles: Iterable[MmConfig]) -> MmConfig:
     return min(tiles, key=time)
 
 
-def choose_config(m: int, n: int, sm: int) -> MmConfig:
+def choose_config(m: int, n: int, k: int, sm: int) -> MmConfig:
     """Tiles from the problem's size.
 
     No choice here changes how K is summed, nor is K ever split: the bits of a row of the output are
@@ -80,7 +82,7 @@ def choose_grouped_config(rows: int, experts: int, sm: int) -> MmConfig:
     """
     mean = -(-rows // min(rows, experts))
     if sm >= 100:
-        return choose_config(mean, 0, sm)
+        return choose_config(mean, 0, 0, sm)
     # Measured on an H200 (bench/results/h200_grouped_tiles.json). Each tile decodes its weights
     # anew: as soon as an expert fills them, the largest win.
     if mean <= 16:

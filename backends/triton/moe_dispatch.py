@@ -10,7 +10,6 @@ from torch import Tensor
 
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton import route
-from nvfp4.backends.triton.architecture import is_blackwell
 from nvfp4.backends.triton.groups import experts_vector, most_tiles, scale_rows, tile_of_expert
 from nvfp4.backends.triton.launch import Launch, cdiv
 from nvfp4.backends.triton.quantize_config import LONGEST_ROW, Tile, choose_row_tile, choose_tile
@@ -37,7 +36,7 @@ def _quantize_tokens_kernel(
     x, global_scale, ids, offsets, positions, data, scales, row_scale, M, E, K, x_stride,
     p_stride, top_k, expert_offset, scale_columns, token_programs,
     DYNAMIC: tl.constexpr, EXPERTS: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
-    NATIVE: tl.constexpr,
+    SM: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     column = tl.program_id(1) * C
@@ -54,7 +53,7 @@ def _quantize_tokens_kernel(
             p = row_global_scale(values)
         else:
             p = tl.load(global_scale + tokens * p_stride, mask=tokens < M, other=1.0)
-        words, sf = quantize_tile(values, p, R, C, NATIVE)
+        words, sf = quantize_tile(values, p, R, C, SM)
         for j in range(top_k):
             choice = tokens * top_k + j
             rows = tl.load(positions + choice, mask=tokens < M, other=-1)
@@ -117,7 +116,7 @@ def plan(
             "EXPERTS": experts_vector(experts),
             "R": tile.rows,
             "C": tile.columns,
-            "NATIVE": is_blackwell(sm),
+            "SM": sm,
         },
         num_warps=tile.num_warps,
     )  # fmt: skip

@@ -5,7 +5,6 @@ import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton.architecture import is_blackwell
 from nvfp4.backends.triton.launch import Launch, cdiv
 from nvfp4.backends.triton.quantize_config import Tile, choose_tile
 from nvfp4.backends.triton.tiles import store_quantized, to_f32
@@ -15,7 +14,7 @@ from nvfp4.spec.format import BLOCK, DATA_DTYPE, SWIZZLED
 @triton.jit(do_not_specialize=["M", "p_stride", "scale_rows"])
 def _quantize_kernel(
     x, global_scale, data, scales, M, K, x_stride, p_stride, scale_rows, scale_columns,
-    SWIZZLED: tl.constexpr, R: tl.constexpr, C: tl.constexpr, NATIVE: tl.constexpr,
+    SWIZZLED: tl.constexpr, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * R + tl.arange(0, R)
     column = tl.program_id(1) * C
@@ -38,7 +37,7 @@ def _quantize_kernel(
         SWIZZLED,
         R,
         C,
-        NATIVE,
+        SM,
     )
 
 
@@ -65,7 +64,7 @@ def plan(
             "SWIZZLED": scale_layout == SWIZZLED,
             "R": tile.rows,
             "C": tile.columns,
-            "NATIVE": is_blackwell(sm),
+            "SM": sm,
         },
         num_warps=tile.num_warps,
     )  # fmt: skip

@@ -7,7 +7,6 @@ import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton.architecture import is_blackwell
 from nvfp4.backends.triton.launch import Launch, cdiv
 from nvfp4.backends.triton.quantize import quantize
 from nvfp4.backends.triton.quantize_config import LONGEST_ROW, Tile, choose_row_tile
@@ -18,7 +17,7 @@ from nvfp4.spec.format import DATA_DTYPE, SWIZZLED
 @triton.jit(do_not_specialize=["M", "scale_rows"])
 def _quantize_rows_kernel(
     x, data, scales, global_scale, M, K, x_stride, scale_rows, scale_columns,
-    SWIZZLED: tl.constexpr, R: tl.constexpr, C: tl.constexpr, NATIVE: tl.constexpr,
+    SWIZZLED: tl.constexpr, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * R + tl.arange(0, R)
     columns = tl.arange(0, C)
@@ -28,7 +27,7 @@ def _quantize_rows_kernel(
     p = row_global_scale(values)
     tl.store(global_scale + rows, p, mask=rows < M)
     store_quantized(
-        values, p, data, scales, rows, 0, M, K, scale_rows, scale_columns, SWIZZLED, R, C, NATIVE
+        values, p, data, scales, rows, 0, M, K, scale_rows, scale_columns, SWIZZLED, R, C, SM
     )
 
 
@@ -65,7 +64,7 @@ def plan(
             "SWIZZLED": scale_layout == SWIZZLED,
             "R": tile.rows,
             "C": tile.columns,
-            "NATIVE": is_blackwell(sm),
+            "SM": sm,
         },
         num_warps=tile.num_warps,
     )

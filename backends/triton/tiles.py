@@ -8,7 +8,7 @@ Shapes: a tile is [R, C] elements, its packed data [R, C/8] int32 words of 8 cod
 import triton
 import triton.language as tl
 
-from nvfp4.backends.triton import interpreting
+from nvfp4.backends.triton import architecture, interpreting
 from nvfp4.spec import format as spec
 from nvfp4.spec import glu as spec_glu
 from nvfp4.spec import swizzle as spec_swizzle
@@ -38,6 +38,8 @@ EXP2_C4 = tl.constexpr(spec_glu.EXP2_COEFFICIENTS[3])
 EXP2_C5 = tl.constexpr(spec_glu.EXP2_COEFFICIENTS[4])
 
 INTERPRETED = tl.constexpr(interpreting())
+FP8 = tl.constexpr(architecture.FP8)
+BLACKWELL = tl.constexpr(architecture.BLACKWELL)
 
 MAGNITUDE = tl.constexpr(0x7FFFFFFF)
 INF_BITS = tl.constexpr(0x7F800000)
@@ -94,28 +96,34 @@ def e2m1_to_f16(codes):
 
 
 @triton.jit
-def e4m3_to_f16(scales):
+def e4m3_to_f16(scales, SM: tl.constexpr):
     """uint8 -> float16 (exact): E4M3's bits seven up read as the value times 2^-8."""
-    bits = scales.to(tl.uint16)
-    value = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True) * 256.0
-    return tl.where((bits & 0x7F) == NAN_SCALE, float("nan"), value).to(tl.float16)
+    if SM >= FP8 and not INTERPRETED:
+        return scales.to(tl.float8e4nv, bitcast=True).to(tl.float16)
+    else:
+        bits = scales.to(tl.uint16)
+        value = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True) * 256.0
+        return tl.where((bits & 0x7F) == NAN_SCALE, float("nan"), value).to(tl.float16)
 
 
 @triton.jit
-def f32_to_e4m3(x):
+def f32_to_e4m3(x, SM: tl.constexpr):
     """float32 in [0, Inf], not NaN -> uint8, nearest even, saturating at 448."""
-    x = tl.minimum(x, E4M3_MAX)
-    bits = x.to(tl.int32, bitcast=True)
-    normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - ((127 - 7) << 3)
-    # Below 2^-6 E4M3 counts in steps of 2^-9, which is what a float32 near 2^14 does.
-    subnormal = (x + 16384.0).to(tl.int32, bitcast=True) & 0xF
-    return tl.where(x < 0.015625, subnormal, normal).to(tl.uint8)
+    if SM >= FP8 and not INTERPRETED:
+        return x.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
+    else:
+        x = tl.minimum(x, E4M3_MAX)
+        bits = x.to(tl.int32, bitcast=True)
+        normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - ((127 - 7) << 3)
+        # Below 2^-6 E4M3 counts in steps of 2^-9, which is what a float32 near 2^14 does.
+        subnormal = (x + 16384.0).to(tl.int32, bitcast=True) & 0xF
+        return tl.where(x < 0.015625, subnormal, normal).to(tl.uint8)
 
 
 @triton.jit
-def f32_to_e2m1(x, sign_mask, NATIVE: tl.constexpr):
+def f32_to_e2m1(x, sign_mask, SM: tl.constexpr):
     """float32 -> int32 codes, nearest even, saturating at 6. sign_mask: 8, or 0 where x is NaN."""
-    if NATIVE:
+    if SM >= BLACKWELL:
         codes = tl.inline_asm_elementwise(
             """{
             .reg .b8 code;
@@ -155,7 +163,7 @@ def row_global_scale(x):
 
 
 @triton.jit
-def quantize_tile(x, p, R: tl.constexpr, C: tl.constexpr, NATIVE: tl.constexpr):
+def quantize_tile(x, p, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr):
     """x float32 [R, C], p float32 [R] -> words int32 [R, C/8], scales uint8 [R, C/16]."""
     blocks = x.reshape(R, C // BLOCK, BLOCK)
     # As integers, magnitudes order as floats do and a NaN is above Inf: the maximum keeps it.
@@ -164,13 +172,13 @@ def quantize_tile(x, p, R: tl.constexpr, C: tl.constexpr, NATIVE: tl.constexpr):
     amax = tl.where(is_nan, 0.0, amax_bits.to(tl.float32, bitcast=True))
 
     enc = reciprocal(p) * ONE_SIXTH
-    scales = f32_to_e4m3(amax * enc[:, None])
-    sf = e4m3_to_f16(scales).to(tl.float32)
+    scales = f32_to_e4m3(amax * enc[:, None], SM)
+    sf = e4m3_to_f16(scales, SM).to(tl.float32)
     inverse = tl.minimum(reciprocal(sf * p[:, None]), FLOAT32_MAX)
     inverse = tl.where(is_nan, float("nan"), tl.where(scales == 0, 0.0, inverse))
 
     sign_mask = tl.where(is_nan, 0, 8)
-    codes = f32_to_e2m1(blocks * inverse[:, :, None], sign_mask[:, :, None], NATIVE)
+    codes = f32_to_e2m1(blocks * inverse[:, :, None], sign_mask[:, :, None], SM)
     # Eight codes fill disjoint nibbles of a word, so their sum is their union.
     nibble = (tl.arange(0, BLOCK) % 8) * 4
     words = tl.sum((codes << nibble[None, None, :]).reshape(R, C // 8, 8), axis=2)
@@ -235,12 +243,12 @@ def store_scales(
 @triton.jit
 def store_quantized(
     x, p, data, scales, rows, column, M, K, scale_rows, scale_columns,
-    SWIZZLED: tl.constexpr, R: tl.constexpr, C: tl.constexpr, NATIVE: tl.constexpr,
+    SWIZZLED: tl.constexpr, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr,
 ):  # fmt: skip
     """Quantize the tile x [R, C] at (rows, column) and store it, the scales' padding included.
 
     x holds zeros outside [M, K], and a zero block's scale is the padding byte 0x00.
     """
-    words, sf = quantize_tile(x, p, R, C, NATIVE)
+    words, sf = quantize_tile(x, p, R, C, SM)
     store_words(words, data, rows, rows < M, column, K, C)
     store_scales(sf, scales, rows, rows < scale_rows, column, scale_columns, SWIZZLED, C)

@@ -1,4 +1,4 @@
-"""What the environment asks of this backend."""
+"""What the environment asks of every backend."""
 
 import os
 
