@@ -16,6 +16,7 @@ ROOMS = {
     "checkpoints": {"layers", "ops", "spec"},
     "demo": {"layers", "ops", "dispatch", "backends", "spec"},
     "bench": {"layers", "ops", "dispatch", "backends", "spec"},
+    "integrations": {"checkpoints", "layers", "ops", "spec"},
     "cli": {"bench", "checkpoints", "demo", "layers", "ops", "dispatch", "backends", "spec"},
 }
 

@@ -1,0 +1,248 @@
+"""Mixtures of experts: all of them, one rank's (expert parallelism), or a part of each (tensor
+parallelism).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from vllm.model_executor.layers.fused_moe import FusedMoEMethodBase, RoutedExperts
+from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
+from vllm.model_executor.utils import set_weight_attrs
+
+from nvfp4.checkpoints import Format
+from nvfp4.integrations.vllm.loading import multipliers, needs_dtype, refused, validated
+from nvfp4.layers import MoE
+from nvfp4.ops import ExpertWeights, QuantizedTensor, concatenate, stack_experts
+from nvfp4.spec.format import BLOCK, DATA_DTYPE, LINEAR, SCALE_DTYPE
+from nvfp4.spec.glu import ACTIVATIONS
+
+GATE_UP, DOWN = ("w1", "w3"), ("w2",)
+"""vLLM's names of gate and up, the halves of w13, and of down."""
+
+
+class NvFp4ExpertsMethod(FusedMoEMethodBase):
+    """A layer's experts as one nvfp4.layers.MoE, gates and ups with their own global scales.
+
+    The experts' inputs are one tensor, quantized once: its calibrated scale is the largest of all
+    experts', other ranks' included, so that every rank has the same. The scale between the two
+    GEMMs is each expert's own. Where one expert lacks its scale, all rows find theirs.
+
+    A rank computes its experts' part of the sum, or its columns' part of every expert; vLLM adds up
+    the ranks, and runs the router and a shared expert.
+    """
+
+    def __init__(
+        self, moe: FusedMoEConfig, format: Format, calibrated: bool, max_tokens: int
+    ) -> None:
+        """`calibrated`: whether input scales that the checkpoint has are to be used; `max_tokens`:
+        of a step.
+        """
+        super().__init__(moe)
+        self.format = format
+        self.calibrated = calibrated
+        self.max_tokens = max_tokens
+
+    def create_weights(
+        self,
+        layer: RoutedExperts,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size_per_partition: int,
+        params_dtype: torch.dtype,
+        **extra_weight_attrs,
+    ) -> None:
+        _refuse_unsupported(layer, self.moe)
+        hidden, intermediate = hidden_size, intermediate_size_per_partition
+        for what, size in (("a hidden", hidden), ("an intermediate", intermediate)):
+            if size % BLOCK:
+                need = f"{what} size that is a multiple of {BLOCK} on each rank"
+                raise refused(layer.layer_name, need, f"{size} on each of {self.moe.tp_size}")
+        self.dtype = params_dtype
+        self._create(layer, num_experts, GATE_UP, intermediate, hidden)
+        self._create(layer, num_experts, DOWN, hidden, intermediate)
+
+    def _create(
+        self, layer: RoutedExperts, experts: int, shards: Sequence[str], n: int, k: int
+    ) -> None:
+        """The parameters of weights [N, K], with a place for each expert's each shard."""
+        f = self.format
+        here = range(first := _first_expert(layer), first + experts)
+        everyone = range(layer.global_num_experts)  # whose input scales each rank knows
+        for name, of, shape, dtype in (
+            (f.data, here, (n, k // 2), DATA_DTYPE),
+            (f.scales, here, (n, k // BLOCK), SCALE_DTYPE),
+            (f.global_scale, here, (), torch.float32),
+            (f.input_global_scale, everyone, (), torch.float32),
+        ):
+            data = torch.empty((len(of), len(shards), *shape), dtype=dtype)
+            param = Parameter(data, requires_grad=False)
+            set_weight_attrs(param, {"weight_loader": ExpertLoader(layer, name, of, shards)})
+            layer.register_parameter(_parameter(shards, name), param)
+
+    def process_weights_after_loading(self, layer: RoutedExperts) -> None:
+        """Check what came, swizzle the scales, and make the layer that runs."""
+        layer.nvfp4 = MoE(
+            self._weights(layer, GATE_UP),
+            self._weights(layer, DOWN),
+            self._x_global_scale(layer),
+            self._h_global_scale(layer),
+            _first_expert(layer),
+            self.moe.swiglu_limit,
+            self.moe.activation.value,
+        )
+        f = self.format
+        for shards in (GATE_UP, DOWN):
+            for name in (f.data, f.scales, f.global_scale, f.input_global_scale):
+                delattr(layer, _parameter(shards, name))
+        if layer.nvfp4.w13.is_cuda:  # before vLLM captures CUDA graphs, where nothing may compile
+            layer.nvfp4.warmup(self.max_tokens, self.moe.experts_per_token, (self.dtype,))
+
+    def apply(
+        self,
+        layer: RoutedExperts,
+        x: Tensor,
+        topk_weights: Tensor,
+        topk_ids: Tensor,
+        shared_experts: object,
+        shared_experts_input: Tensor | None,
+    ) -> Tensor:
+        return layer.nvfp4(x, topk_weights, topk_ids)
+
+    def get_fused_moe_quant_config(self, layer: RoutedExperts) -> None:
+        """vLLM's own kernels' configuration: none of them runs."""
+
+    def _weights(self, layer: RoutedExperts, shards: Sequence[str]) -> ExpertWeights:
+        f = self.format
+        data, scales, stored = (
+            getattr(layer, _parameter(shards, name)) for name in (f.data, f.scales, f.global_scale)
+        )
+        for param in (data, scales, stored):
+            param.weight_loader.needs_all()
+        p, module = f.from_stored(stored.data), data.weight_loader.module
+
+        def packed(*place: int) -> QuantizedTensor:
+            tensors = data.data[place], scales.data[place], p[place]
+            return validated(module(*place), QuantizedTensor(*tensors, LINEAR))
+
+        experts, parts = (range(size) for size in p.shape)
+        return stack_experts(
+            [concatenate([packed(expert, part) for part in parts]) for expert in experts]
+        )
+
+    def _x_global_scale(self, layer: RoutedExperts) -> Tensor | None:
+        p = self._input_global_scales(layer, GATE_UP)
+        return None if p is None else p.amax()
+
+    def _h_global_scale(self, layer: RoutedExperts) -> Tensor | None:
+        p, first = self._input_global_scales(layer, DOWN), _first_expert(layer)
+        return None if p is None else p[first : first + layer.local_num_experts, 0].clone()
+
+    def _input_global_scales(self, layer: RoutedExperts, shards: Sequence[str]) -> Tensor | None:
+        param = getattr(layer, _parameter(shards, self.format.input_global_scale))
+        if not self.calibrated or not param.weight_loader.complete():
+            return None
+        name = f"{layer.layer_name}: {self.format.input_global_scale}"
+        return multipliers(name, self.format.from_stored(param.data))
+
+
+class ExpertLoader:
+    """The weight_loader of a parameter [experts, shards, …]: copies this rank's part of a tensor to
+    its place, and keeps which came.
+    """
+
+    supports_moe_loading = True
+    """What some of vLLM's models ask a loader for before they tell it the expert."""
+
+    def __init__(
+        self, layer: RoutedExperts, name: str, experts: range, shards: Sequence[str]
+    ) -> None:
+        """`name`: the tensor's in the checkpoint; `experts`: those that have a place."""
+        leaves = layer.ckpt_gate_proj_name, layer.ckpt_up_proj_name, layer.ckpt_down_proj_name
+        self.leaves = dict(zip((*GATE_UP, *DOWN), leaves, strict=True))
+        self.layer_name, self.name, self.experts, self.shards = (
+            layer.layer_name, name, experts, shards,
+        )  # fmt: skip
+        self.rank, self.ranks = layer.moe_config.tp_rank, layer.moe_config.tp_size
+        self.came: set[tuple[int, int]] = set()
+
+    def __call__(
+        self,
+        param: Tensor,
+        loaded_weight: Tensor,
+        weight_name: str,
+        shard_id: str,
+        expert_id: int,
+        return_success: bool = False,
+    ) -> bool | None:
+        """As RoutedExperts.weight_loader: False, if asked, for another rank's expert."""
+        if expert_id not in self.experts:
+            return False if return_success else None
+        place = self.experts.index(expert_id), self.shards.index(shard_id)
+        tensor = f"{self.module(*place)}.{self.name}"
+        out = param.data[place]
+        needs_dtype(tensor, loaded_weight, out.dtype)
+        if out.dim():
+            loaded_weight = self._part(tensor, loaded_weight, out.shape, int(shard_id in DOWN))
+        elif loaded_weight.numel() != 1:
+            raise refused(tensor, "one value", f"shape {list(loaded_weight.shape)}")
+        out.copy_(loaded_weight.reshape(out.shape))
+        self.came.add(place)
+        return True if return_success else None
+
+    def _part(self, tensor: str, whole: Tensor, shape: torch.Size, axis: int) -> Tensor:
+        """A rank's part [N, C] of an expert's tensor that is cut along the intermediate size."""
+        need = list(shape)
+        need[axis] *= self.ranks
+        if list(whole.shape) != need:
+            raise refused(tensor, f"shape {need}", f"shape {list(whole.shape)}")
+        return whole.chunk(self.ranks, axis)[self.rank]
+
+    def module(self, expert: int, shard: int) -> str:
+        """Whose a place is, by the checkpoint's name."""
+        return f"{self.layer_name}.{self.experts[expert]}.{self.leaves[self.shards[shard]]}"
+
+    def complete(self) -> bool:
+        return len(self.came) == len(self.experts) * len(self.shards)
+
+    def needs_all(self) -> None:
+        """That the tensors of all places came."""
+        for expert in range(len(self.experts)):
+            for shard in range(len(self.shards)):
+                if (expert, shard) not in self.came:
+                    tensor = f"{self.module(expert, shard)}.{self.name}"
+                    raise refused(tensor, "to be in the checkpoint", "no such tensor")
+
+
+def _parameter(shards: Sequence[str], name: str) -> str:
+    """vLLM's name of it."""
+    return f"{'w2' if shards == DOWN else 'w13'}_{name}"
+
+
+def _first_expert(layer: RoutedExperts) -> int:
+    """The first of this rank's experts, which follow each other."""
+    if layer.expert_map is None:
+        return 0
+    here = torch.nonzero(layer.expert_map >= 0).flatten().tolist()
+    if here != list(range(here[0], here[0] + len(here))):
+        need = "each rank's experts to follow each other (--expert-placement-strategy linear)"
+        raise refused(layer.layer_name, need, here)
+    return here[0]
+
+
+def _refuse_unsupported(layer: RoutedExperts, moe: FusedMoEConfig) -> None:
+    activation = moe.activation.value
+    for refuse, need, got in (
+        (moe.has_bias, "experts without biases", "biases"),
+        (activation not in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}", activation),
+        (moe.swiglu_alpha is not None, "SwiGLU without alpha", moe.swiglu_alpha),
+        (moe.swiglu_beta is not None, "SwiGLU without beta", moe.swiglu_beta),
+        (
+            layer.apply_router_weight_on_input,
+            "routing weights that multiply the experts' outputs",
+            "such that multiply their inputs",
+        ),
+    ):
+        if refuse:
+            raise refused(layer.layer_name, need, got)

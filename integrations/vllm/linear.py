@@ -1,0 +1,208 @@
+"""Linear layers: fused or not, whole or one rank's part."""
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from vllm.model_executor.layers.linear import (
+    LinearBase,
+    LinearMethodBase,
+    register_weight_loader_v2_supported_method,
+)
+from vllm.model_executor.parameter import (
+    BasevLLMParameter,
+    ModelWeightParameter,
+    PerTensorScaleParameter,
+)
+
+from nvfp4.checkpoints import Format
+from nvfp4.checkpoints.schemes import PRE_QUANT_SCALE
+from nvfp4.integrations.vllm.loading import PartLoader, multipliers, refused, validated
+from nvfp4.ops import QuantizedTensor, concatenate, linear, warmup
+from nvfp4.spec.format import BLOCK, DATA_DTYPE, LINEAR, SCALE_DTYPE
+
+
+@register_weight_loader_v2_supported_method
+class NvFp4LinearMethod(LinearMethodBase):
+    """A layer's parameters, first as the checkpoint names them, then, once they are loaded, as
+    torch.ops.nvfp4.linear takes them.
+
+    The parts of a fused layer (q, k, v; gate, up) each keep their global scale. Their input's
+    scale, calibrated part by part on one and the same input, is the largest of theirs.
+    """
+
+    def __init__(
+        self, format: Format, modules: Sequence[str], calibrated: bool, max_tokens: int
+    ) -> None:
+        """`modules`: the layer's name in the checkpoint, several for a fused one; `calibrated`:
+        whether an input scale that the checkpoint has is to be used; `max_tokens`: of a step.
+        """
+        self.format = format
+        self.modules = modules
+        self.calibrated = calibrated
+        self.max_tokens = max_tokens
+
+    def create_weights(
+        self,
+        layer: LinearBase,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        **extra_weight_attrs,
+    ) -> None:
+        n, k = sum(output_partition_sizes), input_size_per_partition
+        if k % BLOCK:
+            ranks = input_size // k
+            need = f"K to be a multiple of {BLOCK} on each rank"
+            got = f"K = {input_size} on {ranks} of them" if ranks > 1 else f"K = {k}"
+            raise refused(self.modules[0], need, got)
+        self.sizes, self.k, self.dtype = output_partition_sizes, input_size, params_dtype
+        if len(self.modules) != len(self.sizes):  # one name that vLLM cuts into several
+            self.modules = [self.modules[0]] * len(self.sizes)
+        load, parts = extra_weight_attrs["weight_loader"], len(self.sizes)
+
+        def loader(name: str, dtype: torch.dtype) -> PartLoader:
+            return PartLoader(load, self.modules, name, dtype)
+
+        for name, columns, dtype in (
+            (self.format.data, k // 2, DATA_DTYPE),
+            (self.format.scales, k // BLOCK, SCALE_DTYPE),
+        ):
+            data = torch.empty(n, columns, dtype=dtype)
+            weight = ModelWeightParameter(
+                data=data, input_dim=1, output_dim=0, weight_loader=loader(name, dtype)
+            )
+            layer.register_parameter(name, weight)
+        for name in (self.format.global_scale, self.format.input_global_scale):
+            scale = PerTensorScaleParameter(
+                data=torch.empty(parts, dtype=torch.float32),
+                weight_loader=loader(name, torch.float32),
+            )
+            layer.register_parameter(name, scale)
+        layer.register_parameter(
+            PRE_QUANT_SCALE,
+            InputFactor(
+                data=torch.empty(parts, k, dtype=params_dtype),
+                weight_loader=loader(PRE_QUANT_SCALE, params_dtype),
+            ),
+        )
+
+    def process_weights_after_loading(self, layer: LinearBase) -> None:
+        """Check what came, swizzle the scales, and keep what the op reads."""
+        input_global_scale = self._input_global_scale(layer)
+        factor = self._input_factor(layer)
+        weight = concatenate(self._weights(layer))
+        for name in self._stored():
+            delattr(layer, name)
+        _set(layer, "weight", weight.data)
+        _set(layer, "weight_scales", weight.scales)
+        _set(layer, "weight_global_scale", weight.global_scale)
+        _set(layer, "input_global_scale", input_global_scale)
+        _set(layer, "input_factor", factor)
+        self._warmup(layer)
+
+    def apply(self, layer: LinearBase, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        if layer.input_factor is not None:
+            x = x * layer.input_factor
+        return linear(
+            x,
+            layer.weight,
+            layer.weight_scales,
+            layer.weight_global_scale,
+            layer.input_global_scale,
+            bias,
+        )
+
+    def _stored(self) -> tuple[str, ...]:
+        f = self.format
+        return f.data, f.scales, f.global_scale, f.input_global_scale, PRE_QUANT_SCALE
+
+    def _weights(self, layer: LinearBase) -> list[QuantizedTensor]:
+        """A part each, this rank's rows and columns of it."""
+        f = self.format
+        for name in (f.data, f.scales, f.global_scale):
+            getattr(layer, name).weight_loader.needs_all()
+        self._check_shapes(layer)
+        p = f.from_stored(getattr(layer, f.global_scale).data)
+        data, scales = (getattr(layer, name).data.split(self.sizes) for name in (f.data, f.scales))
+        return [
+            validated(
+                self.modules[part], QuantizedTensor(data[part], scales[part], p[part], LINEAR)
+            )
+            for part in range(len(self.modules))
+        ]
+
+    def _check_shapes(self, layer: LinearBase) -> None:
+        """What vLLM takes a part of: data and scales have one N, and the layer's K."""
+        f = self.format
+        data, scales = (getattr(layer, name).weight_loader.shapes for name in (f.data, f.scales))
+        for part, module in enumerate(self.modules):
+            rows = data[part][0]
+            for name, shape, k in (
+                (f.data, data[part], self.k // 2),
+                (f.scales, scales[part], self.k // BLOCK),
+            ):
+                if shape != (rows, k):
+                    raise refused(f"{module}.{name}", f"shape {[rows, k]}", list(shape))
+
+    def _input_global_scale(self, layer: LinearBase) -> Tensor | None:
+        name = self.format.input_global_scale
+        scale = getattr(layer, name)
+        if not self.calibrated or not scale.weight_loader.complete():
+            return None
+        return multipliers(f"{self.modules[0]}.{name}", self.format.from_stored(scale.data)).amax()
+
+    def _input_factor(self, layer: LinearBase) -> Tensor | None:
+        """AWQ's factors of the input [K]; fused parts have the same."""
+        factors = layer.pre_quant_scale
+        if not factors.weight_loader.shapes:
+            return None
+        factors.weight_loader.needs_all()
+        if not bool((factors.data == factors.data[0]).all()):
+            tensors = ", ".join(f"{module}.{PRE_QUANT_SCALE}" for module in self.modules)
+            raise refused(tensors, "to be equal (one layer runs them)", "others")
+        return factors.data[0].clone()
+
+    def _warmup(self, layer: LinearBase) -> None:
+        """Before vLLM captures CUDA graphs, in which nothing may be compiled."""
+        if layer.weight.is_cuda:
+            bias = self.dtype if getattr(layer, "has_bias", False) else None
+            n, k = layer.weight.shape[0], 2 * layer.weight.shape[1]
+            _warmup_once(n, k, self.max_tokens, self.dtype, bias, layer.weight.device)
+
+
+class InputFactor(BasevLLMParameter):
+    """Factors of a layer's input, [parts, K]: each part's own, cut where the layer's K is."""
+
+    def load_row_parallel_weight(self, loaded_weight: Tensor) -> None:
+        size = self.data.shape[1]
+        self.data[0].copy_(loaded_weight.narrow(0, self.tp_rank * size, size))
+
+    def load_column_parallel_weight(self, loaded_weight: Tensor) -> None:
+        self.data[0].copy_(loaded_weight)
+
+    def load_merged_column_weight(self, loaded_weight: Tensor, shard_id: int, **_) -> None:
+        self.data[shard_id].copy_(loaded_weight)
+
+    def load_qkv_weight(self, loaded_weight: Tensor, shard_id: str, **_) -> None:
+        self.data[self._shard_id_as_int(shard_id)].copy_(loaded_weight)
+
+
+def _set(layer: LinearBase, name: str, value: Tensor | None) -> None:
+    layer.register_parameter(name, None if value is None else Parameter(value, requires_grad=False))
+
+
+@cache
+def _warmup_once(
+    n: int,
+    k: int,
+    max_tokens: int,
+    dtype: torch.dtype,
+    bias: torch.dtype | None,
+    device: torch.device,
+) -> None:
+    warmup([(n, k)], max_tokens, (dtype,), bias, device)

@@ -1,0 +1,88 @@
+"""Loading that notices: which tensors came, of what dtype and shape.
+
+vLLM copies whatever fits after a cast, and does not ask of a quantized model whether all of it
+came; a checkpoint that is damaged would be served.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nvfp4.ops import QuantizedTensor
+
+QKV = {"q": 0, "k": 1, "v": 2}
+"""vLLM's names for the parts of an attention's fused projection."""
+
+
+class PartLoader:
+    """The weight_loader of one parameter of a linear layer: looks at each tensor before vLLM's own
+    loader copies this rank's part of it, and keeps the tensors' shapes, a part of a fused layer
+    each.
+    """
+
+    def __init__(
+        self, load: Callable[..., None], modules: Sequence[str], name: str, dtype: torch.dtype
+    ) -> None:
+        """`modules`: the parts' names in the checkpoint; `name`: the tensor's."""
+        self.load, self.modules, self.name, self.dtype = load, modules, name, dtype
+        self.shapes: dict[int, torch.Size] = {}
+
+    def __call__(self, param: Tensor, loaded_weight: Tensor, *shard: Any) -> None:
+        parts = self._parts(shard[0] if shard else None)
+        tensor = f"{self.modules[parts[0]]}.{self.name}"
+        needs_dtype(tensor, loaded_weight, self.dtype)
+        try:
+            self.load(param, loaded_weight, *shard)
+        except (AssertionError, IndexError, RuntimeError) as error:
+            need = f"a shape that this layer's {list(param.shape)} is a part of"
+            raise refused(tensor, need, f"shape {list(loaded_weight.shape)}") from error
+        self.shapes |= dict.fromkeys(parts, loaded_weight.shape)
+
+    def _parts(self, shard: str | int | Sequence[int] | None) -> list[int]:
+        """None: one tensor is all parts, as in checkpoints that are fused on disk."""
+        if shard is None:
+            return list(range(len(self.modules)))
+        if isinstance(shard, str):
+            return [QKV[shard]]
+        return [shard] if isinstance(shard, int) else list(shard)
+
+    def complete(self) -> bool:
+        return len(self.shapes) == len(self.modules)
+
+    def needs_all(self) -> None:
+        """That the tensors of all parts came."""
+        for part, module in enumerate(self.modules):
+            if part not in self.shapes:
+                need = "to be in the checkpoint"
+                raise refused(f"{module}.{self.name}", need, "no such tensor")
+
+
+def needs_dtype(tensor: str, loaded: Tensor, dtype: torch.dtype) -> None:
+    if loaded.dtype != dtype:
+        raise refused(tensor, f"dtype {_short(dtype)}", _short(loaded.dtype))
+
+
+def validated(module: str, weight: QuantizedTensor) -> QuantizedTensor:
+    """The weight, if its values can be a weight's; the error names the module."""
+    try:
+        return weight.validate()
+    except ValueError as error:
+        raise ValueError(f"nvfp4: {module}: {error}") from error
+
+
+def multipliers(tensor: str, p: Tensor) -> Tensor:
+    """Global scales, all of them finite and positive."""
+    bad = ~((p > 0) & (p < torch.inf))
+    if bool(bad.any()):
+        raise refused(tensor, "a finite positive scale", p[bad].flatten()[0].item())
+    return p
+
+
+def refused(what: str, need: str, got: object) -> ValueError:
+    return ValueError(f"nvfp4: {what} needs {need}, got {got}")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
