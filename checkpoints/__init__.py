@@ -1,6 +1,7 @@
 """NVFP4 checkpoints: reading ModelOpt's and compressed-tensors', and making them."""
 
 from nvfp4.checkpoints.checkpoint import Checkpoint
+from nvfp4.checkpoints.load import load_model
 from nvfp4.checkpoints.schemes import (
     COMPRESSED_TENSORS,
     FORMATS,
@@ -22,6 +23,7 @@ __all__ = [
     "Group",
     "Scheme",
     "is_nvfp4",
+    "load_model",
     "parse",
     "read_scheme",
 ]

@@ -5,8 +5,9 @@ them.
 """
 
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,10 +25,23 @@ DTYPE_NAMES = {
     torch.bfloat16: "BF16",
     torch.float16: "F16",
     torch.float32: "F32",
+    torch.int64: "I64",
+    torch.int32: "I32",
 }
 """safetensors' names of the dtypes that are written here."""
 
 FLOATS = tuple(DTYPE_NAMES[dtype] for dtype in (torch.bfloat16, torch.float16, torch.float32))
+
+
+class TensorSpec(NamedTuple):
+    """What a tensor is, without its values."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
 
 
 class TensorFiles:
@@ -84,6 +98,14 @@ class TensorFiles:
     def dtype(self, name: str) -> str:
         """safetensors' name of it, such as "BF16"."""
         return self._slice(name).get_dtype()
+
+    def spec(self, name: str) -> TensorSpec:
+        """Raises ValueError for a dtype that is not written here."""
+        for dtype, known in DTYPE_NAMES.items():
+            if known == self.dtype(name):
+                return TensorSpec(self.shape(name), dtype)
+        need = f"one of {', '.join(DTYPE_NAMES.values())}"
+        raise ValueError(f"{self.where(name)} needs dtype {need}, got {self.dtype(name)}")
 
     def read(self, name: str) -> Tensor:
         """The tensor, on the CPU, a view of the mapped file: pages come as they are touched."""

@@ -1,6 +1,7 @@
 """What the names of a language model's layers say: experts, their parts, what engines fuse."""
 
 import re
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 WEIGHT = ".weight"
@@ -16,6 +17,9 @@ SIBLINGS = (
     ("q_a_proj", "kv_a_proj_with_mqa"),
 )
 """Layers on one input that engines multiply by as one."""
+
+ROUTERS = ("gate", "router", "shared_expert_gate")
+"""Layers that choose experts, or weigh a shared one: small, and better left in floats."""
 
 _EXPERT = re.compile(r"(?P<experts>.*\.experts)\.(?P<expert>\d+)\.(?P<part>\w+)")
 
@@ -43,3 +47,14 @@ def siblings_of(module: str) -> tuple[str, ...]:
         if leaf in group:
             return tuple(f"{parent}.{each}" if parent else each for each in group)
     return (module,)
+
+
+def is_router(module: str) -> bool:
+    return module.rpartition(".")[2] in ROUTERS
+
+
+def matches(pattern: str, module: str) -> bool:
+    """Whether a pattern means a module: a wildcard of its name, or whole components of it, such as
+    "lm_head", "mlp.gate".
+    """
+    return fnmatchcase(module, pattern) or f".{pattern.strip('.')}." in f".{module}."

@@ -17,13 +17,13 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nvfp4.checkpoints.names import matches
 from nvfp4.spec.format import BLOCK
 from nvfp4.version import VERSION
 
@@ -34,8 +34,8 @@ PRE_QUANT_SCALE = "pre_quant_scale"
 
 @dataclass(frozen=True)
 class Format:
-    """How a quantized layer is stored: tensor names, to be put after "<module>.", and whether its
-    global scales are divisors.
+    """How a quantized layer is stored: its tensors' names, to be put after "<module>.", whether its
+    global scales are divisors, and the shape they are written in (one value in any shape is read).
     """
 
     name: str
@@ -44,6 +44,7 @@ class Format:
     global_scale: str
     input_global_scale: str
     divides: bool
+    scale_shape: tuple[int, ...]
 
     def to_stored(self, p: Tensor) -> Tensor:
         """A decode multiplier, float32, as the file has it."""
@@ -62,14 +63,23 @@ class Format:
         return self.from_stored(self.to_stored(p))
 
 
-MODELOPT = Format("modelopt", "weight", "weight_scale", "weight_scale_2", "input_scale", False)
+MODELOPT = Format(
+    name="modelopt",
+    data="weight",
+    scales="weight_scale",
+    global_scale="weight_scale_2",
+    input_global_scale="input_scale",
+    divides=False,
+    scale_shape=(),
+)
 COMPRESSED_TENSORS = Format(
-    "compressed-tensors",
-    "weight_packed",
-    "weight_scale",
-    "weight_global_scale",
-    "input_global_scale",
-    True,
+    name="compressed-tensors",
+    data="weight_packed",
+    scales="weight_scale",
+    global_scale="weight_global_scale",
+    input_global_scale="input_global_scale",
+    divides=True,
+    scale_shape=(1,),
 )
 FORMATS = {format.name: format for format in (MODELOPT, COMPRESSED_TENSORS)}
 
@@ -119,10 +129,7 @@ class Scheme:
         return self.group_of(module) is not None
 
     def _ignores(self, pattern: str, module: str) -> bool:
-        if self.format is COMPRESSED_TENSORS:
-            return _matches(pattern, module)
-        # ModelOpt: a wildcard, or whole components of the name: "lm_head", "mlp.gate".
-        return fnmatchcase(module, pattern) or f".{pattern.strip('.')}." in f".{module}."
+        return (_matches if self.format is COMPRESSED_TENSORS else matches)(pattern, module)
 
     def config(self) -> dict[str, Any]:
         """config.json's quantization_config."""

@@ -2,10 +2,10 @@
 
 import typer
 
-from nvfp4.cli import bench, demo, info, warmup
+from nvfp4.cli import bench, convert, demo, info, warmup
 
 app = typer.Typer(
-    help="NVFP4 operators: what runs here, a real model on them, and how fast they are.",
+    help="NVFP4 operators: what runs here, a real model on them, how fast they are; checkpoints.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -14,5 +14,6 @@ app.command()(info.info)
 app.command()(demo.demo)
 app.command()(bench.bench)
 app.command()(warmup.warmup)
+app.command()(convert.convert)
 
 __all__ = ["app"]

@@ -1,0 +1,127 @@
+"""Writing a checkpoint so that there is either all of it or none, and no more of it in memory than
+one tensor.
+"""
+
+import json
+import os
+import shutil
+import struct
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from torch import Tensor
+
+from nvfp4.checkpoints.files import DTYPE_NAMES, INDEX_FILE, SHARD_PATTERN, TensorSpec
+
+
+@contextmanager
+def published(destination: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `destination` when all went well, on disk by then;
+    otherwise it goes. What a crash leaves of it has another name, and begins with a dot.
+
+    Raises:
+        ValueError: `destination` is there already, and is not an empty folder.
+    """
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise ValueError(f"DST needs a new or empty folder, got {destination}, which exists")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    partial = destination.parent / f".{destination.name}.{uuid.uuid4().hex[:8]}.partial"
+    partial.mkdir()
+    try:
+        yield partial
+        for path in (*partial.rglob("*"), partial):
+            _to_disk(path)
+        partial.rename(destination)
+        _to_disk(destination.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class ShardedWriter:
+    """safetensors files of known tensors, which come in any order, each once, and are written where
+    they belong at once. (The library's own writer wants a file's tensors all in memory.)
+
+    Used as a context manager: leaving it without an error writes the index of several files.
+    """
+
+    def __init__(self, folder: Path, specs: Mapping[str, TensorSpec], shard_size: str) -> None:
+        self._folder = folder
+        self._specs = specs
+        try:
+            split = split_state_dict_into_shards_factory(
+                dict(specs),
+                get_storage_size=lambda spec: spec.nbytes,
+                filename_pattern=SHARD_PATTERN,
+                max_shard_size=shard_size,
+            )
+        except ValueError as error:
+            need = "a size such as 5GB or 500MB"
+            raise ValueError(f"--shard-size needs {need}, got {shard_size!r}") from error
+        self._file_of = split.tensor_to_filename
+        self._tensors_of = split.filename_to_tensors
+        self._left = set(specs)
+        self._opened = ExitStack()
+        self._files: dict[str, BinaryIO] = {}
+        self._offsets: dict[str, int] = {}
+
+    def __enter__(self) -> "ShardedWriter":
+        for file, names in self._tensors_of.items():
+            # Wide elements first: each then starts at a multiple of its size.
+            by_width = sorted(names, key=lambda name: -self._specs[name].dtype.itemsize)
+            header, offsets = _header({name: self._specs[name] for name in by_width})
+            self._files[file] = self._opened.enter_context(open(self._folder / file, "wb"))
+            self._files[file].write(header)
+            self._offsets |= offsets
+        return self
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        spec = TensorSpec(tuple(tensor.shape), tensor.dtype)
+        if name not in self._left or spec != self._specs[name]:
+            raise RuntimeError(f"{name}: planned {self._specs.get(name)} once, got {spec}")
+        self._left.remove(name)
+        file = self._files[self._file_of[name]]
+        file.seek(self._offsets[name])
+        file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._opened.close()
+        if kind is not None:
+            return
+        if self._left:
+            raise RuntimeError(f"never written: {sorted(self._left)}")
+        if len(self._tensors_of) > 1:
+            total = sum(spec.nbytes for spec in self._specs.values())
+            index = {"metadata": {"total_size": total}, "weight_map": self._file_of}
+            (self._folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _header(specs: Mapping[str, TensorSpec]) -> tuple[bytes, dict[str, int]]:
+    """A file's header, and where in the file each tensor begins: safetensors' format is the length
+    of a JSON object, 8 bytes, the object, and the tensors one after another.
+    """
+    table: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    begin, begins = 0, {}
+    for name, spec in specs.items():
+        begins[name] = begin
+        end = begin + spec.nbytes
+        dtype, shape = DTYPE_NAMES[spec.dtype], list(spec.shape)
+        table[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(table).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    return struct.pack("<Q", len(text)) + text, {name: start + at for name, at in begins.items()}

@@ -1,0 +1,82 @@
+"""python -m nvfp4 convert: a model in floats to an NVFP4 checkpoint."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nvfp4.cli.errors import user_errors
+from nvfp4.cli.progress import steps
+
+REQUIREMENTS = ("safetensors", "transformers", "accelerate")
+
+
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SRC", help="A Hugging Face folder with safetensors, or a GGUF file."
+        ),
+    ],
+    destination: Annotated[
+        Path, typer.Argument(metavar="DST", help="The checkpoint's folder: new, or empty.")
+    ],
+    format: Annotated[
+        str, typer.Option(help="modelopt or compressed-tensors; vLLM reads both.")
+    ] = "modelopt",
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Layers to leave in floats: a wildcard ('*.o_proj') or a part of the name "
+            "('self_attn'). May be given often.",
+        ),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibrate",
+            metavar="TEXT",
+            help="Run the model over this text, and store its inputs' scales; else each token's "
+            "is found as it comes.",
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option("--calibrate-tokens", min=1, help="How much of the text to use.")
+    ] = 4096,
+    separate_scales: Annotated[
+        bool,
+        typer.Option(
+            "--separate-scales",
+            help="A global scale for each of q, k, v and of gate, up. Engines that take the "
+            "largest for all of them read such a checkpoint wrong.",
+        ),
+    ] = False,
+    shard_size: Annotated[str, typer.Option(help="Of a file, at most.")] = "5GB",
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
+) -> None:
+    """Convert a language model to NVFP4, tensor by tensor: memory is bounded by the largest one
+    (--calibrate runs the whole model). DST appears when all of it is written.
+    """
+    with user_errors(), steps() as step:
+        if missing := [name for name in REQUIREMENTS if find_spec(name) is None]:
+            raise ValueError(f"convert needs pip install 'nvfp4[checkpoints]', got no {missing[0]}")
+        from nvfp4.checkpoints.convert import Options
+        from nvfp4.checkpoints.convert import convert as run
+
+        options = Options(
+            format, tuple(exclude or ()), text, max_tokens, separate_scales, shard_size
+        )
+        summary = run(source, destination, options, step)
+    if as_json:
+        print(json.dumps(summary.as_dict(), indent=2))
+        return
+    before, after = summary.bytes_before / 1e6, summary.bytes_after / 1e6
+    inputs = "calibrated" if summary.calibrated else "per token"
+    print(
+        f"{destination}: {summary.format}, {summary.quantized_layers} linear layers in NVFP4, "
+        f"input scales {inputs}, {len(summary.left_in_floats)} layers left in floats, "
+        f"{before:.1f} MB -> {after:.1f} MB"
+    )
