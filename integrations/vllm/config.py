@@ -17,11 +17,15 @@ from vllm.model_executor.layers.quantization.kv_cache import BaseKVCacheMethod
 from vllm.model_executor.models.utils import WeightsMapper
 
 from nvfp4.checkpoints import Group, Scheme, is_nvfp4, parse
+from nvfp4.checkpoints.names import GATE, UP
 from nvfp4.integrations.vllm import QUANTIZATION
 from nvfp4.integrations.vllm.experts import NvFp4ExpertsMethod
 from nvfp4.integrations.vllm.linear import NvFp4LinearMethod
 from nvfp4.integrations.vllm.loading import refused
 from nvfp4.spec.format import FLOAT_DTYPES
+
+FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": [GATE, UP]}
+"""vLLM's usual names of fused layers; models say what theirs are, but not all say it in time."""
 
 
 class NvFp4Config(QuantizationConfig):
@@ -96,7 +100,7 @@ class NvFp4Config(QuantizationConfig):
     def _parts(self, prefix: str) -> list[str]:
         """The modules that a layer of the model is in the checkpoint: several for a fused one."""
         parent, _, name = prefix.rpartition(".")
-        parts = self.packed_modules_mapping.get(name, [name])
+        parts = (FUSED | self.packed_modules_mapping).get(name, [name])
         return [f"{parent}.{part}".removeprefix(".") for part in parts]
 
     def _group(self, modules: list[str]) -> Group | None:

@@ -1,0 +1,102 @@
+"""Small models with random weights, of architectures that differ in what is fused or shared."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from nvfp4.checkpoints import COMPRESSED_TENSORS, MODELOPT, Group
+from nvfp4.checkpoints.checkpoint import Checkpoint
+from nvfp4.checkpoints.convert import Options, convert
+from nvfp4.checkpoints.files import SINGLE_FILE
+from nvfp4.checkpoints.schemes import CONFIG_FILE, QUANT_CONFIG_FILE, read_json
+from nvfp4.spec.format import GLOBAL_SCALE_DIVISOR
+
+SIZES = {
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.1,
+}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
+ARCHITECTURES: dict[str, tuple[type, dict[str, Any]]] = {
+    # q, k and v fused with biases, fewer kv heads; gate and up fused
+    "qwen2": (transformers.Qwen2Config, {"intermediate_size": 96}),
+    "qwen3_moe": (
+        transformers.Qwen3MoeConfig,
+        EXPERTS | {"num_experts": 4, "intermediate_size": 96, "mlp_only_layers": [0]},
+    ),
+    # a shared expert beside the others
+    "qwen2_moe": (
+        transformers.Qwen2MoeConfig,
+        EXPERTS
+        | {"num_experts": 4, "intermediate_size": 96, "shared_expert_intermediate_size": 64},
+    ),
+    # other names: w1, w3, w2
+    "mixtral": (
+        transformers.MixtralConfig,
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 64},
+    ),
+}
+MIXTURES = tuple(name for name in ARCHITECTURES if name != "qwen2")
+
+
+STEP = lambda title, total: lambda: None  # noqa: E731  no progress bar
+
+
+@dataclass(frozen=True)
+class Folders:
+    """A model in floats, and its NVFP4 checkpoints: one in each format, the first with calibrated
+    input scales.
+    """
+
+    floats: Path
+    modelopt: Path
+    compressed_tensors: Path
+
+
+def make(name: str, root: Path) -> Folders:
+    """Every layer has a global scale of its own, up's and k's about twice their siblings': one for
+    all parts of a fused layer would be wrong by that factor.
+    """
+    torch.manual_seed(0)
+    config_class, sizes = ARCHITECTURES[name]
+    config = config_class(**SIZES | sizes)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.endswith(("k_proj.weight", "up_proj.weight")):
+                parameter *= 2
+            if parameter_name.endswith("gate_up_proj"):  # experts: gate's rows, then up's
+                parameter[:, parameter.shape[1] // 2 :] *= 2
+            if parameter_name.endswith("proj.bias"):
+                parameter.normal_(std=0.1)
+    folders = Folders(root / "floats", root / MODELOPT.name, root / COMPRESSED_TENSORS.name)
+    model.save_pretrained(folders.floats)
+    for folder in (folders.modelopt, folders.compressed_tensors):
+        convert(folders.floats, folder, Options(folder.name, separate_scales=True), STEP)
+    _add_input_scales(folders.modelopt)
+    return folders
+
+
+def _add_input_scales(folder: Path) -> None:
+    """As if calibrated: different ones, of inputs up to about 4 to 16."""
+    checkpoint = Checkpoint(folder)
+    tensors = load_file(folder / SINGLE_FILE)
+    for module in checkpoint.modules:
+        amax = 4 + 12 * torch.rand(())
+        tensors[f"{module}.{MODELOPT.input_global_scale}"] = amax / GLOBAL_SCALE_DIVISOR
+    save_file(tensors, folder / SINGLE_FILE)
+    scheme = replace(checkpoint.scheme, groups=(Group(calibrated=True),))
+    config = read_json(folder / CONFIG_FILE) | {"quantization_config": scheme.config()}
+    (folder / CONFIG_FILE).write_text(json.dumps(config))
+    (folder / QUANT_CONFIG_FILE).write_text(json.dumps(scheme.hf_quant_config()))

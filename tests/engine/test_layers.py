@@ -1,0 +1,128 @@
+"""Each layer of a model that vLLM loaded gives the bits of nvfp4.layers on the same checkpoint:
+fused or not, whole or a rank's part.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine.models import ARCHITECTURES, MIXTURES, make
+from engine.ranks import Rank, loaded, on_ranks
+from torch import Tensor
+
+from nvfp4.checkpoints.checkpoint import Checkpoint
+from nvfp4.layers import Linear, MoE
+from nvfp4.ops import QuantizedTensor, concatenate, stack_experts
+from nvfp4.spec.format import LINEAR
+
+TOKENS = 5
+TOP_K = 2
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory) -> dict[str, list[Path]]:
+    """Both checkpoints of each architecture."""
+    root = tmp_path_factory.mktemp("models")
+    made = {name: make(name, root / name) for name in ARCHITECTURES}
+    return {name: [each.modelopt, each.compressed_tensors] for name, each in made.items()}
+
+
+def test_a_model_on_one_rank(folders):
+    on_ranks(1, compare_all, sum(folders.values(), []))
+
+
+def test_a_model_on_two_ranks(folders):
+    on_ranks(2, compare_all, sum(folders.values(), []))
+
+
+def test_experts_on_two_ranks(folders):
+    on_ranks(2, compare_all, sum((folders[name] for name in MIXTURES), []), True)
+
+
+def compare_all(rank: Rank, folders: list[Path], expert_parallel: bool = False) -> None:
+    """In each rank's process: every quantized layer of the checkpoints."""
+    for folder in folders:
+        _compare(rank, folder, expert_parallel)
+
+
+def _compare(rank: Rank, folder: Path, expert_parallel: bool) -> None:
+    from vllm.model_executor.layers.fused_moe import RoutedExperts
+
+    from nvfp4.integrations.vllm.experts import NvFp4ExpertsMethod
+    from nvfp4.integrations.vllm.linear import NvFp4LinearMethod
+
+    checkpoint, compared = Checkpoint(folder), set()
+    with loaded(rank, folder, enable_expert_parallel=expert_parallel) as model:
+        for name, layer in model.named_modules():
+            method = getattr(layer, "quant_method", None)
+            if isinstance(method, NvFp4LinearMethod):
+                _compare_linear(rank, checkpoint, layer, method.modules)
+                compared |= set(method.modules)
+            if isinstance(layer, RoutedExperts):
+                assert isinstance(method, NvFp4ExpertsMethod)
+                experts = name.removesuffix(".routed_experts")
+                _compare_experts(rank, checkpoint, layer, experts, expert_parallel)
+                compared |= {each for each in checkpoint.modules if each.startswith(f"{experts}.")}
+    assert compared == set(checkpoint.modules)
+
+
+def _compare_linear(rank: Rank, checkpoint: Checkpoint, layer: Any, modules: list[str]) -> None:
+    from vllm.model_executor.layers.linear import RowParallelLinear
+
+    k = 2 * checkpoint.weight(modules[0]).data.shape[1]
+    x = _tokens(k)
+    if isinstance(layer, RowParallelLinear):
+        x = x.chunk(rank.count, dim=1)[rank.index]
+        (module,) = modules
+        part = _part(rank, checkpoint.weight(module), axis=1)
+        want = Linear(part, None, checkpoint.input_global_scale(module))(x)
+    else:
+        sizes = [checkpoint.weight(module).rows for module in modules]
+        whole = checkpoint.linear(*modules)(x).split(sizes, dim=1)
+        want = torch.cat([y.chunk(rank.count, dim=1)[rank.index] for y in whole], dim=1)
+        p = layer.weight_global_scale
+        assert len(modules) == 1 or p.max() > 1.5 * p.min()  # one scale for all would be wrong
+    got = layer.quant_method.apply(layer, x, layer.bias)
+    assert torch.equal(got, want), (modules, (got - want).abs().max())
+
+
+def _compare_experts(
+    rank: Rank, checkpoint: Checkpoint, layer: Any, experts: str, expert_parallel: bool
+) -> None:
+    whole = checkpoint.moe(experts)
+    if expert_parallel:
+        want = whole.local(rank.index, rank.count)
+    else:
+        want = _experts_part(rank, checkpoint, experts, whole)
+    gate, up = whole.w13_global_scale.unbind(1)
+    assert (up > 1.5 * gate).all()
+    x = _tokens(2 * whole.w13.shape[2])
+    weights, ids = torch.rand(TOKENS, whole.experts).topk(TOP_K)
+    got = layer.quant_method.apply(layer, x, weights, ids.int(), None, None)
+    assert torch.equal(got, want(x, weights, ids)), experts
+
+
+def _experts_part(rank: Rank, checkpoint: Checkpoint, experts: str, whole: MoE) -> MoE:
+    """A rank's columns of every expert's intermediate."""
+    names = ("gate_proj", "up_proj", "down_proj")
+    if not checkpoint.is_quantized(f"{experts}.0.gate_proj"):
+        names = ("w1", "w3", "w2")
+    w13, w2 = [], []
+    for expert in range(whole.experts):
+        gate, up, down = (checkpoint.weight(f"{experts}.{expert}.{name}") for name in names)
+        w13.append(concatenate([_part(rank, gate, axis=0), _part(rank, up, axis=0)]))
+        w2.append(_part(rank, down, axis=1))
+    scales = whole.x_global_scale, whole.h_global_scale
+    return MoE(stack_experts(w13), stack_experts(w2), *scales)
+
+
+def _part(rank: Rank, weight: QuantizedTensor, axis: int) -> QuantizedTensor:
+    data, scales = (
+        each.chunk(rank.count, axis)[rank.index] for each in (weight.data, weight.scales)
+    )
+    return QuantizedTensor(data, scales, weight.global_scale, LINEAR)
+
+
+def _tokens(k: int) -> Tensor:
+    return 3 * torch.randn(TOKENS, k, dtype=torch.bfloat16)
