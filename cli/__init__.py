@@ -2,7 +2,7 @@
 
 import typer
 
-from nvfp4.cli import bench, convert, demo, info, warmup
+from nvfp4.cli import bench, convert, demo, info, inspect, warmup
 
 app = typer.Typer(
     help="NVFP4 operators: what runs here, a real model on them, how fast they are; checkpoints.",
@@ -15,5 +15,6 @@ app.command()(demo.demo)
 app.command()(bench.bench)
 app.command()(warmup.warmup)
 app.command()(convert.convert)
+app.command()(inspect.inspect)
 
 __all__ = ["app"]

@@ -1,0 +1,167 @@
+"""What is in an NVFP4 checkpoint: which layers are quantized, how large their scales are, what is
+damaged, and what looks as if it were not meant.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nvfp4.checkpoints.checkpoint import Checkpoint
+from nvfp4.checkpoints.files import FLOATS
+from nvfp4.checkpoints.names import WEIGHT, expert_of, is_router, siblings_of
+from nvfp4.spec.format import BLOCK, E4M3_MAX
+
+MANY = 0.05
+"""The share of a layer's blocks that have one and the same end of the range, worth a note."""
+
+DAMAGE, NOTE = "damage", "note"
+
+
+class Finding(NamedTuple):
+    """Of a tensor or a layer: damage, which cannot be read or computes garbage, or a note."""
+
+    kind: str
+    module: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A quantized linear layer. Shares are of its blocks: saturated have the largest scale, 448;
+    zero ones the scale 0.
+    """
+
+    module: str
+    shape: tuple[int, int]
+    global_scale: float
+    input_global_scale: float | None
+    scale_min: float
+    scale_max: float
+    saturated: float
+    zero: float
+    nbytes: int
+
+    @property
+    def nbytes_bf16(self) -> int:
+        return 2 * self.shape[0] * self.shape[1]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All that was found; layers that could not be read are in the findings alone."""
+
+    folder: str
+    format: str
+    calibrated: bool
+    layers: list[Layer] = field(default_factory=list)
+    unquantized: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def damaged(self) -> bool:
+        return any(finding.kind == DAMAGE for finding in self.findings)
+
+    @property
+    def bytes_saved(self) -> int:
+        """Against the same layers in bfloat16."""
+        return sum(layer.nbytes_bf16 - layer.nbytes for layer in self.layers)
+
+    def as_dict(self) -> dict[str, Any]:
+        found = asdict(self)
+        found["findings"] = [finding._asdict() for finding in self.findings]
+        return found | {"damaged": self.damaged, "bytes_saved": self.bytes_saved}
+
+
+def inspect(folder: Path, step: Callable[[str, int], Callable[[], None]]) -> Inspection:
+    """Read every quantized layer of a checkpoint, one at a time, and look at the others' shapes.
+
+    Raises:
+        ValueError: the folder's configuration or a whole file cannot be read.
+    """
+    checkpoint = Checkpoint(folder)
+    calibrated = any(group.calibrated for group in checkpoint.scheme.groups)
+    found = Inspection(str(folder), checkpoint.format.name, calibrated)
+    done = step("read the layers", len(checkpoint.modules))
+    for module in checkpoint.modules:
+        try:
+            found.layers.append(_layer(checkpoint, module))
+        except ValueError as error:
+            found.findings.append(Finding(DAMAGE, module, str(error)))
+        done()
+    for layer in found.layers:
+        found.findings.extend(_notes(checkpoint, layer))
+    found.findings.extend(_differing_siblings(found.layers))
+    found.findings.extend(_experts_missing(checkpoint))
+    for module in _unquantized_linears(checkpoint):
+        found.unquantized.append(module)
+        found.findings.extend(_could_be(checkpoint, module))
+    return found
+
+
+def _layer(checkpoint: Checkpoint, module: str) -> Layer:
+    weight, p_input = checkpoint.weight(module), checkpoint.input_global_scale(module)
+    checkpoint.pre_quant_scale(module), checkpoint.bias(module)  # whether they can be read
+    scales = weight.linear_scales().float()
+    n, k = weight.shape
+    return Layer(
+        module,
+        (n, k),
+        weight.global_scale.item(),
+        None if p_input is None else p_input.item(),
+        scales.amin().item(),
+        scales.amax().item(),
+        (scales == E4M3_MAX).float().mean().item(),
+        (scales == 0).float().mean().item(),
+        weight.nbytes,
+    )
+
+
+def _notes(checkpoint: Checkpoint, layer: Layer) -> Iterator[Finding]:
+    group = checkpoint.scheme.group_of(layer.module)
+    if group is None:
+        yield Finding(NOTE, layer.module, "quantized, though the configuration ignores it")
+    elif group.calibrated and layer.input_global_scale is None:
+        need = "the configuration says that inputs are calibrated"
+        yield Finding(NOTE, layer.module, f"no input scale, though {need}: each token's is taken")
+    for share, what in ((layer.saturated, "the largest scale, 448"), (layer.zero, "the scale 0")):
+        if share > MANY:
+            yield Finding(NOTE, layer.module, f"{share:.1%} of the blocks have {what}")
+
+
+def _differing_siblings(layers: list[Layer]) -> Iterator[Finding]:
+    p = {layer.module: layer.global_scale for layer in layers}
+    for layer in layers:
+        together = [each for each in siblings_of(layer.module) if each in p]
+        scales = [p[each] for each in together]
+        if layer.module == together[0] and len(set(scales)) > 1:
+            ratio = max(scales) / min(scales)
+            names = ", ".join(each.rpartition(".")[2] for each in together)
+            what = f"global scales of {names} differ, {ratio:.3g} times: some engines take one"
+            yield Finding(NOTE, layer.module, what)
+
+
+def _experts_missing(checkpoint: Checkpoint) -> Iterator[Finding]:
+    for experts, count in checkpoint.experts.items():
+        there = {e.expert for m in checkpoint.modules if (e := expert_of(m)) and e[0] == experts}
+        for expert in sorted(set(range(count)) - there):
+            yield Finding(DAMAGE, f"{experts}.{expert}", f"missing, though there are {count}")
+
+
+def _unquantized_linears(checkpoint: Checkpoint) -> Iterator[str]:
+    """Layers of the blocks with a matrix in floats: linear ones, as far as names can say."""
+    for name in checkpoint.files.names:
+        module = name.removesuffix(WEIGHT)
+        if module != name and not checkpoint.is_quantized(module):
+            floats = checkpoint.files.dtype(name) in FLOATS
+            if floats and ".layers." in module and len(checkpoint.files.shape(name)) == 2:
+                yield module
+
+
+def _could_be(checkpoint: Checkpoint, module: str) -> Iterator[Finding]:
+    n, k = checkpoint.files.shape(module + WEIGHT)
+    if checkpoint.scheme.quantizes(module):
+        what = "in floats, though the configuration has it quantized: engines may refuse it"
+        yield Finding(NOTE, module, what)
+    elif not is_router(module) and k % BLOCK == 0:
+        yield Finding(NOTE, module, f"[{n}, {k}] in floats, which could be quantized")

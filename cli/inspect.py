@@ -1,0 +1,82 @@
+"""python -m nvfp4 inspect: what is in an NVFP4 checkpoint, and whether it is whole."""
+
+import json
+import re
+from collections import defaultdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from nvfp4.cli.errors import user_errors
+from nvfp4.cli.progress import steps
+
+if TYPE_CHECKING:
+    from nvfp4.checkpoints.inspect import Inspection, Layer
+
+SHOWN = 20
+"""Findings of one sort that are printed; --json has all."""
+
+
+def inspect(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint's folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
+) -> None:
+    """Say which layers of a checkpoint are in NVFP4, how large their scales are, what is damaged
+    (then the exit status is 1) and what looks as if it were not meant.
+    """
+    with user_errors(), steps() as step:
+        if find_spec("safetensors") is None:
+            raise ValueError("inspect needs pip install 'nvfp4[checkpoints]', got no safetensors")
+        from nvfp4.checkpoints.inspect import inspect as run
+
+        found = run(folder, step)
+    if as_json:
+        print(json.dumps(found.as_dict(), indent=2))
+    else:
+        _print(found, Console())
+    if found.damaged:
+        raise typer.Exit(1)
+
+
+def _print(found: "Inspection", console: Console) -> None:
+    inputs = "calibrated" if found.calibrated else "per token"
+    title = f"{found.folder}: {found.format}, input scales {inputs}"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
+    table.add_column("layers", no_wrap=True)
+    for column in ("count", "N x K", "global scale", "block scales", "at 448", "zero", "MB"):
+        table.add_column(column, justify="right")
+    alike: dict[tuple[str, tuple[int, int]], list[Layer]] = defaultdict(list)
+    for layer in found.layers:
+        alike[re.sub(r"\.\d+(?=\.)", ".*", layer.module), layer.shape].append(layer)
+    for (name, shape), layers in alike.items():
+        scales = [layer.global_scale for layer in layers]
+        table.add_row(
+            name,
+            str(len(layers)),
+            f"{shape[0]} x {shape[1]}",
+            f"{min(scales):.1e}..{max(scales):.1e}",
+            f"{min(each.scale_min for each in layers):g}.."
+            f"{max(each.scale_max for each in layers):g}",
+            f"{max(each.saturated for each in layers):.2%}",
+            f"{max(each.zero for each in layers):.2%}",
+            f"{sum(each.nbytes for each in layers) / 1e6:.1f}",
+        )
+    console.print(table)
+    before = sum(layer.nbytes_bf16 for layer in found.layers) / 1e6
+    saved, count = found.bytes_saved / 1e6, len(found.layers)
+    console.print(
+        f"{count} layers, {before - saved:.1f} MB instead of {before:.1f} MB in bf16 "
+        f"({saved:.1f} MB saved); {len(found.unquantized)} layers of the blocks in floats",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for finding in found.findings[:SHOWN]:
+        line = f"{finding.kind}: {finding.module}: {finding.what}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if len(found.findings) > SHOWN:
+        console.print(f"… and {len(found.findings) - SHOWN} more (--json)", highlight=False)
