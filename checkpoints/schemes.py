@@ -289,7 +289,7 @@ def _parse_modelopt(config: Mapping[str, Any], source: str) -> Scheme:
         need = "one of " + ", ".join(ALGORITHMS)
         raise _refused(source, "quant_algo", need, section.get("quant_algo"))
     size = section.get("group_size")
-    if size is not None and int(size) != BLOCK:
+    if size not in (None, BLOCK, str(BLOCK)):
         raise _refused(source, "group_size", str(BLOCK), size)
     ignore = section.get("exclude_modules", section.get("ignore"))
     calibrated = algorithm in CALIBRATED_ALGORITHMS

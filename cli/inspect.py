@@ -18,6 +18,7 @@ from nvfp4.cli.progress import steps
 if TYPE_CHECKING:
     from nvfp4.checkpoints.inspect import Inspection, Layer
 
+PIPE_WIDTH = 120
 SHOWN = 20
 """Findings of one sort that are printed; --json has all."""
 
@@ -38,7 +39,8 @@ def inspect(
     if as_json:
         print(json.dumps(found.as_dict(), indent=2))
     else:
-        _print(found, Console())
+        console = Console()
+        _print(found, console if console.is_terminal else Console(width=PIPE_WIDTH))
     if found.damaged:
         raise typer.Exit(1)
 
@@ -49,7 +51,7 @@ def _print(found: "Inspection", console: Console) -> None:
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
     table.add_column("layers", no_wrap=True)
     for column in ("count", "N x K", "global scale", "block scales", "at 448", "zero", "MB"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     alike: dict[tuple[str, tuple[int, int]], list[Layer]] = defaultdict(list)
     for layer in found.layers:
         alike[re.sub(r"\.\d+(?=\.)", ".*", layer.module), layer.shape].append(layer)
@@ -58,7 +60,7 @@ def _print(found: "Inspection", console: Console) -> None:
         table.add_row(
             name,
             str(len(layers)),
-            f"{shape[0]} x {shape[1]}",
+            f"{shape[0]}x{shape[1]}",
             f"{min(scales):.1e}..{max(scales):.1e}",
             f"{min(each.scale_min for each in layers):g}.."
             f"{max(each.scale_max for each in layers):g}",
