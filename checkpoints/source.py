@@ -84,11 +84,15 @@ class Source:
 
     def read(self, name: str) -> Tensor:
         """A tensor, on the CPU. The one that it is a part of in the file is kept for the next."""
-        raw, _ = self._found[name]
+        raw, spec = self._found[name]
         if self._last[0] != raw:
             self._last = ("", {})  # let go of the one before first
             self._last = (raw, self.skeleton.originals(raw, self._raw.read(raw)))
-        return self._last[1][name]
+        tensor = self._last[1][name]
+        if tensor.shape != spec.shape:
+            need, got = list(spec.shape), list(tensor.shape)
+            raise ValueError(f"SRC: {name} needs shape {need}, got {got}")
+        return tensor
 
     def copy_others(self, destination: Path) -> None:
         """Tokenizer, generation settings and whatever else there is; no weights, no config.json."""
