@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nvfp4.checkpoints.files import FLOATS, TensorFiles
-from nvfp4.checkpoints.names import DOWN, EXPERT_PARTS, GATE, UP, WEIGHT, expert_of
+from nvfp4.checkpoints.names import DOWN, EXPERT_PARTS, GATE, UP, WEIGHT, expert_of, in_order
 from nvfp4.checkpoints.schemes import (
     CONFIG_FILE,
     PRE_QUANT_SCALE,
@@ -56,12 +56,12 @@ class Checkpoint:
         """The names of the quantized linear layers, each expert's too, as the files have them: all
         that have one of the tensors that only such layers have.
         """
-        found: dict[str, None] = {}
+        found = set()
         for name in self.files.names:
             module, _, leaf = name.rpartition(".")
             if self._is_quantized(name, leaf):
-                found.setdefault(module)
-        return tuple(found)
+                found.add(module)
+        return tuple(sorted(found, key=in_order))
 
     @cached_property
     def _quantized(self) -> frozenset[str]:

@@ -58,3 +58,9 @@ def matches(pattern: str, module: str) -> bool:
     "lm_head", "mlp.gate".
     """
     return fnmatchcase(module, pattern) or f".{pattern.strip('.')}." in f".{module}."
+
+
+def in_order(name: str) -> list[tuple[bool, int, str]]:
+    """A sorting key by which layer 2 comes before layer 10."""
+    parts = re.split(r"(\d+)", name)
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]

@@ -28,9 +28,9 @@ def stored(format: Format, module: str, weight: QuantizedTensor) -> dict[str, Te
     """A layer's tensors as the format has them; of a divisor S = 1/p, as its makers write it."""
     p = weight.global_scale.reshape(format.scale_shape)
     return {
-        f"{module}.{format.data}": weight.data,
-        f"{module}.{format.scales}": weight.scales,
-        f"{module}.{format.global_scale}": 1 / p if format.divides else p,
+        f"{module}.{format.data}": weight.data.clone(),
+        f"{module}.{format.scales}": weight.scales.clone(),
+        f"{module}.{format.global_scale}": 1 / p if format.divides else p.clone(),
     }
 
 

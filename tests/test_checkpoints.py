@@ -293,6 +293,14 @@ def test_a_file_cut_short(tmp_path, format, keep):
         Checkpoint(tmp_path)
 
 
+def test_layers_are_in_order(tmp_path):
+    tensors: dict[str, torch.Tensor] = {}
+    for index in (10, 2, 1):
+        tensors |= stored(MODELOPT, f"layers.{index}.fc", layer(16, 16))
+    checkpoint = Checkpoint(write(tmp_path, MODELOPT, tensors))
+    assert checkpoint.modules == ("layers.1.fc", "layers.2.fc", "layers.10.fc")
+
+
 def test_a_missing_expert(tmp_path):
     tensors = {}
     for e in (0, 2):
