@@ -32,8 +32,8 @@ from nvfp4.checkpoints.schemes import (
 )
 from nvfp4.checkpoints.source import Source
 from nvfp4.checkpoints.writer import ShardedWriter, published
-from nvfp4.ops import global_scale, quantize_weight
-from nvfp4.spec.format import BLOCK, DATA_DTYPE, FLOAT_DTYPES, SCALE_DTYPE
+from nvfp4.ops import global_scale, quantize
+from nvfp4.spec.format import BLOCK, DATA_DTYPE, FLOAT_DTYPES, LINEAR, SCALE_DTYPE
 
 Step = Callable[[str, int], Callable[[], None]]
 
@@ -255,10 +255,10 @@ def _quantized(plan: Plan, scales: WeightScales, module: str) -> dict[str, Tenso
     device = "cuda" if torch.cuda.is_available() else "cpu"
     format, p = plan.format, scales.of(module)
     w = plan.source.read(module + WEIGHT).to(device)
-    packed = quantize_weight(w, global_scale=p.to(device))
+    packed = quantize(w, p.to(device), LINEAR)
     return {
         format.data: packed.data.cpu(),
-        format.scales: packed.linear_scales().cpu(),
+        format.scales: packed.scales.cpu(),
         format.global_scale: _scalar(plan, p),
     }
 
