@@ -8,11 +8,13 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from nvfp4.checkpoints import COMPRESSED_TENSORS, MODELOPT, Group
 from nvfp4.checkpoints.checkpoint import Checkpoint
 from nvfp4.checkpoints.convert import Options, convert
 from nvfp4.checkpoints.files import SINGLE_FILE
+from nvfp4.checkpoints.names import siblings_of
 from nvfp4.checkpoints.schemes import CONFIG_FILE, QUANT_CONFIG_FILE, read_json
 from nvfp4.spec.format import GLOBAL_SCALE_DIVISOR
 
@@ -89,12 +91,14 @@ def make(name: str, root: Path) -> Folders:
 
 
 def _add_input_scales(folder: Path) -> None:
-    """As if calibrated: different ones, of inputs up to about 4 to 16."""
+    """As if calibrated: of inputs up to 4 to 16, the same for layers on the same input."""
     checkpoint = Checkpoint(folder)
     tensors = load_file(folder / SINGLE_FILE)
+    amax: dict[str, Tensor] = {}
     for module in checkpoint.modules:
-        amax = 4 + 12 * torch.rand(())
-        tensors[f"{module}.{MODELOPT.input_global_scale}"] = amax / GLOBAL_SCALE_DIVISOR
+        of_input = amax.setdefault(siblings_of(module)[0], 4 + 12 * torch.rand(()))
+        p = of_input / GLOBAL_SCALE_DIVISOR
+        tensors[f"{module}.{MODELOPT.input_global_scale}"] = p.clone()
     save_file(tensors, folder / SINGLE_FILE)
     scheme = replace(checkpoint.scheme, groups=(Group(calibrated=True),))
     config = read_json(folder / CONFIG_FILE) | {"quantization_config": scheme.config()}
