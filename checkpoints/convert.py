@@ -31,7 +31,7 @@ from nvfp4.checkpoints.schemes import (
     Scheme,
 )
 from nvfp4.checkpoints.source import Source
-from nvfp4.checkpoints.writer import ShardedWriter, published
+from nvfp4.checkpoints.writer import ShardedWriter, published, refuse_existing
 from nvfp4.ops import global_scale, quantize
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, FLOAT_DTYPES, LINEAR, SCALE_DTYPE
 
@@ -92,9 +92,10 @@ def convert(source: Path, destination: Path, options: Options, step: Step) -> Su
     Raises:
         ValueError: naming the option, file or tensor. Nothing is written then.
     """
+    refuse_existing(destination)
+    plan = Plan(Source(source), options)
+    amax = None if options.text is None else _calibrated(plan, options, step)
     with published(destination) as folder:
-        plan = Plan(Source(source), options)
-        amax = None if options.text is None else _calibrated(plan, options, step)
         _write_weights(folder, plan, amax, options, step)
         plan.source.copy_others(folder)
         _write_configs(folder, plan)
@@ -150,7 +151,13 @@ class Plan:
 
     @cached_property
     def scheme(self) -> Scheme:
-        left = [each for each in self._linears if each not in self.quantized]
+        left = {each for each in self._linears if each not in self.quantized}
+        # Experts that go by no names of their own, in one tensor [E, …], of whatever layout.
+        left |= {
+            name.rpartition(".")[0]
+            for name, spec in self.source.tensors.items()
+            if len(spec.shape) == 3 and name.rpartition(".")[0].endswith(".experts")
+        }
         ignore = dict.fromkeys([HEAD, *sorted(left)])
         return Scheme(self.format, (Group(calibrated=self.calibrated),), tuple(ignore))
 

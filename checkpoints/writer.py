@@ -19,16 +19,18 @@ from torch import Tensor
 from nvfp4.checkpoints.files import DTYPE_NAMES, INDEX_FILE, SHARD_PATTERN, TensorSpec
 
 
+def refuse_existing(destination: Path) -> None:
+    """Raises ValueError where `destination` is there already, and is not an empty folder."""
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise ValueError(f"DST needs a new or empty folder, got {destination}, which exists")
+
+
 @contextmanager
 def published(destination: Path) -> Iterator[Path]:
     """A folder to write into, which becomes `destination` when all went well, on disk by then;
     otherwise it goes. What a crash leaves of it has another name, and begins with a dot.
-
-    Raises:
-        ValueError: `destination` is there already, and is not an empty folder.
     """
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise ValueError(f"DST needs a new or empty folder, got {destination}, which exists")
+    refuse_existing(destination)
     destination.parent.mkdir(parents=True, exist_ok=True)
     partial = destination.parent / f".{destination.name}.{uuid.uuid4().hex[:8]}.partial"
     partial.mkdir()

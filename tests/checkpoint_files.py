@@ -64,11 +64,24 @@ MODELS = {
         dict(intermediate_size=96, shared_expert_intermediate_size=96, **MIXTURE),
     ),
     "qwen3-moe": ("Qwen3Moe", dict(intermediate_size=96, head_dim=16, **MIXTURE)),
+    "deepseek-v3": (
+        "DeepseekV3",
+        dict(
+            intermediate_size=96, moe_intermediate_size=48, n_routed_experts=4, n_group=2,
+            topk_group=1, num_experts_per_tok=2, first_k_dense_replace=1, q_lora_rank=32,
+            kv_lora_rank=32, qk_rope_head_dim=16, qk_nope_head_dim=16, v_head_dim=16,
+            num_key_value_heads=4,
+        ),
+    ),
+    "gpt-oss": (
+        "GptOss",
+        dict(intermediate_size=96, head_dim=16, num_local_experts=4, num_experts_per_tok=2),
+    ),
     "mixtral": (
         "Mixtral",
         dict(intermediate_size=48, num_local_experts=4, num_experts_per_tok=2),
     ),
-}
+}  # fmt: skip
 
 
 def save_model(folder: Path, name: str, own_names: bool = False, **changes: object) -> Path:

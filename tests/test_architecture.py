@@ -14,7 +14,7 @@ ROOMS = {
     "ops": {"dispatch", "backends", "spec"},
     "layers": {"ops", "spec"},
     "checkpoints": {"layers", "ops", "spec"},
-    "demo": {"layers", "ops", "dispatch", "backends", "spec"},
+    "demo": {"checkpoints", "layers", "ops", "dispatch", "backends", "spec"},
     "bench": {"layers", "ops", "dispatch", "backends", "spec"},
     "integrations": {"checkpoints", "layers", "ops", "spec"},
     "cli": {"bench", "checkpoints", "demo", "layers", "ops", "dispatch", "backends", "spec"},
@@ -85,3 +85,16 @@ def test_kernels_are_imported_when_they_are_called():
         check=True,
     )
     assert loaded == set(ast.literal_eval(bare.stdout))
+
+
+def test_commands_import_what_they_need_when_they_run():
+    """python -m nvfp4 info works without the packages of checkpoints and of the demo."""
+    import subprocess
+    import sys
+
+    extras = ("safetensors", "transformers", "huggingface_hub", "accelerate", "gguf")
+    code = f"import sys, nvfp4.cli; print([m for m in sys.modules if m.startswith({extras})])"
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ast.literal_eval(out.stdout) == []

@@ -99,12 +99,13 @@ def test_bit_for_bit(tmp_path, source, name, format):
         assert torch.equal(_as_bytes(got.scales), _as_bytes(want.linear_scales()))
         assert checkpoint.scheme.quantizes(module)
     assert before and all(torch.equal(after[rest], tensor) for rest, tensor in before.items())
-    assert not any(
-        "experts." in rest or ".self_attn." in rest and "norm" not in rest and "bias" not in rest
-        for rest in before
-    )
-    routers = [rest.removesuffix(".weight") for rest in before if "gate" in rest]
-    assert {"lm_head", *routers} == set(checkpoint.scheme.ignore)
+    left = {rest.rpartition(".")[0] for rest, tensor in before.items() if tensor.dim() > 1}
+    assert left - {"model.embed_tokens"} == set(checkpoint.scheme.ignore) and "lm_head" in left
+    routers = {"lm_head", "gate", "router", "shared_expert_gate"}
+    known = (
+        routers | {"experts"} if name == "gpt-oss" else routers
+    )  # its experts are laid out otherwise
+    assert {each.rpartition(".")[2] for each in checkpoint.scheme.ignore} <= known
     assert AutoTokenizer.from_pretrained(tmp_path / "out").tokenize("the sea") == ["the", "sea"]
     assert (tmp_path / "out" / "hf_quant_config.json").exists() == (format == MODELOPT.name)
 
@@ -239,7 +240,7 @@ def _record(model, tokens):
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear):
             module.register_forward_pre_hook(lambda _, args, path=path: see(path, args[0]))
-        elif path.endswith("experts"):
+        elif path.endswith(".experts") and not hasattr(module, "gate_up_proj_bias"):
             module.forward = experts(path, module)
     with torch.no_grad():
         model(tokens)
@@ -296,7 +297,7 @@ def _by_hand(model, stays=lambda path: False):
     for path, module in list(made.named_modules()):
         if stays(path):
             continue
-        if path.endswith("experts"):
+        if path.endswith(".experts"):
             w13, w2 = [], []
             for both, down in zip(
                 module.gate_up_proj.detach(), module.down_proj.detach(), strict=True
@@ -325,11 +326,12 @@ def test_loaded_model(tmp_path, source, name):
     ids = torch.randint(1, len(WORDS), (1, 12))
     float_model = AutoModelForCausalLM.from_pretrained(source(name), dtype=torch.bfloat16).eval()
     with torch.no_grad():
-        got, want = model(ids).logits, _by_hand(float_model)(ids).logits
+        by_hand = _by_hand(float_model, lambda path: name == "gpt-oss" and ".experts" in path)
+        got, want = model(ids).logits, by_hand(ids).logits
         assert torch.equal(got, want) and not torch.equal(got, float_model(ids).logits)
     assert model.generate(ids, max_new_tokens=3, do_sample=False).shape[1] <= 15
     layers = [m for m in model.modules() if isinstance(m, (Linear, MoE))]
-    assert len(layers) >= 2 * 5
+    assert len(layers) >= 2 * 4
 
 
 def test_tied_embeddings(tmp_path, source):
@@ -584,10 +586,10 @@ def _status(key):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_memory_is_bounded_by_the_largest_tensor(tmp_path, source, monkeypatch):
-    """A model of 4 layers of 32 MB, none of its tensors above 8: the process's own memory (not the
+    """A model of 8 layers of 32 MB, none of its tensors above 8: the process's own memory (not the
     mapped file's pages, which the system takes back) grows by a few tensors.
     """
-    sizes = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=4)
+    sizes = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=8)
     folder = save_model(tmp_path / "source", "llama", initializer_range=0.02, **sizes)
     convert(source("llama"), tmp_path / "first", Options(), _no_bar)  # what is imported once
     write, seen = ShardedWriter.write, []
@@ -599,7 +601,7 @@ def test_memory_is_bounded_by_the_largest_tensor(tmp_path, source, monkeypatch):
     monkeypatch.setattr(ShardedWriter, "write", watched)
     before, largest = _own_memory(), 2 * 1024 * 4096
     summary = convert(folder, tmp_path / "out", Options(), _no_bar)
-    assert summary.bytes_before > 15 * largest
+    assert summary.bytes_before > 28 * largest
     assert max(seen) - before < 6 * largest, f"{(max(seen) - before) / largest:.1f} tensors"
     kept = []  # that this would be noticed:
     monkeypatch.setattr(ShardedWriter, "write", lambda self, _, t: kept.append(t.clone()))
