@@ -7,6 +7,7 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
+from triton.experimental.gluon._runtime import GluonASTSource
 
 from nvfp4.backends.triton.launch import Launch, specialized
 
@@ -47,5 +48,6 @@ def compile_launch(launch: Launch, sm: int) -> CompiledKernel:
             if value % 16 == 0 and special:
                 attributes[(index,)] = _DIVISIBLE
     signature |= dict.fromkeys(launch.constants, "constexpr")
-    source = ASTSource(launch.kernel, signature, constexprs=constants, attrs=attributes)
+    language = GluonASTSource if launch.kernel.is_gluon() else ASTSource
+    source = language(launch.kernel, signature, constexprs=constants, attrs=attributes)
     return triton.compile(source, target=GPUTarget("cuda", sm, 32), options=launch.options)

@@ -4,8 +4,9 @@ Operands are swapped (the accumulator is [BN, BM] = B A^T), so that few tokens f
 of the tensor-core instruction and the weights the wide one.
 
 Before Blackwell both operands are decoded to float16, which holds e2m1 * sf * 2^-14 exactly, and
-multiplied by the float16 tensor cores with float32 accumulation: NVFP4's products, exactly. On
-Blackwell tl.dot_scaled is the hardware's own block-scaled instruction.
+multiplied by the float16 tensor cores with float32 accumulation: NVFP4's products, exactly. A's
+rows, which every program multiplies, come decoded already. On Blackwell tl.dot_scaled is the
+hardware's own block-scaled instruction.
 """
 
 import torch
@@ -30,26 +31,29 @@ GROUP = tl.constexpr(K_GROUP)
 HOPPER = tl.constexpr(architecture.HOPPER)
 BLACKWELL = tl.constexpr(architecture.BLACKWELL)
 
-# Two words of four codes are in $4, their two float16 scales in $5; plane i, in $i, is nibble i of
-# both. A byte of `codes` holds one code as the upper byte of a float16: the sign on top, the other
-# bits three down from there. Its other bits are what was there, until a plane is cut out.
-_BYTES = """
-    shr.b32 rest, {source}, 3;
-    lop3.b32 codes, {source}, rest, 0x80808080, 0xE4;  // the third's ones choose the first"""
+# Plane i is nibble i of the words. Of two words of four codes, in `words`, these make the planes of
+# the odd nibbles, or of the even ones, times the two float16 scales in `scales`. A byte of `codes`
+# holds one code as the upper byte of a float16: the sign on top, the other bits three down from
+# there. Its other bits are what was there, until a plane is cut out.
 _PLANES = """
+    shr.b32 rest, {codes}, 3;
+    lop3.b32 codes, {codes}, rest, 0x80808080, 0xE4;  // the third's ones choose the first
     and.b32 plane, codes, 0x8E008E00;
-    mul.rn.f16x2 ${upper}, plane, $5;
+    mul.rn.f16x2 {upper}, plane, {scales};
     shl.b32 codes, codes, 8;
     and.b32 plane, codes, 0x8E008E00;
-    mul.rn.f16x2 ${lower}, plane, $5;"""
+    mul.rn.f16x2 {lower}, plane, {scales};"""
+
+
+def planes_ptx(odd: bool, lower: str, upper: str, words: str, scales: str) -> str:
+    registers = "{.reg .b32 codes, rest, plane, even;"
+    even = "" if odd else f"shl.b32 even, {words}, 4;"
+    codes = words if odd else "even"
+    return registers + even + _PLANES.format(**locals()) + "}"
+
+
 DECODE_PTX = tl.constexpr(
-    "{\n.reg .b32 codes, rest, plane, even;"
-    + _BYTES.format(source="$4")
-    + _PLANES.format(upper=3, lower=1)
-    + "shl.b32 even, $4, 4;"
-    + _BYTES.format(source="even")
-    + _PLANES.format(upper=2, lower=0)
-    + "\n}"
+    planes_ptx(True, "$1", "$3", "$4", "$5") + planes_ptx(False, "$0", "$2", "$4", "$5")
 )
 
 
@@ -79,12 +83,12 @@ def _planes(words, sf):
 def decode(words, scales, R: tl.constexpr, BK: tl.constexpr, SM: tl.constexpr):
     """words uint16 [R, BK/4], scales uint8 [R, BK/16] -> float16 [R, BK], e2m1 * sf * 2^-14.
 
-    K is reordered alike in both operands, within each GROUP: the words' first nibbles, then their
-    second, ...: joining the planes so moves no data. The order does not depend on BK, nor do sums.
+    K is reordered alike in both operands, within each GROUP: the words' nibbles 1, then their 3, 0
+    and 2. Joining the planes so moves no data. The order does not depend on BK, nor do sums.
     """
     sf = tl.broadcast_to(e4m3_to_f16(scales, SM)[:, :, None], (R, BK // 16, 4)).reshape(R, BK // 4)
     p0, p1, p2, p3 = _planes(words, sf)
-    planes = tl.join(tl.join(p0, p2), tl.join(p1, p3))  # [R, BK/4, 2, 2], read as plane 0, 1, 2, 3
+    planes = tl.join(tl.join(p1, p0), tl.join(p3, p2))  # [R, BK/4, 2, 2], read as plane 1, 3, 0, 2
     planes = planes.reshape(R, BK // GROUP, GROUP // 4, 2, 2)
     return planes.permute(0, 1, 3, 4, 2).reshape(R, BK)
 
@@ -114,7 +118,7 @@ def load_scales(scales, rows, k, stride, K, BK: tl.constexpr, EVEN_K: tl.constex
 def multiply(
     a, a_rows, a_scales, a_scale_rows, a_stride,
     b, b_rows, b_scales, b_scale_rows, b_stride, scale_stride, begin, end, K,
-    SM: tl.constexpr, A_DECODED: tl.constexpr, B_DECODED: tl.constexpr, EVEN_K: tl.constexpr,
+    SM: tl.constexpr, B_DECODED: tl.constexpr, EVEN_K: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Rows [BM] of A times rows [BN] of B, K's elements from begin to end: float32 [BN, BM]; each
@@ -125,25 +129,23 @@ def multiply(
     for k in range(begin, end, BK):
         unit = k // CODES + tl.arange(0, BK // CODES)
         element = k + tl.arange(0, BK)
-        if B_DECODED:
-            w = load_step(b, b_rows, element, b_stride, b_stride, EVEN_K)
-            x = load_step(a, a_rows, element, a_stride, a_stride, EVEN_K)
-            acc = tl.dot(w, x.T, acc)
-        else:
+        if SM >= BLACKWELL:
             w = load_step(b, b_rows, unit, b_stride, K // CODES, EVEN_K)
+            x = load_step(a, a_rows, unit, a_stride, K // CODES, EVEN_K)
             w_sf = load_scales(b_scales, b_scale_rows, k, scale_stride, K, BK, EVEN_K)
-            if A_DECODED:
-                x = load_step(a, a_rows, element, a_stride, a_stride, EVEN_K)
-                acc = tl.dot(decode(w, w_sf, BN, BK, SM), x.T, acc)
+            x_sf = load_scales(a_scales, a_scale_rows, k, scale_stride, K, BK, EVEN_K)
+            w_sf = w_sf.to(tl.float8e4nv, bitcast=True)
+            x_sf = x_sf.to(tl.float8e4nv, bitcast=True)
+            acc = tl.dot_scaled(w, w_sf, "e2m1", x.T, x_sf, "e2m1", acc)
+        else:
+            x = load_step(a, a_rows, element, a_stride, a_stride, EVEN_K)
+            if B_DECODED:
+                w = load_step(b, b_rows, element, b_stride, b_stride, EVEN_K)
             else:
-                x = load_step(a, a_rows, unit, a_stride, K // CODES, EVEN_K)
-                x_sf = load_scales(a_scales, a_scale_rows, k, scale_stride, K, BK, EVEN_K)
-                if SM >= BLACKWELL:
-                    w_sf = w_sf.to(tl.float8e4nv, bitcast=True)
-                    x_sf = x_sf.to(tl.float8e4nv, bitcast=True)
-                    acc = tl.dot_scaled(w, w_sf, "e2m1", x.T, x_sf, "e2m1", acc)
-                else:
-                    acc = tl.dot(decode(w, w_sf, BN, BK, SM), decode(x, x_sf, BM, BK, SM).T, acc)
+                words = load_step(b, b_rows, unit, b_stride, K // CODES, EVEN_K)
+                w_sf = load_scales(b_scales, b_scale_rows, k, scale_stride, K, BK, EVEN_K)
+                w = decode(words, w_sf, BN, BK, SM)
+            acc = tl.dot(w, x.T, acc)
     if SM < BLACKWELL:
         acc *= E2M1_F16_SCALE * E2M1_F16_SCALE
     return acc
@@ -185,21 +187,6 @@ def sum_of_splits(sums, BM: tl.constexpr, BN: tl.constexpr, SPLITS: tl.constexpr
     for split in tl.static_range(1, SPLITS):
         acc += tl.load(sums + split * (BN * BM) + at, cache_modifier=".cg")
     return acc
-
-
-@triton.jit
-def fetch_into_l2(at, BYTES: tl.constexpr):
-    """Start to bring BYTES from each of these addresses (both multiples of 16) into the L2 cache;
-    sm_90.
-    """
-    tl.inline_asm_elementwise(
-        f"cp.async.bulk.prefetch.L2.global [$1], {BYTES}; mov.b32 $0, 0;",
-        "=r,l",
-        [at.to(tl.int64)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
 
 
 @triton.jit

@@ -53,7 +53,7 @@ def _grouped_mm_kernel(
     a, b, a_scales, b_scales, alpha, row_scale, bias, offsets, out, E, N, K,
     a_stride, b_stride, scale_stride, b_scale_rows, segment,
     HAS_ROW_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, SM: tl.constexpr,
-    A_DECODED: tl.constexpr, EVEN_K: tl.constexpr, EXPERTS: tl.constexpr,
+    EVEN_K: tl.constexpr, EXPERTS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     expert, begin, row, end = tile_of_expert(offsets, tl.program_id(1), E, BM, EXPERTS)
@@ -68,7 +68,7 @@ def _grouped_mm_kernel(
     acc = multiply(
         a, m_read, a_scales, scale_rows(m_read, begin, expert), a_stride,
         b + wide * N * b_stride, n_read, b_scales + wide * b_scale_rows * scale_stride, n_read,
-        b_stride, scale_stride, 0, K, K, SM, A_DECODED, False, EVEN_K, BM, BN, BK,
+        b_stride, scale_stride, 0, K, K, SM, False, EVEN_K, BM, BN, BK,
     )  # fmt: skip
     factor = tl.load(alpha + expert * (N // segment) + n_read // segment)[:, None]
     if HAS_ROW_SCALE:
@@ -99,9 +99,8 @@ def plan(
     first: tuple[Launch, ...] = ()
     if not is_blackwell(sm):
         a, b = words_of(a), words_of(b)
-        if config.decode_a_first:
-            a, launch = _plan_decode(a, a_scales, offsets, k, sm)
-            first = (launch,)
+        a, launch = _plan_decode(a, a_scales, offsets, k, sm)
+        first = (launch,)
     multiply = Launch(
         _grouped_mm_kernel,
         (cdiv(n, config.BN), most_tiles(rows, experts, config.BM)),
@@ -114,7 +113,6 @@ def plan(
             "HAS_ROW_SCALE": row_scale is not None,
             "HAS_BIAS": bias is not None,
             "SM": sm,
-            "A_DECODED": config.decode_a_first,
             "EVEN_K": k % config.BK == 0,
             "EXPERTS": experts_vector(experts),
             "BM": config.BM,

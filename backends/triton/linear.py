@@ -4,6 +4,8 @@ Its GEMM wants activations decoded, not packed: what quantizing and decoding the
 one pass, in the order of K that the GEMM reads.
 """
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
@@ -14,8 +16,8 @@ from nvfp4.backends.triton.architecture import overlaps
 from nvfp4.backends.triton.decode import decoded_width
 from nvfp4.backends.triton.gemm import await_previous, count_from_zero, decode
 from nvfp4.backends.triton.launch import Launch, cdiv, next_power_of_2
-from nvfp4.backends.triton.mm import Operand, plan_multiply, plan_splits, taken
-from nvfp4.backends.triton.mm_config import MmConfig, choose_config
+from nvfp4.backends.triton.mm import Operand, plan_decoded
+from nvfp4.backends.triton.mm_config import HopperConfig, MmConfig
 from nvfp4.backends.triton.quantize_config import LONGEST_ROW, Tile, choose_rounding_tile
 from nvfp4.backends.triton.quantize_dynamic import plan_row_scales
 from nvfp4.backends.triton.tiles import quantize_tile, row_global_scale, to_f32
@@ -65,25 +67,37 @@ def plan(
     bias: Tensor | None,
     out: Tensor,
     sm: int,
-    config: MmConfig | None = None,
+    config: MmConfig | HopperConfig | None = None,
     tile: Tile | None = None,
 ) -> tuple[Launch, ...]:
     """x [M, K], weight [N, K/2], scales as bytes, alpha float32 [1, S], p float32 [1], [M], or
     None: each row's own, of K up to LONGEST_ROW; bias [N], out [M, N]; sm: the architecture.
     """
-    (m, n), k = out.shape, x.shape[1]
-    config, width = config or choose_config(m, n, k, sm), decoded_width(k)
-    rounded = torch.empty(m, width, dtype=torch.float16, device=x.device)
+    m, k = x.shape
     row_scale = p if p is not None else torch.empty(m, dtype=torch.float32, device=x.device)
+    rounding = partial(_plan_rounding, x, p, row_scale, sm, tile)
+    operand = Operand(weight, weight_scales)
+    return plan_decoded(rounding, operand, alpha, row_scale, bias, out, k, sm, config)
+
+
+def _plan_rounding(
+    x: Tensor,
+    p: Tensor | None,
+    row_scale: Tensor,
+    sm: int,
+    tile: Tile | None,
+    rows: int,
+    arrived: Tensor | None,
+) -> tuple[Tensor, Launch]:
+    (m, k), width = x.shape, decoded_width(x.shape[1])
+    rounded = torch.empty(rows, width, dtype=torch.float16, device=x.device)
     tile = tile or choose_rounding_tile(m, width)
-    splits = plan_splits(m, n, config, out.device)
-    counters = splits.arrived, 0 if splits.arrived is None else splits.arrived.numel()
-    round_rows = Launch(
+    launch = Launch(
         _round_rows_kernel,
         (cdiv(m, tile.rows), cdiv(width, tile.columns)),
         (
-            x, p, rounded, row_scale, *counters, m, k, x.stride(0),
-            int(p is not None and p.numel() > 1), width,
+            x, p, rounded, row_scale, arrived, 0 if arrived is None else arrived.numel(), m, k,
+            x.stride(0), int(p is not None and p.numel() > 1), width,
         ),
         {
             "DYNAMIC": p is None,
@@ -95,13 +109,7 @@ def plan(
         num_warps=tile.num_warps,
         overlaps=overlaps(sm),
     )  # fmt: skip
-    w, first = taken(Operand(weight, weight_scales), k, config.decode_b_first, None, sm)
-    a = Operand(rounded, weight_scales, True)
-    return (
-        *first,
-        round_rows,
-        plan_multiply(a, w, alpha, row_scale, bias, out, k, config, splits, sm),
-    )
+    return rounded, launch
 
 
 def linear(

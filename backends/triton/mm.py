@@ -1,5 +1,7 @@
 """The GEMM: out = (A B^T) * alpha + bias on packed operands."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -8,11 +10,11 @@ import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.contract import target_of
+from nvfp4.backends.settings import may_split_k
 from nvfp4.backends.triton.architecture import is_blackwell, overlaps
 from nvfp4.backends.triton.decode import plan_decode
 from nvfp4.backends.triton.gemm import (
     await_previous,
-    fetch_into_l2,
     leave,
     multiply,
     store,
@@ -20,7 +22,7 @@ from nvfp4.backends.triton.gemm import (
     words_of,
 )
 from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.mm_config import MmConfig, choose_config
+from nvfp4.backends.triton.mm_config import LEAST, HopperConfig, MmConfig, choose_config
 from nvfp4.spec.format import DATA_DTYPE
 
 
@@ -29,9 +31,8 @@ def _mm_kernel(
     a, b, a_scales, b_scales, alpha, row_scale, bias, out, partial_sums, arrived, M, N, K,
     a_stride, b_stride, scale_stride, alpha_stride, row_scale_stride, segment,
     HAS_ROW_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, SM: tl.constexpr,
-    A_DECODED: tl.constexpr, B_DECODED: tl.constexpr, EVEN_K: tl.constexpr,
+    B_DECODED: tl.constexpr, EVEN_K: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLITS: tl.constexpr,
-    AHEAD: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
@@ -40,12 +41,10 @@ def _mm_kernel(
     m_read = tl.minimum(m, M - 1)
     share = tl.cdiv(tl.cdiv(K, BK), SPLITS) * BK
     begin = tl.program_id(2) * share
-    if AHEAD > 0:
-        fetch_into_l2(b + n_read.to(tl.int64) * b_stride + begin // 4, AHEAD)
     await_previous(SM)
     acc = multiply(
         a, m_read, a_scales, m_read, a_stride, b, n_read, b_scales, n_read, b_stride, scale_stride,
-        begin, tl.minimum(begin + share, K), K, SM, A_DECODED, B_DECODED, EVEN_K, BM, BN, BK,
+        begin, tl.minimum(begin + share, K), K, SM, B_DECODED, EVEN_K, BM, BN, BK,
     )  # fmt: skip
     if SPLITS > 1:
         tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
@@ -69,6 +68,12 @@ class Operand(NamedTuple):
     decoded: bool = False
 
 
+Decoding = Callable[[int, Tensor | None], tuple[Tensor, Launch]]
+"""Plans how A is decoded: to so many rows, those beyond M unwritten, and its launch, which zeroes
+the counters, if there are some.
+"""
+
+
 def plan(
     a: Tensor,
     b: Tensor,
@@ -79,32 +84,59 @@ def plan(
     bias: Tensor | None,
     out: Tensor,
     sm: int,
-    config: MmConfig | None = None,
+    config: MmConfig | HopperConfig | None = None,
 ) -> tuple[Launch, ...]:
     """a [M, K/2], b [N, K/2], scales as bytes, alpha float32 [1 or M, S], row_scale float32 [1] or
     [M], bias [N], out [M, N]; sm: the architecture.
     """
-    (m, n), k = out.shape, a.shape[1] * 2
-    config = config or choose_config(m, n, k, sm)
-    splits = plan_splits(m, n, config, out.device)
-    if is_blackwell(sm):
-        operands = Operand(a, a_scales), Operand(b, b_scales)
-        return (plan_multiply(*operands, alpha, row_scale, bias, out, k, config, splits, sm),)
-    w, first = taken(Operand(b, b_scales), k, config.decode_b_first, None, sm)
-    x, second = taken(Operand(a, a_scales), k, config.decode_a_first, splits.arrived, sm)
-    multiply = plan_multiply(x, w, alpha, row_scale, bias, out, k, config, splits, sm)
-    return (*first, *second, multiply)
+    k = a.shape[1] * 2
+    weight = Operand(b, b_scales)
+    if not is_blackwell(sm):
+        decoding = partial(plan_decode, words_of(a), a_scales, k, sm)
+        return plan_decoded(decoding, weight, alpha, row_scale, bias, out, k, sm, config)
+    if config is None:
+        config = choose_config(out.shape[0], out.shape[1], k, sm)
+    assert isinstance(config, MmConfig)
+    packed, splits = Operand(a, a_scales), Splits()
+    return (_plan_multiply(packed, weight, alpha, row_scale, bias, out, k, config, splits, sm),)
 
 
-def taken(
-    operand: Operand, k: int, decode_first: bool, arrived: Tensor | None, sm: int
-) -> tuple[Operand, tuple[Launch, ...]]:
-    """A packed operand as the GEMM takes it before Blackwell, and what is to be launched before."""
-    words = words_of(operand.data)
-    if not decode_first:
-        return Operand(words, operand.scales), ()
-    decoded, launch = plan_decode(words, operand.scales, k, arrived, sm)
-    return Operand(decoded, operand.scales, True), (launch,)
+def plan_decoded(
+    decoding: Decoding,
+    weight: Operand,
+    alpha: Tensor,
+    row_scale: Tensor | None,
+    bias: Tensor | None,
+    out: Tensor,
+    k: int,
+    sm: int,
+    config: MmConfig | HopperConfig | None = None,
+) -> tuple[Launch, ...]:
+    """Before Blackwell, by A decoded."""
+    m, n = out.shape
+    words = words_of(weight.data)
+    aligned = words.stride(0) * 4 == k and words.data_ptr() % 16 == 0
+    if config is None:
+        config = choose_config(m, n, k, sm if aligned else LEAST, may_split_k())
+    if isinstance(config, HopperConfig):
+        from nvfp4.backends.triton import hopper_mm
+
+        shares = hopper_mm.share_out(m, n, k, config, out.device)
+        a, decode = decoding(cdiv(m, config.BM) * config.BM, shares.arrived)
+        factors = alpha, row_scale, bias
+        return decode, hopper_mm.plan_multiply(
+            a, words, weight.scales, *factors, out, config, shares
+        )
+    first: tuple[Launch, ...] = ()
+    weight = Operand(words, weight.scales)
+    if config.decode_first:
+        decoded, launch = plan_decode(words, weight.scales, k, sm, n, None)
+        weight, first = Operand(decoded, weight.scales, True), (launch,)
+    splits = _plan_splits(m, n, config, out.device)
+    a, decode = decoding(m, splits.arrived)
+    operands = Operand(a, weight.scales, True), weight
+    multiply = _plan_multiply(*operands, alpha, row_scale, bias, out, k, config, splits, sm)
+    return (*first, decode, multiply)
 
 
 class Splits(NamedTuple):
@@ -116,7 +148,7 @@ class Splits(NamedTuple):
     arrived: Tensor | None = None
 
 
-def plan_splits(m: int, n: int, config: MmConfig, device: torch.device) -> Splits:
+def _plan_splits(m: int, n: int, config: MmConfig, device: torch.device) -> Splits:
     if config.splits == 1:
         return Splits()
     tiles = cdiv(m, config.BM) * cdiv(n, config.BN)
@@ -124,7 +156,7 @@ def plan_splits(m: int, n: int, config: MmConfig, device: torch.device) -> Split
     return Splits(sums, torch.empty(tiles, dtype=torch.int32, device=device))
 
 
-def plan_multiply(
+def _plan_multiply(
     a: Operand,
     b: Operand,
     alpha: Tensor,
@@ -152,28 +184,17 @@ def plan_multiply(
             "HAS_ROW_SCALE": row_scale is not None,
             "HAS_BIAS": bias is not None,
             "SM": sm,
-            "A_DECODED": a.decoded,
             "B_DECODED": b.decoded,
             "EVEN_K": k % config.BK == 0,
             "BM": config.BM,
             "BN": config.BN,
             "BK": config.BK,
             "SPLITS": config.splits,
-            "AHEAD": 0 if b.decoded or not overlaps(sm) else _ahead(b.data, k, config),
         },
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         overlaps=overlaps(sm),
     )  # fmt: skip
-
-
-def _ahead(words: Tensor, k: int, config: MmConfig) -> int:
-    """Bytes of each of a program's rows of weights to fetch while the kernel before still runs."""
-    row = 2 * words.stride(0)
-    if row % 16 or words.data_ptr() % 16:
-        return 0
-    share = cdiv(cdiv(k, config.BK), config.splits) * config.BK // 2
-    return min(share, row - (config.splits - 1) * share, config.ahead) // 16 * 16
 
 
 def mm(

@@ -1,15 +1,19 @@
 """The GEMM's tiles."""
 
+import functools
 from collections.abc import Iterable
 from typing import NamedTuple
+
+import torch
 
 K_GROUP = 128
 """K is summed in groups of this many elements, whatever the tile; BK is a multiple of it."""
 
 
 class MmConfig(NamedTuple):
-    """BM x BN outputs a program, BK of K a step. `decode_a_first`, `decode_b_first` (then A too): a
-    kernel of its own decodes the operand before, instead of every program that multiplies it.
+    """BM x BN outputs a program, BK of K a step. decode_first: a kernel of its own decodes the
+    weights before, instead of every program that multiplies them. splits: so many programs a tile,
+    each with a part of K.
     """
 
     BM: int
@@ -17,34 +21,63 @@ class MmConfig(NamedTuple):
     BK: int
     num_warps: int
     num_stages: int
-    decode_a_first: bool = False
-    decode_b_first: bool = False
+    decode_first: bool = False
     splits: int = 1
-    ahead: int = 0
 
 
-FEWEST = MmConfig(8, 64, 256, 4, 4, decode_a_first=True)
-FEW = MmConfig(16, 64, 256, 4, 4, decode_a_first=True)
-"""On sm_90 FEWEST is up to 15 % faster for few tokens, and up to 26 % for few rows an expert; but
-on an H200 2 of 49,152 float32 sums by it had another last bit than by LARGEST, and a token's bits
-must not tell how many came with it. Tiles of two warps, which are mma.sync's instead of wgmma's,
-are left out there as a precaution.
-"""
+class HopperConfig(NamedTuple):
+    """BM x BN outputs a tile (hopper_mm.py). per_sm: so many programs an SM share all steps of all
+    tiles, and a tile's sum is split where a share ends; 0: a program a tile, nothing is split.
+    """
 
-SMALL = MmConfig(64, 64, 256, 4, 3, decode_a_first=True)
-WIDE = MmConfig(64, 128, 256, 8, 3, decode_a_first=True)
-LARGE = MmConfig(128, 128, 128, 8, 3, decode_a_first=True)
-LARGEST = MmConfig(256, 128, 128, 8, 3, decode_a_first=True)
-SPEED = {SMALL: 0.47, WIDE: 0.61, LARGE: 0.79, LARGEST: 1.0}
+    BM: int
+    BN: int
+    num_warps: int
+    num_stages: int
+    per_sm: int = 0
+
+
+LEAST = 0
+"""For tiles that run on every architecture."""
+
+SMS = 132
+"""An H200's. With fewer the same tiles come in more waves, and the choice is still a good one."""
+
+
+@functools.cache
+def sms(device: torch.device) -> int:
+    """A GPU's number of SMs; an H200's where there is no GPU."""
+    if device.type != "cuda":
+        return SMS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+FEW = MmConfig(16, 64, 256, 4, 4)
+SMALL = MmConfig(64, 64, 256, 4, 3)
+LARGE = MmConfig(128, 128, 128, 8, 3)
+LARGEST = MmConfig(256, 128, 128, 8, 3)
+SPEED = {SMALL: 0.47, LARGE: 0.79, LARGEST: 1.0}
 """Products in a unit of time on an H200, relative (bench/results/h200_linear_tiles.json): the
 larger a tile, the less is decoded for each.
 """
 
-DECODED = MmConfig(128, 256, 64, 8, 4, decode_a_first=True, decode_b_first=True)
-"""Nothing is decoded here: for very many tokens a pass over the weights before pays."""
+HOPPER_FEWEST = MmConfig(8, 64, 256, 4, 4, splits=4)
+"""With 8 tokens Triton multiplies by mma.sync, which is faster there than wgmma; but its sums may
+have another last bit than wgmma's (2 of 49,152 did), as split ones do.
+"""
 
-SMS = 132
-"""An H200's. With fewer the same tiles come in more waves, and the choice is still a good one."""
+STEP = {
+    HopperConfig(128, 128, 8, 4): 0.91,
+    HopperConfig(128, 128, 8, 5, 1): 0.91,
+    HopperConfig(256, 128, 8, 3): 1.62,
+}
+"""Microseconds a tile's step takes on an H200 when every SM has one. What limits it: a step's
+operands come from the L2 cache, 45 KB a microsecond to each SM, and the weights are decoded while
+nothing is multiplied, since all warps of a program wait for each other.
+"""
+
+TILE, MEETING = 3, 16
+"""Microseconds a tile takes beside its steps; that split sums take to be left and summed."""
 
 
 def _fastest(m: int, n: int, tiles: Iterable[MmConfig]) -> MmConfig:
@@ -57,38 +90,65 @@ def _fastest(m: int, n: int, tiles: Iterable[MmConfig]) -> MmConfig:
     return min(tiles, key=time)
 
 
-def choose_config(m: int, n: int, k: int, sm: int) -> MmConfig:
+def _fastest_on_hopper(m: int, n: int, k: int, may_split: bool) -> HopperConfig:
+    def time(tile: HopperConfig) -> float:
+        tiles, steps = -(-m // tile.BM) * -(-n // tile.BN), k // K_GROUP
+        if tile.per_sm:
+            return tiles * steps * STEP[tile] / SMS + MEETING
+        return -(-tiles // SMS) * (steps * STEP[tile] + TILE)
+
+    return min((tile for tile in STEP if may_split or not tile.per_sm), key=time)
+
+
+def choose_config(
+    m: int, n: int, k: int, sm: int, may_split: bool = True
+) -> MmConfig | HopperConfig:
     """Tiles from the problem's size.
 
-    No choice here changes how K is summed, nor is K ever split: the bits of a row of the output are
-    the same whatever rows come with it.
+    But for Hopper's split sums no choice here changes how K is summed: the bits of a row of the
+    output are then the same whatever rows come with it. may_split=False leaves split ones out.
     """
     if sm >= 100:  # W's 128 rows fill one block-scaled tcgen05.mma; nothing is decoded
         bm = next(bm for bm in (16, 32, 64, 128) if m <= bm or bm == 128)
         return MmConfig(bm, 128, 256, 4, 3)
-    # Measured on an H200 (bench/results/h200_linear_tiles.json). A always is decoded before.
+    # Measured on an H200 (bench/results/h200_linear_tiles.json).
+    if sm == 90 and m <= 8 and may_split:
+        return HOPPER_FEWEST
+    if sm == 90 and k % K_GROUP == 0:
+        return _choose_on_hopper(m, n, k, may_split)
     if m <= 16:
-        return FEW if sm == 90 or m > 8 else FEWEST
+        return FEW
     if m <= 32:
-        return MmConfig(32, 64, 256, 4, 3, decode_a_first=True)
-    if sm != 90:  # less shared memory
-        return _fastest(m, n, (SMALL, LARGE))
-    return _fastest(m, n, SPEED) if m <= 512 else DECODED
+        return MmConfig(32, 64, 256, 4, 3)
+    return _fastest(m, n, (SMALL, LARGE))  # other GPUs have less shared memory
+
+
+def _choose_on_hopper(m: int, n: int, k: int, may_split: bool) -> HopperConfig:
+    if m > 512:  # sums that are split take too long to meet
+        return _fastest_on_hopper(m, n, k, False)
+    if m > 64:
+        return _fastest_on_hopper(m, n, k, may_split)
+    bm = next(bm for bm in (16, 32, 64) if m <= bm)
+    # Of few steps it is not worth it, nor where there are tiles enough for two on each SM.
+    split = may_split and k >= 24 * K_GROUP and (bm == 16 or n < 200 * 64)
+    per_sm = {16: 4, 32: 3, 64: 2}[bm] if split else 0
+    return HopperConfig(bm, 64, 4, 4 if split or bm > 16 else 6, per_sm)
 
 
 def choose_grouped_config(rows: int, experts: int, sm: int) -> MmConfig:
     """Tiles for `rows` rows of `experts` experts, from how many each would have: who has more, and
-    how many of the rows are nobody's, only the device knows. Sums are those of choose_config.
+    how many of the rows are nobody's, only the device knows.
     """
     mean = -(-rows // min(rows, experts))
     if sm >= 100:
-        return choose_config(mean, 0, 0, sm)
+        bm = next(bm for bm in (16, 32, 64, 128) if mean <= bm or bm == 128)
+        return MmConfig(bm, 128, 256, 4, 3)
     # Measured on an H200 (bench/results/h200_grouped_tiles.json). Each tile decodes its weights
     # anew: as soon as an expert fills them, the largest win.
     if mean <= 16:
-        return FEW if sm == 90 or mean > 8 else FEWEST
+        return FEW
     if mean <= 28:
-        return MmConfig(32, 64, 256, 4, 3, decode_a_first=True)
+        return MmConfig(32, 64, 256, 4, 3)
     if mean <= 96:
-        return MmConfig(64, 128, 128, 4, 3, decode_a_first=True)
+        return MmConfig(64, 128, 128, 4, 3)
     return LARGEST if sm == 90 and mean > 160 else LARGE
