@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nvfp4.checkpoints.skeleton import is_experts
+from nvfp4.checkpoints.skeleton import gated, is_experts
 
 WINDOW = 512
 """Tokens of the text that are run at once, each window for itself."""
@@ -93,5 +93,5 @@ def _see_intermediates(path: str, amax: Amax, experts: Any, x: Tensor, topk_ids:
     """act(gate) * up of each expert that tokens x [M, H] go to: the module keeps it to itself."""
     for expert in range(experts.gate_up_proj.shape[0]):
         token, _ = torch.where(topk_ids == expert)
-        gate, up = F.linear(x[token], experts.gate_up_proj[expert]).chunk(2, dim=-1)
-        amax.see_expert(path, experts.gate_up_proj.shape[0], expert, experts.act_fn(gate) * up)
+        h = gated(experts, F.linear(x[token], experts.gate_up_proj[expert]))
+        amax.see_expert(path, experts.gate_up_proj.shape[0], expert, h)

@@ -138,8 +138,9 @@ class Plan:
     def _stays(self, module: str) -> bool:
         shape, dtype = self.source.tensors[module + WEIGHT]
         return (
-            module.rpartition(".")[2] == HEAD
-            or is_router(module)
+            is_router(module)
+            or self.source.skeleton.is_head(module)
+            or not self.source.skeleton.is_plain(module)
             or dtype not in FLOAT_DTYPES
             or shape[1] % BLOCK != 0
             or any(matches(pattern, module) for pattern in self._exclude)

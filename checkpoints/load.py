@@ -13,12 +13,8 @@ from torch import Tensor, nn
 from nvfp4.checkpoints.checkpoint import Checkpoint
 from nvfp4.checkpoints.files import FLOATS
 from nvfp4.checkpoints.names import DOWN, UP, expert_of
-from nvfp4.checkpoints.skeleton import Skeleton, is_experts
+from nvfp4.checkpoints.skeleton import Skeleton, gating_of, is_experts, is_plain_linear
 from nvfp4.layers import MoE
-from nvfp4.spec.glu import GELU_TANH, SILU
-
-ACTIVATIONS = {"silu": SILU, "swish": SILU, "gelu_pytorch_tanh": GELU_TANH}
-"""transformers' names of the activations that gated layers here have."""
 
 CACHE_SCALES = ("k_scale", "v_scale")
 """Of a quantized key-value cache, which the model here has in floats."""
@@ -110,13 +106,13 @@ class _Loader:
     def _new(self, name: str, module: str, old: nn.Module | None) -> nn.Module:
         """The layer in NVFP4 that takes the place of one of the model's."""
         if module in self._checkpoint.experts and is_experts(old):
-            act = self._model.config.get_text_config().hidden_act
-            if act not in ACTIVATIONS:
-                raise ValueError(f"{module} needs one of {', '.join(ACTIVATIONS)}, got {act!r}")
-            moe = self._checkpoint.moe(module, activation=ACTIVATIONS[act], backend=self._backend)
+            limit, activation = gating_of(old)
+            moe = self._checkpoint.moe(
+                module, swiglu_limit=limit, activation=activation, backend=self._backend
+            )
             self._same(name, tuple(moe.packed()[0].shape), tuple(old.gate_up_proj.shape))  # type: ignore[union-attr, arg-type]
             return Experts(moe)
-        if isinstance(old, nn.Linear):
+        if isinstance(old, nn.Linear) and is_plain_linear(old):
             linear = self._checkpoint.linear(module, backend=self._backend)
             self._same(name, tuple(linear.packed().shape), (old.out_features, old.in_features))
             return linear

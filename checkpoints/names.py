@@ -12,11 +12,16 @@ EXPERT_PARTS = {GATE: GATE, UP: UP, DOWN: DOWN, "w1": GATE, "w3": UP, "w2": DOWN
 
 SIBLINGS = (
     ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("wq", "wk", "wv"),
     (GATE, UP),
     ("w1", "w3"),
     ("q_a_proj", "kv_a_proj_with_mqa"),
+    ("wq_a", "wkv", "wgate"),
+    ("in_proj_qkv", "in_proj_z"),
+    ("in_proj_b", "in_proj_a"),
 )
-"""Layers on one input that engines multiply by as one."""
+"""Layers on one input, as many of them as a block has, that engines multiply by as one."""
 
 ROUTERS = ("gate", "router", "shared_expert_gate")
 """Layers that choose experts, or weigh a shared one: small, and better left in floats."""

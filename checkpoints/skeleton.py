@@ -9,6 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from nvfp4.checkpoints.names import WEIGHT, expert_of
+from nvfp4.spec.glu import ACTIVATIONS, glu
+
+PROBE = torch.linspace(-24, 24, 97)
+"""Values of gate and up that a function of both is tried out on: beyond any model's limit."""
 
 
 class Skeleton:
@@ -44,6 +48,9 @@ class Skeleton:
         """A checkpoint's tensor as the model calls it; experts stay apart."""
         from transformers.core_model_loading import WeightRenaming, rename_source_key
 
+        if name in self.parameters:
+            return name
+
         renamings = [each for each in self._conversions if isinstance(each, WeightRenaming)]
         prefix = self.model.base_model_prefix
         return rename_source_key(name, renamings, [], prefix, self.parameters)[0]
@@ -66,11 +73,23 @@ class Skeleton:
         return path.rsplit(".", 2)[0] if expert_of(module) else path
 
     def is_linear(self, module: str) -> bool:
-        """Whether a checkpoint's layer is a linear layer, or an expert's (is_experts)."""
+        """Whether a checkpoint's layer is a linear layer of any kind, or one of is_experts."""
         found = self.modules.get(self.path(module))
-        if expert_of(module):
-            return is_experts(found)
-        return isinstance(found, nn.Linear)
+        return is_experts(found) if expert_of(module) else isinstance(found, nn.Linear)
+
+    def is_plain(self, module: str) -> bool:
+        """Whether such a layer is x W^T + b, and no more."""
+        found = self.modules.get(self.path(module))
+        return expert_of(module) is not None or is_plain_linear(found)
+
+    def is_head(self, module: str) -> bool:
+        """Whether a checkpoint's layer gives the logits."""
+        return self.modules.get(self.path(module)) is self.model.get_output_embeddings()
+
+
+def is_plain_linear(module: nn.Module | None) -> bool:
+    """Whether a module computes x W^T + b: some of nn.Linear's subclasses do otherwise."""
+    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
 
 
 def is_experts(module: nn.Module | None) -> bool:
@@ -81,6 +100,32 @@ def is_experts(module: nn.Module | None) -> bool:
     down = getattr(module, "down_proj", None)
     if not isinstance(gate_up, nn.Parameter) or not isinstance(down, nn.Parameter):
         return False
-    (experts, both, hidden), expected = gate_up.shape, tuple(down.shape)
-    biased = any("bias" in name for name, _ in module.named_parameters())  # type: ignore[union-attr]
-    return not biased and expected == (experts, hidden, both // 2)
+    if getattr(module, "has_bias", False) or not getattr(module, "is_concatenated", True):
+        return False
+    experts, both, hidden = gate_up.shape
+    return tuple(down.shape) == (experts, hidden, both // 2)
+
+
+def gated(experts: Any, gate_up: Tensor) -> Tensor:
+    """What a module of experts makes of gate and up, side by side, [M, 2I]: [M, I]."""
+    if hasattr(experts, "_apply_gate"):  # where transformers' modules of experts have it
+        return experts._apply_gate(gate_up)
+    gate, up = gate_up.chunk(2, dim=-1)
+    return experts.act_fn(gate) * up
+
+
+def gating_of(experts: Any) -> tuple[float | None, str]:
+    """The limit and the activation of a module of experts, as spec/glu.py has them: those with
+    which it computes the same, tried out.
+
+    Raises:
+        ValueError: it is another function.
+    """
+    gate, up = torch.cartesian_prod(PROBE, PROBE).unbind(-1)
+    found = gated(experts, torch.stack([gate, up], dim=-1)).squeeze(-1)
+    for limit in (None, getattr(experts, "limit", None), getattr(experts, "swiglu_limit", None)):
+        for activation in ACTIVATIONS:
+            if torch.allclose(found, glu(gate, up, limit, activation), rtol=1e-4, atol=1e-5):
+                return limit, activation
+    need = f"{' or '.join(ACTIVATIONS)} of the gate, times up, with or without a limit"
+    raise ValueError(f"experts need {need}, got another function in {type(experts).__name__}")

@@ -46,6 +46,7 @@ class Source:
             raise ValueError(f"SRC needs an existing model folder or GGUF file, got {path}")
         self.path = path
         self.gguf = path.is_file()
+        reader = _open_gguf(path) if self.gguf else None
         if not self.gguf and not (path / CONFIG_FILE).exists():
             raise ValueError(f"SRC needs a folder with {CONFIG_FILE}, got {path}")
         self.config = AutoConfig.from_pretrained(self.folder, **self.which)
@@ -55,7 +56,7 @@ class Source:
             raise ValueError(f"SRC needs a model in floats, got one quantized ({got}): {path}")
         self.skeleton = Skeleton(self.config)
         self._raw: RawTensors = (
-            GgufTensors(path, self.skeleton) if self.gguf else FolderTensors(path)
+            GgufTensors(reader, self.skeleton) if self.gguf else FolderTensors(path)
         )
         self._last: tuple[str, dict[str, Tensor]] = ("", {})
 
@@ -147,8 +148,7 @@ class GgufTensors:
     dequantized when it is read, to bfloat16.
     """
 
-    def __init__(self, path: Path, skeleton: Skeleton) -> None:
-        from gguf import GGUFReader
+    def __init__(self, reader: Any, skeleton: Skeleton) -> None:
         from transformers.modeling_gguf_pytorch_utils import (
             TENSOR_PROCESSORS,
             TensorProcessor,
@@ -156,7 +156,6 @@ class GgufTensors:
         )
 
         model = skeleton.model
-        reader = GGUFReader(path)
         architecture = reader.fields["general.architecture"].contents()
         make = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
         self._processor = make(config=model.config.to_dict())
@@ -196,6 +195,18 @@ class GgufTensors:
         if name in joined["tensors"]:
             return joined["tensors"][name].to(GGUF_DTYPE)
         return torch.from_numpy(result.weights.copy()).to(GGUF_DTYPE)
+
+
+def _open_gguf(path: Path) -> Any:
+    """The file's header, read by the package gguf."""
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise ValueError(f"SRC: {path} needs the package gguf to be read") from error
+    try:
+        return GGUFReader(path)
+    except (ValueError, IndexError, KeyError) as error:  # what it says of a file cut short
+        raise ValueError(f"SRC: {path} needs to be a whole GGUF file: {error}") from error
 
 
 def _on_meta(spec: TensorSpec) -> Tensor:

@@ -73,6 +73,13 @@ MODELS = {
             num_key_value_heads=4,
         ),
     ),
+    "deepseek-v4": (
+        "DeepseekV4",
+        dict(
+            moe_intermediate_size=48, n_routed_experts=4, num_local_experts=4,
+            num_experts_per_tok=2, head_dim=32, q_lora_rank=32, num_hidden_layers=3,
+        ),
+    ),
     "gpt-oss": (
         "GptOss",
         dict(intermediate_size=96, head_dim=16, num_local_experts=4, num_experts_per_tok=2),
