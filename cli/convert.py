@@ -77,6 +77,6 @@ def convert(
     inputs = "calibrated" if summary.calibrated else "per token"
     print(
         f"{destination}: {summary.format}, {summary.quantized_layers} linear layers in NVFP4, "
-        f"input scales {inputs}, {len(summary.left_in_floats)} layers left in floats, "
+        f"input scales {inputs}, {len(summary.left_in_floats)} left in floats, "
         f"{before:.1f} MB -> {after:.1f} MB"
     )

@@ -50,18 +50,20 @@ def _print(found: "Inspection", console: Console) -> None:
     title = f"{found.folder}: {found.format}, input scales {inputs}"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
     table.add_column("layers", no_wrap=True)
-    for column in ("count", "N x K", "global scale", "block scales", "at 448", "zero", "MB"):
+    given = ("input scale",) if found.calibrated else ()
+    for column in ("count", "NxK", "global scale", *given, "block scales", "at 448", "zero", "MB"):
         table.add_column(column, justify="right", overflow="fold")
     alike: dict[tuple[str, tuple[int, int]], list[Layer]] = defaultdict(list)
     for layer in found.layers:
         alike[re.sub(r"\.\d+(?=\.)", ".*", layer.module), layer.shape].append(layer)
     for (name, shape), layers in alike.items():
-        scales = [layer.global_scale for layer in layers]
+        known = [layer.input_global_scale for layer in layers if layer.input_global_scale]
         table.add_row(
             name,
             str(len(layers)),
             f"{shape[0]}x{shape[1]}",
-            f"{min(scales):.1e}..{max(scales):.1e}",
+            _range([layer.global_scale for layer in layers]),
+            *([_range(known)] if found.calibrated else []),
             f"{min(each.scale_min for each in layers):g}.."
             f"{max(each.scale_max for each in layers):g}",
             f"{max(each.saturated for each in layers):.2%}",
@@ -82,3 +84,7 @@ def _print(found: "Inspection", console: Console) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if len(found.findings) > SHOWN:
         console.print(f"… and {len(found.findings) - SHOWN} more (--json)", highlight=False)
+
+
+def _range(values: list[float]) -> str:
+    return f"{min(values):.1e}..{max(values):.1e}" if values else "none"

@@ -100,6 +100,8 @@ def test_missing_input_scales(tmp_path, format):
     (finding,) = report["findings"]
     assert finding["module"] == K and "no input scale" in finding["what"]
     assert [layer["input_global_scale"] for layer in report["layers"]] == [None, 1.0]
+    text = CliRunner().invoke(app, ["inspect", str(tmp_path)]).stdout
+    assert "input scales calibrated" in text and "1.0e+00..1.0e+00" in text and "none" in text
 
 
 @formats
