@@ -243,7 +243,7 @@ def test_every_tile_that_does_not_split_gives_the_same_bits(n, k):
     tokens = (1, 9, 17, 33, 65, 129, 257, 513, 4096)
     widths = (4096, 9216, 16384)
     configs = {choose_config(m, width, k, sm, False) for m in tokens for width in widths}
-    configs |= {choose_grouped_config(8 * m, 8, sm) for m in tokens}
+    configs |= {choose_grouped_config(8 * m, 8, k, sm) for m in tokens}
     operands = (x.data, w.data, x.scales.view(torch.uint8), w.scales.view(torch.uint8))
     first = None
     for config in sorted(configs, key=str):

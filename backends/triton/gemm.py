@@ -94,6 +94,12 @@ def decode(words, scales, R: tl.constexpr, BK: tl.constexpr, SM: tl.constexpr):
 
 
 @triton.jit
+def place_of_plane(nibble):
+    """Where decode puts a nibble's plane: those of 1, 3, 0, 2 come one after the other."""
+    return (nibble // 2) + 2 * (1 - nibble % 2)
+
+
+@triton.jit
 def load_step(data, rows, unit, stride, units, EVEN_K: tl.constexpr):
     """One step of an operand, in bytes, words or decoded elements [R, units]; zeros beyond K."""
     at = data + rows[:, None].to(tl.int64) * stride + unit[None, :]

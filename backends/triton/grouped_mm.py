@@ -20,7 +20,13 @@ from nvfp4.backends.triton.groups import (
     tile_of_expert,
 )
 from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.mm_config import K_GROUP, MmConfig, choose_grouped_config
+from nvfp4.backends.triton.mm_config import (
+    K_GROUP,
+    LEAST,
+    HopperConfig,
+    MmConfig,
+    choose_grouped_config,
+)
 from nvfp4.spec.format import DATA_DTYPE
 
 
@@ -89,18 +95,29 @@ def plan(
     offsets: Tensor,
     out: Tensor,
     sm: int,
-    config: MmConfig | None = None,
+    config: MmConfig | HopperConfig | None = None,
 ) -> tuple[Launch, ...]:
     """a [R, K/2], b [E, N, K/2], scales as bytes, a's grouped, b's [E, Np, Kp]; alpha float32 [E,
     S], row_scale float32 [R], bias [E, N], offsets int32 [E+1], out [R, N]; sm: the architecture.
     """
     (rows, n), experts, k = out.shape, b.shape[0], a.shape[1] * 2
-    config = config or choose_grouped_config(rows, experts, sm)
     first: tuple[Launch, ...] = ()
-    if not is_blackwell(sm):
-        a, b = words_of(a), words_of(b)
-        a, launch = _plan_decode(a, a_scales, offsets, k, sm)
+    if is_blackwell(sm):
+        config = config or choose_grouped_config(rows, experts, k, sm)
+    else:
+        words = words_of(a)
+        b = words_of(b)
+        aligned = b.is_contiguous() and b.data_ptr() % 16 == 0
+        config = config or choose_grouped_config(rows, experts, k, sm if aligned else LEAST)
+        a, launch = _plan_decode(words, a_scales, offsets, k, sm, rows + config.BM)
         first = (launch,)
+    if isinstance(config, HopperConfig):
+        from nvfp4.backends.triton import hopper_grouped_mm
+
+        factors = alpha, row_scale, bias
+        return *first, hopper_grouped_mm.plan_multiply(
+            a, b, b_scales, *factors, offsets, out, config
+        )
     multiply = Launch(
         _grouped_mm_kernel,
         (cdiv(n, config.BN), most_tiles(rows, experts, config.BM)),
@@ -126,15 +143,21 @@ def plan(
 
 
 def _plan_decode(
-    words: Tensor, scales: Tensor, offsets: Tensor, k: int, sm: int
+    words: Tensor, scales: Tensor, offsets: Tensor, k: int, sm: int, rows: int
 ) -> tuple[Tensor, Launch]:
-    """Decode A once, for every program that multiplies it: float16 [R, k rounded up to K_GROUP]."""
-    m, rows, columns = words.shape[0], 8, 512
+    """Decode A once, for every program that multiplies it: float16 [rows, k rounded up to K_GROUP],
+    of which R are written.
+    """
+    m, tile_rows, columns = words.shape[0], 8, 512
     width, experts = cdiv(k, K_GROUP) * K_GROUP, offsets.numel() - 1
-    out = torch.empty(m, width, dtype=torch.float16, device=words.device)
-    args = (words, scales, offsets, out, experts, k, words.stride(0), scales.shape[1], width)
-    constants = {"EXPERTS": experts_vector(experts), "R": rows, "C": columns, "SM": sm}
-    return out, Launch(_decode_rows_kernel, (cdiv(m, rows), cdiv(width, columns)), args, constants)
+    out = torch.empty(rows, width, dtype=torch.float16, device=words.device)
+    launch = Launch(
+        _decode_rows_kernel,
+        (cdiv(m, tile_rows), cdiv(width, columns)),
+        (words, scales, offsets, out, experts, k, words.stride(0), scales.shape[1], width),
+        {"EXPERTS": experts_vector(experts), "R": tile_rows, "C": columns, "SM": sm},
+    )
+    return out, launch
 
 
 def grouped_mm(

@@ -208,3 +208,32 @@ def multiply(
     async_copy.wait_group(0)
     barrier()  # the next tile's copies come into the same places
     return acc * UNSCALE
+
+
+@gluon.jit
+def store(
+    acc, alpha, row_scale, bias, out, first_m, first_n, M, N, alpha_stride, row_scale_stride,
+    segment, ALPHA_OF_ROWS: gl.constexpr, HAS_ROW_SCALE: gl.constexpr, HAS_BIAS: gl.constexpr,
+    BM: gl.constexpr, BN: gl.constexpr,
+):  # fmt: skip
+    """out[m, n] = acc[n, m] * alpha * row_scale (+ bias), for m < M and n < N; as gemm.store."""
+    layout: gl.constexpr = gl.BlockedLayout([8, 1], [8, 4], [1, gl.num_warps()], [0, 1])
+    acc = gl.convert_layout(acc, layout)
+    n, m = rows_and_columns(BN, BM, layout)
+    n += first_n
+    m += first_m
+    n_read, m_read = gl.minimum(n, N - 1), gl.minimum(m, M - 1)
+    if ALPHA_OF_ROWS:
+        factor = gl.load(alpha + (m_read.to(gl.int64) * alpha_stride + n_read // segment))
+    else:
+        factor = gl.load(alpha + n_read // segment)
+    if HAS_ROW_SCALE:
+        factor = factor * gl.load(row_scale + m_read * row_scale_stride)
+    if HAS_BIAS:
+        added, _ = gl.broadcast(gl.load(bias + n_read).to(gl.float32), acc)
+        factor, _ = gl.broadcast(factor, acc)
+        acc = gl.fma(acc, factor, added)
+    else:
+        acc = acc * factor
+    at = out + m.to(gl.int64) * N + n
+    gl.store(at, acc.to(out.dtype.element_ty), mask=(m < M) & (n < N))

@@ -21,6 +21,7 @@ from nvfp4.backends.triton.hopper import (
     copy_layout,
     multiply,
     rows_and_columns,
+    store,
     sums_layout,
     weight_offsets,
 )
@@ -106,35 +107,6 @@ def _sum(
     return quads
 
 
-@gluon.jit
-def _store(
-    acc, alpha, row_scale, bias, out, first_m, first_n, M, N, alpha_stride, row_scale_stride,
-    segment, ALPHA_OF_ROWS: gl.constexpr, HAS_ROW_SCALE: gl.constexpr, HAS_BIAS: gl.constexpr,
-    BM: gl.constexpr, BN: gl.constexpr,
-):  # fmt: skip
-    """As gemm.store, with the factors of mm.py."""
-    layout: gl.constexpr = gl.BlockedLayout([8, 1], [8, 4], [1, gl.num_warps()], [0, 1])
-    acc = gl.convert_layout(acc, layout)
-    n, m = rows_and_columns(BN, BM, layout)
-    n += first_n
-    m += first_m
-    n_read, m_read = gl.minimum(n, N - 1), gl.minimum(m, M - 1)
-    if ALPHA_OF_ROWS:
-        factor = gl.load(alpha + (m_read.to(gl.int64) * alpha_stride + n_read // segment))
-    else:
-        factor = gl.load(alpha + n_read // segment)
-    if HAS_ROW_SCALE:
-        factor = factor * gl.load(row_scale + m_read * row_scale_stride)
-    if HAS_BIAS:
-        added, _ = gl.broadcast(gl.load(bias + n_read).to(gl.float32), acc)
-        factor, _ = gl.broadcast(factor, acc)
-        acc = gl.fma(acc, factor, added)
-    else:
-        acc = acc * factor
-    at = out + m.to(gl.int64) * N + n
-    gl.store(at, acc.to(out.dtype.element_ty), mask=(m < M) & (n < N))
-
-
 @gluon.jit(do_not_specialize=["M", "row_scale_stride"])
 def _hopper_mm_kernel(
     a, b, b_scales, alpha, row_scale, bias, out, partial_sums, arrived, M, N, alpha_stride,
@@ -185,7 +157,7 @@ def _hopper_mm_kernel(
                     )  # fmt: skip
                     acc = _as_multiplied(quads, BM, BN)
         if last:
-            _store(
+            store(
                 acc, alpha, row_scale, bias, out, first_m, first_n, M, N, alpha_stride,
                 row_scale_stride, segment, ALPHA_OF_ROWS, HAS_ROW_SCALE, HAS_BIAS, BM, BN,
             )  # fmt: skip

@@ -135,7 +135,7 @@ def _choose_on_hopper(m: int, n: int, k: int, may_split: bool) -> HopperConfig:
     return HopperConfig(bm, 64, 4, 4 if split or bm > 16 else 6, per_sm)
 
 
-def choose_grouped_config(rows: int, experts: int, sm: int) -> MmConfig:
+def choose_grouped_config(rows: int, experts: int, k: int, sm: int) -> MmConfig | HopperConfig:
     """Tiles for `rows` rows of `experts` experts, from how many each would have: who has more, and
     how many of the rows are nobody's, only the device knows.
     """
@@ -143,6 +143,8 @@ def choose_grouped_config(rows: int, experts: int, sm: int) -> MmConfig:
     if sm >= 100:
         bm = next(bm for bm in (16, 32, 64, 128) if mean <= bm or bm == 128)
         return MmConfig(bm, 128, 256, 4, 3)
+    if sm == 90 and k % K_GROUP == 0:
+        return _choose_grouped_on_hopper(mean)
     # Measured on an H200 (bench/results/h200_grouped_tiles.json). Each tile decodes its weights
     # anew: as soon as an expert fills them, the largest win.
     if mean <= 16:
@@ -151,4 +153,14 @@ def choose_grouped_config(rows: int, experts: int, sm: int) -> MmConfig:
         return MmConfig(32, 64, 256, 4, 3)
     if mean <= 96:
         return MmConfig(64, 128, 128, 4, 3)
-    return LARGEST if sm == 90 and mean > 160 else LARGE
+    return LARGE
+
+
+def _choose_grouped_on_hopper(mean: int) -> HopperConfig:
+    if mean <= 16:
+        return HopperConfig(16, 64, 4, 6)
+    if mean <= 28:
+        return HopperConfig(32, 64, 4, 4)
+    if mean <= 64:
+        return HopperConfig(64, 64, 4, 4)
+    return HopperConfig(128, 128, 8, 4) if mean <= 160 else HopperConfig(256, 128, 8, 3)

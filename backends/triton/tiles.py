@@ -42,6 +42,7 @@ FP8 = tl.constexpr(architecture.FP8)
 BLACKWELL = tl.constexpr(architecture.BLACKWELL)
 
 MAGNITUDE = tl.constexpr(0x7FFFFFFF)
+SIGN = tl.constexpr(-(2**31))
 INF_BITS = tl.constexpr(0x7F800000)
 SIX_BITS = tl.constexpr(0x40C00000)
 ONE_BITS = tl.constexpr(0x3F800000)
@@ -163,8 +164,10 @@ def row_global_scale(x):
 
 
 @triton.jit
-def quantize_tile(x, p, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr):
-    """x float32 [R, C], p float32 [R] -> words int32 [R, C/8], scales uint8 [R, C/16]."""
+def scale_blocks(x, p, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr):
+    """x float32 [R, C], p float32 [R] -> scales uint8, what they stand for (float32), what a block
+    is multiplied by (float32), whether it has a NaN: each [R, C/16].
+    """
     blocks = x.reshape(R, C // BLOCK, BLOCK)
     # As integers, magnitudes order as floats do and a NaN is above Inf: the maximum keeps it.
     amax_bits = tl.max(blocks.to(tl.int32, bitcast=True) & MAGNITUDE, axis=2)
@@ -176,13 +179,39 @@ def quantize_tile(x, p, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr):
     sf = e4m3_to_f16(scales, SM).to(tl.float32)
     inverse = tl.minimum(reciprocal(sf * p[:, None]), FLOAT32_MAX)
     inverse = tl.where(is_nan, float("nan"), tl.where(scales == 0, 0.0, inverse))
+    scales = tl.where(is_nan, NAN_SCALE, scales).to(tl.uint8)
+    return scales, tl.where(is_nan, float("nan"), sf), inverse, is_nan
 
+
+@triton.jit
+def quantize_tile(x, p, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr):
+    """x float32 [R, C], p float32 [R] -> words int32 [R, C/8], scales uint8 [R, C/16]."""
+    scales, _, inverse, is_nan = scale_blocks(x, p, R, C, SM)
+    blocks = x.reshape(R, C // BLOCK, BLOCK)
     sign_mask = tl.where(is_nan, 0, 8)
     codes = f32_to_e2m1(blocks * inverse[:, :, None], sign_mask[:, :, None], SM)
     # Eight codes fill disjoint nibbles of a word, so their sum is their union.
     nibble = (tl.arange(0, BLOCK) % 8) * 4
     words = tl.sum((codes << nibble[None, None, :]).reshape(R, C // 8, 8), axis=2)
-    return words, tl.where(is_nan, NAN_SCALE, scales).to(tl.uint8)
+    return words, scales
+
+
+@triton.jit
+def round_tile(x, p, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr):
+    """x float32 [R, C], p float32 [R] -> float16 [R, C/16, 16], as NVFP4 has it: e2m1 * sf over
+    E2M1_F16_SCALE.
+    """
+    _, sf, inverse, _ = scale_blocks(x, p, R, C, SM)
+    scaled = x.reshape(R, C // BLOCK, BLOCK) * inverse[:, :, None]
+    bits = scaled.to(tl.int32, bitcast=True)
+    magnitude = tl.minimum(bits & MAGNITUDE, SIX_BITS)
+    # Where E2M1 counts in halves, ones or twos, a float32 2^22 times as large as the first of
+    # them (or as 1) does: adding one rounds to it, to nearest even.
+    large = (tl.maximum(magnitude, ONE_BITS) & INF_BITS) + (22 << 23)
+    large = large.to(tl.float32, bitcast=True)
+    value = (magnitude.to(tl.float32, bitcast=True) + large) - large
+    value = (value.to(tl.int32, bitcast=True) | (bits & SIGN)).to(tl.float32, bitcast=True)
+    return (value * (sf * (1 / E2M1_F16_SCALE))[:, :, None]).to(tl.float16)
 
 
 @triton.jit
