@@ -1,5 +1,6 @@
 # From a bare clone: `make demo` runs a real model, `make test` runs the tests. Each sets up .venv;
-# `make vllm` runs the tests of the vLLM plugin in an environment of their own.
+# `make vllm` runs the tests of the vLLM plugin in an environment of their own, a quarter of an hour on
+# two cores (RECORD=bench/results/vllm_cpu.json keeps what they measure).
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= auto
@@ -10,7 +11,7 @@ test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 vllm: .venv-vllm/.ready
-	.venv-vllm/bin/python -m pytest tests/engine
+	.venv-vllm/bin/python -m pytest tests/engine $(if $(RECORD),--record $(RECORD))
 
 demo: setup
 	$(BIN)/python -m nvfp4 demo

@@ -13,13 +13,13 @@ import pytest
 
 if find_spec("vllm") is None:
     collect_ignore_glob = ["test_*.py"]
-
-os.environ["NVFP4_BACKEND"] = "reference"
-os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
-os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # more ranks than cores
-os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"
-# The other tests' conftest has Triton's kernels interpreted; here nothing of Triton's is to run.
-os.environ.pop("TRITON_INTERPRET", None)
+else:
+    os.environ["NVFP4_BACKEND"] = "reference"
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # more ranks than cores
+    os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"
+    # The other tests' conftest has Triton's kernels interpreted; none of them is to run here.
+    os.environ.pop("TRITON_INTERPRET", None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,7 +31,7 @@ def record(request: pytest.FixtureRequest) -> Iterator[Callable[[str, object], N
     """record(name, value) keeps a measurement for the file of --record."""
     found: dict[str, object] = {}
     yield found.__setitem__
-    if path := request.config.getoption("--record"):
+    if path := request.config.getoption("--record", None):
         Path(path).write_text(json.dumps(_about() | found, indent=1) + "\n")
 
 

@@ -22,11 +22,15 @@ class Rank(NamedTuple):
     port: int
 
 
-def on_ranks(count: int, function: Callable[..., Any], *args: object) -> list[Any]:
-    """function(rank, *args) in so many processes; what each returned."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return probe.getsockname()[1]
+
+
+def on_ranks(count: int, function: Callable[..., Any], *args: object) -> list[Any]:
+    """function(rank, *args) in so many processes; what each returned."""
+    port = free_port()
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(count, mp_context=spawn) as pool:
         ranks = [Rank(index, count, port) for index in range(count)]
