@@ -48,7 +48,8 @@ def inspect(
 def _print(found: "Inspection", console: Console) -> None:
     inputs = "calibrated" if found.calibrated else "per token"
     title = f"{found.folder}: {found.format}, input scales {inputs}"
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
+    console.print(title, highlight=False, soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
     table.add_column("layers", no_wrap=True)
     given = ("input scale",) if found.calibrated else ()
     for column in ("count", "NxK", "global scale", *given, "block scales", "at 448", "zero", "MB"):
