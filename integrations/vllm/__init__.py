@@ -5,13 +5,14 @@ quantization method "nvfp4", which takes over the checkpoints that nvfp4.checkpo
 `vllm serve DIR` needs no option. `--quantization modelopt_fp4` or `compressed-tensors` keeps
 vLLM's own way.
 
-What is used of vLLM is what it offers to plugins: register_quantization_config and its
-QuantizationConfig, LinearMethodBase and FusedMoEMethodBase with create_weights,
-process_weights_after_loading and apply, and the parameter classes that say how a tensor is
-sharded. No class of vLLM's is changed, and no model after it was loaded.
+What is used of vLLM is what it offers to plugins: register_quantization_config with its
+QuantizationConfig, LinearMethodBase and FusedMoEMethodBase (create_weights,
+process_weights_after_loading, apply), the parameter classes that say how a tensor is sharded, and
+register_linear_kernel. No class of vLLM's is changed, and no model after it was loaded.
 """
 
 import logging
+from functools import cache
 
 logger = logging.getLogger("vllm.nvfp4")  # a child of vLLM's, so that its handlers print it
 
@@ -22,8 +23,10 @@ SUPPORTED_VERSIONS = ("0.32",)
 """The vLLM releases that this was run with. Its plugin classes change between releases."""
 
 
+@cache
 def register() -> None:
-    """Add the quantization method to this process's vLLM; called again, it changes nothing.
+    """Add the quantization method, and on a CPU a kernel for vLLM's own ones, to this process's
+    vLLM; called again, it changes nothing.
 
     In a release that is not supported it says so and adds nothing: vLLM goes on without.
     """
@@ -32,11 +35,15 @@ def register() -> None:
     if refusal := unsupported(__version__):
         logger.error(refusal)
         return
+    from vllm.model_executor.kernels.linear import register_linear_kernel
     from vllm.model_executor.layers.quantization import register_quantization_config
+    from vllm.platforms import PlatformEnum
 
     from nvfp4.integrations.vllm.config import NvFp4Config
+    from nvfp4.integrations.vllm.kernel import OpsNvFp4LinearKernel
 
     register_quantization_config(QUANTIZATION)(NvFp4Config)
+    register_linear_kernel(OpsNvFp4LinearKernel, PlatformEnum.CPU, "nvfp4")
 
 
 def unsupported(version: str) -> str:

@@ -66,9 +66,9 @@ class Folders:
     compressed_tensors: Path
 
 
-def make(name: str, root: Path) -> Folders:
+def make(name: str, root: Path, separate_scales: bool = True) -> Folders:
     """Every layer has a global scale of its own, up's and k's about twice their siblings': one for
-    all parts of a fused layer would be wrong by that factor.
+    all parts of a fused layer would be wrong by that factor. Without separate_scales they share it.
     """
     torch.manual_seed(0)
     config_class, sizes = ARCHITECTURES[name]
@@ -85,7 +85,7 @@ def make(name: str, root: Path) -> Folders:
     folders = Folders(root / "floats", root / MODELOPT.name, root / COMPRESSED_TENSORS.name)
     model.save_pretrained(folders.floats)
     for folder in (folders.modelopt, folders.compressed_tensors):
-        convert(folders.floats, folder, Options(folder.name, separate_scales=True), STEP)
+        convert(folders.floats, folder, Options(folder.name, separate_scales=separate_scales), STEP)
     _add_input_scales(folders.modelopt)
     return folders
 

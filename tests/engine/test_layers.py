@@ -16,6 +16,7 @@ from nvfp4.layers import Linear, MoE
 from nvfp4.ops import QuantizedTensor, concatenate, stack_experts
 from nvfp4.spec.format import LINEAR
 
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 TOKENS = 5
 TOP_K = 2
 
@@ -38,6 +39,28 @@ def test_a_model_on_two_ranks(folders):
 
 def test_experts_on_two_ranks(folders):
     on_ranks(2, compare_all, sum((folders[name] for name in MIXTURES), []), True)
+
+
+def test_the_kernel_of_vllms_own_method(tmp_path):
+    """--quantization modelopt_fp4, with parts that share their global scales."""
+    on_ranks(1, compare_kernel, make("qwen2", tmp_path, separate_scales=False).modelopt)
+
+
+def compare_kernel(rank: Rank, folder: Path) -> None:
+    from vllm.model_executor.layers.linear import LinearBase
+
+    checkpoint, compared = Checkpoint(folder), 0
+    with loaded(rank, folder, quantization="modelopt_fp4") as model:
+        for name, layer in model.named_modules():
+            if not isinstance(layer, LinearBase):
+                continue
+            parent, _, leaf = name.rpartition(".")
+            modules = [f"{parent}.{part}" for part in FUSED.get(leaf, (leaf,))]
+            want = checkpoint.linear(*modules)
+            x = _tokens(2 * want.weight.shape[1])
+            assert torch.equal(layer.quant_method.apply(layer, x, layer.bias), want(x)), modules
+            compared += len(modules)
+    assert compared == len(checkpoint.modules)
 
 
 def compare_all(rank: Rank, folders: list[Path], expert_parallel: bool = False) -> None:

@@ -1,0 +1,71 @@
+"""What the plugin takes over, and which vLLM it refuses."""
+
+import pytest
+import torch
+
+import nvfp4.integrations.vllm as plugin
+from nvfp4.checkpoints import COMPRESSED_TENSORS, MODELOPT, Group, Scheme
+from nvfp4.integrations.vllm import QUANTIZATION, register, unsupported
+
+SCHEMES = [
+    Scheme(format, (Group(calibrated=calibrated),), ("lm_head",))
+    for format in (MODELOPT, COMPRESSED_TENSORS)
+    for calibrated in (True, False)
+]
+
+
+@pytest.fixture(scope="module")
+def config():
+    from vllm.model_executor.layers.quantization import get_quantization_config
+
+    register()
+    return get_quantization_config(QUANTIZATION)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda s: f"{s.format.name}-{s.groups[0]}")
+def test_nvfp4_checkpoints_are_taken_over(scheme, config):
+    for each in filter(None, (scheme.config(), scheme.hf_quant_config())):
+        assert config.override_quantization_method(each, None) == QUANTIZATION
+        assert config.override_quantization_method(each, QUANTIZATION) == QUANTIZATION
+        assert config.override_quantization_method(each, "modelopt_fp4") is None
+        assert config.from_config(each).scheme == scheme
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"quant_method": "fp8"},
+        {"quant_method": "modelopt", "quant_algo": "FP8"},
+        {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"},
+        {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {}},
+    ],
+)
+def test_other_checkpoints_are_left_alone(other, config):
+    assert config.override_quantization_method(other, None) is None
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.1", "0.32.0+cpu"])
+def test_a_supported_version(version):
+    assert unsupported(version) == ""
+
+
+@pytest.mark.parametrize("version", ["0.31.2", "0.33.0", "1.0", "0.3.2", "dev"])
+def test_an_unsupported_version_is_refused(version, monkeypatch):
+    """It says so once, and adds nothing."""
+    import vllm
+    from vllm.model_executor.layers import quantization
+
+    said: list[str] = []
+    monkeypatch.setattr(vllm, "__version__", version)
+    monkeypatch.setattr(quantization, "register_quantization_config", None)
+    monkeypatch.setattr(plugin.logger, "error", said.append)
+    register.__wrapped__()
+    assert said == [unsupported(version)]
+    assert f"needs vLLM 0.32.x, got {version}" in said[0]
+
+
+def test_warmup_is_called_as_it_is_defined():
+    """On a GPU the plugin calls it; here nothing compiles."""
+    from nvfp4.integrations.vllm.linear import _warmup_once
+
+    _warmup_once(128, 64, 16, torch.bfloat16, torch.bfloat16, torch.device("cpu"))
