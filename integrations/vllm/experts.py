@@ -3,6 +3,7 @@ parallelism).
 """
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -14,9 +15,10 @@ from vllm.model_executor.utils import set_weight_attrs
 from nvfp4.checkpoints import Format
 from nvfp4.integrations.vllm.loading import multipliers, needs_dtype, refused, validated
 from nvfp4.layers import MoE
-from nvfp4.ops import ExpertWeights, QuantizedTensor, concatenate, stack_experts
+from nvfp4.ops import ExpertWeights, QuantizedTensor
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, LINEAR, SCALE_DTYPE
 from nvfp4.spec.glu import ACTIVATIONS
+from nvfp4.spec.swizzle import swizzle_scales
 
 GATE_UP, DOWN = ("w1", "w3"), ("w2",)
 """vLLM's names of gate and up, the halves of w13, and of down."""
@@ -114,22 +116,20 @@ class NvFp4ExpertsMethod(FusedMoEMethodBase):
         """vLLM's own kernels' configuration: none of them runs."""
 
     def _weights(self, layer: RoutedExperts, shards: Sequence[str]) -> ExpertWeights:
+        """The loaded tensors checked; the data stays where it is, the scales are swizzled."""
         f = self.format
-        data, scales, stored = (
+        params = [
             getattr(layer, _parameter(shards, name)) for name in (f.data, f.scales, f.global_scale)
-        )
-        for param in (data, scales, stored):
+        ]
+        for param in params:
             param.weight_loader.needs_all()
-        p, module = f.from_stored(stored.data), data.weight_loader.module
-
-        def packed(*place: int) -> QuantizedTensor:
-            tensors = data.data[place], scales.data[place], p[place]
-            return validated(module(*place), QuantizedTensor(*tensors, LINEAR))
-
-        experts, parts = (range(size) for size in p.shape)
-        return stack_experts(
-            [concatenate([packed(expert, part) for part in parts]) for expert in experts]
-        )
+        data, scales, stored = (param.data for param in params)
+        p = f.from_stored(stored)
+        for place in product(*map(range, p.shape)):
+            part = QuantizedTensor(data[place], scales[place], p[place], LINEAR)
+            validated(params[0].weight_loader.module(*place), part)
+        swizzled = [swizzle_scales(expert.flatten(0, 1)) for expert in scales.view(DATA_DTYPE)]
+        return ExpertWeights(data.flatten(1, 2), torch.stack(swizzled).view(SCALE_DTYPE), p)
 
     def _x_global_scale(self, layer: RoutedExperts) -> Tensor | None:
         p = self._input_global_scales(layer, GATE_UP)
@@ -143,8 +143,8 @@ class NvFp4ExpertsMethod(FusedMoEMethodBase):
         param = getattr(layer, _parameter(shards, self.format.input_global_scale))
         if not self.calibrated or not param.weight_loader.complete():
             return None
-        name = f"{layer.layer_name}: {self.format.input_global_scale}"
-        return multipliers(name, self.format.from_stored(param.data))
+        p = self.format.from_stored(param.data)
+        return multipliers(p, param.weight_loader.tensor)
 
 
 class ExpertLoader:
@@ -180,7 +180,7 @@ class ExpertLoader:
         if expert_id not in self.experts:
             return False if return_success else None
         place = self.experts.index(expert_id), self.shards.index(shard_id)
-        tensor = f"{self.module(*place)}.{self.name}"
+        tensor = self.tensor(*place)
         out = param.data[place]
         needs_dtype(tensor, loaded_weight, out.dtype)
         if out.dim():
@@ -203,6 +203,9 @@ class ExpertLoader:
         """Whose a place is, by the checkpoint's name."""
         return f"{self.layer_name}.{self.experts[expert]}.{self.leaves[self.shards[shard]]}"
 
+    def tensor(self, expert: int, shard: int) -> str:
+        return f"{self.module(expert, shard)}.{self.name}"
+
     def complete(self) -> bool:
         return len(self.came) == len(self.experts) * len(self.shards)
 
@@ -211,8 +214,8 @@ class ExpertLoader:
         for expert in range(len(self.experts)):
             for shard in range(len(self.shards)):
                 if (expert, shard) not in self.came:
-                    tensor = f"{self.module(expert, shard)}.{self.name}"
-                    raise refused(tensor, "to be in the checkpoint", "no such tensor")
+                    need = "to be in the checkpoint"
+                    raise refused(self.tensor(expert, shard), need, "no such tensor")
 
 
 def _parameter(shards: Sequence[str], name: str) -> str:

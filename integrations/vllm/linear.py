@@ -21,7 +21,7 @@ from nvfp4.checkpoints import Format
 from nvfp4.checkpoints.schemes import PRE_QUANT_SCALE
 from nvfp4.integrations.vllm.loading import PartLoader, multipliers, refused, validated
 from nvfp4.ops import QuantizedTensor, concatenate, linear, warmup
-from nvfp4.spec.format import BLOCK, DATA_DTYPE, LINEAR, SCALE_DTYPE
+from nvfp4.spec.format import BLOCK, DATA_DTYPE, FLOAT_DTYPES, LINEAR, SCALE_DTYPE
 
 
 @register_weight_loader_v2_supported_method
@@ -65,8 +65,8 @@ class NvFp4LinearMethod(LinearMethodBase):
             self.modules = [self.modules[0]] * len(self.sizes)
         load, parts = extra_weight_attrs["weight_loader"], len(self.sizes)
 
-        def loader(name: str, dtype: torch.dtype) -> PartLoader:
-            return PartLoader(load, self.modules, name, dtype)
+        def loader(name: str, *dtypes: torch.dtype) -> PartLoader:
+            return PartLoader(load, self.modules, name, *dtypes)
 
         for name, columns, dtype in (
             (self.format.data, k // 2, DATA_DTYPE),
@@ -86,8 +86,8 @@ class NvFp4LinearMethod(LinearMethodBase):
         layer.register_parameter(
             PRE_QUANT_SCALE,
             InputFactor(
-                data=torch.empty(parts, k, dtype=params_dtype),
-                weight_loader=loader(PRE_QUANT_SCALE, params_dtype),
+                data=torch.empty((parts, k) if parts > 1 else k, dtype=params_dtype),
+                weight_loader=loader(PRE_QUANT_SCALE, *FLOAT_DTYPES),
             ),
         )
 
@@ -154,7 +154,8 @@ class NvFp4LinearMethod(LinearMethodBase):
         scale = getattr(layer, name)
         if not self.calibrated or not scale.weight_loader.complete():
             return None
-        return multipliers(f"{self.modules[0]}.{name}", self.format.from_stored(scale.data)).amax()
+        p = self.format.from_stored(scale.data)
+        return multipliers(p, lambda part: f"{self.modules[part]}.{name}").amax()
 
     def _input_factor(self, layer: LinearBase) -> Tensor | None:
         """AWQ's factors of the input [K]; fused parts have the same."""
@@ -162,10 +163,11 @@ class NvFp4LinearMethod(LinearMethodBase):
         if not factors.weight_loader.shapes:
             return None
         factors.weight_loader.needs_all()
-        if not bool((factors.data == factors.data[0]).all()):
+        each = factors.data.view(len(self.modules), -1)
+        if not bool((each == each[0]).all()):
             tensors = ", ".join(f"{module}.{PRE_QUANT_SCALE}" for module in self.modules)
             raise refused(tensors, "to be equal (one layer runs them)", "others")
-        return factors.data[0].clone()
+        return each[0].clone()
 
     def _warmup(self, layer: LinearBase) -> None:
         """Before vLLM captures CUDA graphs, in which nothing may be compiled."""
@@ -176,14 +178,11 @@ class NvFp4LinearMethod(LinearMethodBase):
 
 
 class InputFactor(BasevLLMParameter):
-    """Factors of a layer's input, [parts, K]: each part's own, cut where the layer's K is."""
+    """Factors of a layer's input [K], of a fused layer's [parts, K]; cut where the layer's K is."""
 
     def load_row_parallel_weight(self, loaded_weight: Tensor) -> None:
-        size = self.data.shape[1]
-        self.data[0].copy_(loaded_weight.narrow(0, self.tp_rank * size, size))
-
-    def load_column_parallel_weight(self, loaded_weight: Tensor) -> None:
-        self.data[0].copy_(loaded_weight)
+        size = self.data.shape[0]
+        self.data.copy_(loaded_weight.narrow(0, self.tp_rank * size, size))
 
     def load_merged_column_weight(self, loaded_weight: Tensor, shard_id: int, **_) -> None:
         self.data[shard_id].copy_(loaded_weight)

@@ -23,16 +23,16 @@ class PartLoader:
     """
 
     def __init__(
-        self, load: Callable[..., None], modules: Sequence[str], name: str, dtype: torch.dtype
+        self, load: Callable[..., None], modules: Sequence[str], name: str, *dtypes: torch.dtype
     ) -> None:
-        """`modules`: the parts' names in the checkpoint; `name`: the tensor's."""
-        self.load, self.modules, self.name, self.dtype = load, modules, name, dtype
+        """`modules`: the parts' names in the checkpoint; `name`, `dtypes`: the tensor's."""
+        self.load, self.modules, self.name, self.dtypes = load, modules, name, dtypes
         self.shapes: dict[int, torch.Size] = {}
 
     def __call__(self, param: Tensor, loaded_weight: Tensor, *shard: Any) -> None:
         parts = self._parts(shard[0] if shard else None)
         tensor = f"{self.modules[parts[0]]}.{self.name}"
-        needs_dtype(tensor, loaded_weight, self.dtype)
+        needs_dtype(tensor, loaded_weight, *self.dtypes)
         try:
             self.load(param, loaded_weight, *shard)
         except (AssertionError, IndexError, RuntimeError) as error:
@@ -59,9 +59,9 @@ class PartLoader:
                 raise refused(f"{module}.{self.name}", need, "no such tensor")
 
 
-def needs_dtype(tensor: str, loaded: Tensor, dtype: torch.dtype) -> None:
-    if loaded.dtype != dtype:
-        raise refused(tensor, f"dtype {_short(dtype)}", _short(loaded.dtype))
+def needs_dtype(tensor: str, loaded: Tensor, *dtypes: torch.dtype) -> None:
+    if loaded.dtype not in dtypes:
+        raise refused(tensor, f"dtype {' or '.join(map(_short, dtypes))}", _short(loaded.dtype))
 
 
 def validated(module: str, weight: QuantizedTensor) -> QuantizedTensor:
@@ -72,11 +72,12 @@ def validated(module: str, weight: QuantizedTensor) -> QuantizedTensor:
         raise ValueError(f"nvfp4: {module}: {error}") from error
 
 
-def multipliers(tensor: str, p: Tensor) -> Tensor:
-    """Global scales, all of them finite and positive."""
-    bad = ~((p > 0) & (p < torch.inf))
-    if bool(bad.any()):
-        raise refused(tensor, "a finite positive scale", p[bad].flatten()[0].item())
+def multipliers(p: Tensor, tensor_of: Callable[..., str]) -> Tensor:
+    """Global scales, all of them finite and positive; tensor_of(*place) names one."""
+    bad = torch.nonzero(~((p > 0) & (p < torch.inf))).tolist()
+    if bad:
+        place = tuple(bad[0])
+        raise refused(tensor_of(*place), "a finite positive scale", p[place].item())
     return p
 
 

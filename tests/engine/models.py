@@ -1,6 +1,7 @@
 """Small models with random weights, of architectures that differ in what is fused or shared."""
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,12 @@ from nvfp4.checkpoints.checkpoint import Checkpoint
 from nvfp4.checkpoints.convert import Options, convert
 from nvfp4.checkpoints.files import SINGLE_FILE
 from nvfp4.checkpoints.names import siblings_of
-from nvfp4.checkpoints.schemes import CONFIG_FILE, QUANT_CONFIG_FILE, read_json
+from nvfp4.checkpoints.schemes import (
+    CONFIG_FILE,
+    PRE_QUANT_SCALE,
+    QUANT_CONFIG_FILE,
+    read_json,
+)
 from nvfp4.spec.format import GLOBAL_SCALE_DIVISOR
 
 SIZES = {
@@ -49,7 +55,7 @@ ARCHITECTURES: dict[str, tuple[type, dict[str, Any]]] = {
         {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 64},
     ),
 }
-MIXTURES = tuple(name for name in ARCHITECTURES if name != "qwen2")
+DENSE, *MIXTURES = ARCHITECTURES
 
 
 STEP = lambda title, total: lambda: None  # noqa: E731  no progress bar
@@ -88,6 +94,27 @@ def make(name: str, root: Path, separate_scales: bool = True) -> Folders:
         convert(folders.floats, folder, Options(folder.name, separate_scales=separate_scales), STEP)
     _add_input_scales(folders.modelopt)
     return folders
+
+
+def with_pre_quant_scales(folder: Path, copy: Path) -> Path:
+    """As AWQ leaves a checkpoint: factors of the layers' inputs."""
+    shutil.copytree(folder, copy)
+    tensors, factors = load_file(copy / SINGLE_FILE), dict[str, Tensor]()
+    for module in Checkpoint(copy).modules:
+        k = 2 * tensors[f"{module}.{MODELOPT.data}"].shape[1]
+        factor = factors.setdefault(siblings_of(module)[0], 0.5 + torch.rand(k))
+        tensors[f"{module}.{PRE_QUANT_SCALE}"] = factor.bfloat16()
+    save_file(tensors, copy / SINGLE_FILE)
+    return copy
+
+
+def with_hf_quant_config_alone(folder: Path, copy: Path) -> Path:
+    """As ModelOpt wrote them before its version 0.39."""
+    shutil.copytree(folder, copy)
+    config = read_json(copy / CONFIG_FILE)
+    del config["quantization_config"]
+    (copy / CONFIG_FILE).write_text(json.dumps(config))
+    return copy
 
 
 def _add_input_scales(folder: Path) -> None:

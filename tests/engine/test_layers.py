@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from engine.models import ARCHITECTURES, MIXTURES, make
+from engine.models import (
+    ARCHITECTURES,
+    DENSE,
+    MIXTURES,
+    make,
+    with_hf_quant_config_alone,
+    with_pre_quant_scales,
+)
 from engine.ranks import Rank, loaded, on_ranks
 from torch import Tensor
 
@@ -23,10 +30,14 @@ TOP_K = 2
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory) -> dict[str, list[Path]]:
-    """Both checkpoints of each architecture."""
+    """Both checkpoints of each architecture, and two of the dense one in other ways."""
     root = tmp_path_factory.mktemp("models")
     made = {name: make(name, root / name) for name in ARCHITECTURES}
-    return {name: [each.modelopt, each.compressed_tensors] for name, each in made.items()}
+    found = {name: [each.modelopt, each.compressed_tensors] for name, each in made.items()}
+    dense = made[DENSE].modelopt
+    found[DENSE].append(with_pre_quant_scales(dense, root / "awq"))
+    found[DENSE].append(with_hf_quant_config_alone(dense, root / "hf_quant_config"))
+    return found
 
 
 def test_a_model_on_one_rank(folders):
@@ -43,7 +54,7 @@ def test_experts_on_two_ranks(folders):
 
 def test_the_kernel_of_vllms_own_method(tmp_path):
     """--quantization modelopt_fp4, with parts that share their global scales."""
-    on_ranks(1, compare_kernel, make("qwen2", tmp_path, separate_scales=False).modelopt)
+    on_ranks(1, compare_kernel, make(DENSE, tmp_path, separate_scales=False).modelopt)
 
 
 def compare_kernel(rank: Rank, folder: Path) -> None:
@@ -99,7 +110,10 @@ def _compare_linear(rank: Rank, checkpoint: Checkpoint, layer: Any, modules: lis
         x = x.chunk(rank.count, dim=1)[rank.index]
         (module,) = modules
         part = _part(rank, checkpoint.weight(module), axis=1)
-        want = Linear(part, None, checkpoint.input_global_scale(module))(x)
+        factor = checkpoint.pre_quant_scale(module)
+        factor = None if factor is None else factor.chunk(rank.count)[rank.index]
+        input_scale = checkpoint.input_global_scale(module)
+        want = Linear(part, None, input_scale, pre_quant_scale=factor)(x)
     else:
         sizes = [checkpoint.weight(module).rows for module in modules]
         whole = checkpoint.linear(*modules)(x).split(sizes, dim=1)
