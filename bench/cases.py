@@ -5,12 +5,14 @@ checked.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import nvfp4
+from nvfp4.bench import humming
 from nvfp4.bench.timing import Call
 
 OPS = torch.ops.nvfp4
@@ -78,24 +80,29 @@ def quantizer(op: str, rows: int, k: int, device: str) -> Case:
 
 
 def linear(m: int, n: int, k: int, device: str) -> Case:
-    """nvfp4::linear, activation quantization included, against bf16 and dequantize + bf16."""
+    """nvfp4::linear, activation quantization included, against bf16, dequantize + bf16, itself
+    with activations in bf16, and humming where it is installed.
+    """
     copies = _copies(n * k // 2, device)
     floats = [torch.randn(n, k, device=device, dtype=torch.bfloat16) for _ in range(copies)]
     weights = [nvfp4.quantize_weight(w) for w in floats]
     x = torch.randn(m, k, device=device, dtype=torch.bfloat16)
 
-    def run(index: int, backend: str = "") -> Tensor:
+    def run(index: int, activation: str = "nvfp4", backend: str = "") -> Tensor:
         w = weights[index]
-        return OPS.linear(x, w.data, w.scales, w.global_scale, backend=backend)
+        args = (x, w.data, w.scales, w.global_scale)
+        return OPS.linear(*args, backend=backend, activation=activation)
 
     def check() -> None:
-        for index in range(min(copies, 3)):
+        for index, activation in product(range(min(copies, 3)), ("nvfp4", "bf16")):
             poison(device, m * n * 2)
-            got, want = run(index).double(), run(index, "reference").double()
+            got = run(index, activation).double()
+            want = run(index, activation, "reference").double()
             error = float((got - want).norm() / want.norm())
             if not error < 2**-8:  # both round to bf16, half an ulp (2^-9) each
                 raise AssertionError(
-                    f"linear {m}x{n}x{k}: relative error {error:.1e} against the reference"
+                    f"linear {m}x{n}x{k} ({activation}): relative error {error:.1e} against the "
+                    "reference"
                 )
 
     def dequantize_and_multiply(w: nvfp4.QuantizedTensor) -> Tensor:
@@ -105,7 +112,10 @@ def linear(m: int, n: int, k: int, device: str) -> Case:
         "nvfp4": [partial(run, index) for index in range(copies)],
         "bf16": [partial(F.linear, x, w) for w in floats],
         "dequantize + bf16": [partial(dequantize_and_multiply, w) for w in weights],
+        "weight-only": [partial(run, index, "bf16") for index in range(copies)],
     }
+    if humming.available(device):
+        variants["humming"] = humming.linear(x, weights)
     moved = n * k // 2 + n * k // 16 + m * k * 2 + m * n * 2
     return Case("linear", f"{m}x{n}x{k}", moved, 2 * m * n * k, variants, check)
 

@@ -31,7 +31,7 @@ from nvfp4.backends.triton import (
     quantize_dynamic,
 )
 from nvfp4.backends.triton.launch import Launch
-from nvfp4.backends.triton.mm_config import MmConfig
+from nvfp4.backends.triton.mm_config import K_GROUP, HopperConfig, MmConfig
 from nvfp4.backends.triton.quantize_config import Tile
 from nvfp4.bench.timing import compare
 from nvfp4.ops.quantize import empty_quantized
@@ -45,16 +45,17 @@ GEMMS = {"mm": "mm", "grouped": "grouped_mm", "linear": "linear"}
 
 Made = tuple[torch.Tensor, Sequence[Launch]]
 Makers = list[Callable[[], Made]]
+Config = MmConfig | HopperConfig
 
 
-def _mm_makers(m: int, n: int, k: int, copies: int = COPIES) -> Callable[[MmConfig], Makers]:
+def _mm_makers(m: int, n: int, k: int, copies: int = COPIES) -> Callable[[Config], Makers]:
     torch.manual_seed(0)
     x = nvfp4.quantize_dynamic(torch.randn(m, k, device="cuda", dtype=torch.bfloat16))
     w = nvfp4.quantize_weight(torch.randn(n, k, device="cuda", dtype=torch.bfloat16))
     weights = [(w.data.clone(), w.scales.clone()) for _ in range(copies)]
     sm = target_of(x.device).sm
 
-    def makers(config: MmConfig) -> Makers:
+    def makers(config: Config) -> Makers:
         alpha = w.global_scale.view(1, 1)
 
         def make(data: torch.Tensor, scales: torch.Tensor) -> Made:
@@ -67,14 +68,14 @@ def _mm_makers(m: int, n: int, k: int, copies: int = COPIES) -> Callable[[MmConf
     return makers
 
 
-def _linear_makers(m: int, n: int, k: int, copies: int = COPIES) -> Callable[[MmConfig], Makers]:
+def _linear_makers(m: int, n: int, k: int, copies: int = COPIES) -> Callable[[Config], Makers]:
     torch.manual_seed(0)
     x = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
     w = nvfp4.quantize_weight(torch.randn(n, k, device="cuda", dtype=torch.bfloat16))
     weights = [(w.data.clone(), w.scales.clone().view(torch.uint8)) for _ in range(copies)]
     alpha, sm = w.global_scale.view(1, 1), target_of(x.device).sm
 
-    def makers(config: MmConfig) -> Makers:
+    def makers(config: Config) -> Makers:
         def make(data: torch.Tensor, scales: torch.Tensor) -> Made:
             out = torch.empty(m, n, dtype=torch.bfloat16, device="cuda")
             return out, linear.plan(x, data, scales, alpha, None, None, out, sm, config)
@@ -86,7 +87,7 @@ def _linear_makers(m: int, n: int, k: int, copies: int = COPIES) -> Callable[[Mm
 
 def _grouped_makers(
     rows: int, experts: int, n: int, k: int, copies: int = 1
-) -> Callable[[MmConfig], Makers]:
+) -> Callable[[Config], Makers]:
     """Rows spread over the experts at random; all their weights exceed the cache by themselves."""
     torch.manual_seed(0)
     x = torch.randn(rows, k, device="cuda", dtype=torch.bfloat16)
@@ -100,7 +101,7 @@ def _grouped_makers(
     alpha, data_scales = torch.ones(experts, 1, device="cuda"), a.scales.view(torch.uint8)
     sm = target_of(x.device).sm
 
-    def makers(config: MmConfig) -> Makers:
+    def makers(config: Config) -> Makers:
         def make() -> Made:
             out = torch.zeros(rows, n, dtype=torch.bfloat16, device="cuda")
             operands = (a.data, weights, data_scales, weight_scales, alpha, a.row_scale)
@@ -141,8 +142,7 @@ def _mm_configs(m: int) -> Iterator[MmConfig]:
     for bm, bn, bk, warps, stages in tiles:
         accumulators = bm * bn // (warps * 32)  # a thread
         if bm <= max(32, m) and bm * bn <= 128 * 256 and 4 <= accumulators <= 128:
-            yield MmConfig(bm, bn, bk, warps, stages, False)
-            yield MmConfig(bm, bn, bk, warps, stages, True)
+            yield MmConfig(bm, bn, bk, warps, stages)
 
 
 _LINEAR = {
@@ -162,25 +162,39 @@ _DECODED = ((128, 128, 64, 4, 4), (128, 256, 64, 8, 3), (256, 128, 64, 8, 3), (1
 """Tiles of decoded weights, for many tokens."""
 
 
-def _linear_configs(m: int) -> Iterator[MmConfig]:
+_HOPPER = {
+    8: ((8, 64, 4, 6, 0), (8, 64, 4, 4, 4), (8, 128, 8, 6, 2)),
+    16: ((16, 64, 4, 6, 0), (16, 64, 4, 4, 4), (16, 128, 8, 5, 2)),
+    32: ((32, 64, 4, 4, 0), (32, 64, 4, 4, 3), (32, 64, 4, 4, 2)),
+    64: ((64, 64, 4, 4, 0), (64, 64, 4, 4, 2), (64, 128, 8, 4, 1), (64, 256, 8, 4, 1)),
+    256: ((128, 128, 8, 4, 0), (128, 128, 8, 5, 1), (256, 128, 8, 3, 0), (256, 128, 8, 3, 1)),
+    1 << 30: ((128, 128, 8, 4, 0), (256, 128, 8, 3, 0), (256, 128, 8, 3, 1), (128, 256, 8, 4, 0)),
+}
+"""Hopper's, by the most tokens."""
+
+
+def _linear_configs(m: int, k: int) -> Iterator[Config]:
     most = next(most for most in _LINEAR if m <= most)
     for tile in _LINEAR[most]:
-        yield MmConfig(*tile, decode_a_first=True)
+        for splits in (1, 4) if m <= 16 else (1,):
+            yield MmConfig(*tile, splits=splits)
     if m >= 256:
         for tile in _DECODED:
-            yield MmConfig(*tile, decode_a_first=True, decode_b_first=True)
+            yield MmConfig(*tile, decode_first=True)
+    if torch.cuda.get_device_capability() == (9, 0) and k % K_GROUP == 0:
+        most = next(most for most in _HOPPER if m <= most)
+        for tile in _HOPPER[most]:
+            yield HopperConfig(*tile)
 
 
-def _grouped_configs() -> Iterator[MmConfig]:
+def _grouped_configs() -> Iterator[Config]:
     for bm, bn, bk, warps, stages in (
         (8, 64, 256, 4, 4), (8, 32, 256, 2, 4), (16, 64, 256, 4, 4), (16, 32, 256, 2, 3),
         (32, 64, 256, 4, 3), (64, 64, 256, 4, 3), (64, 128, 128, 4, 3), (64, 128, 256, 8, 3),
         (128, 128, 128, 8, 3), (128, 128, 128, 4, 3),
         (256, 128, 128, 8, 3),
     ):  # fmt: skip
-        yield MmConfig(bm, bn, bk, warps, stages, True)
-        if bm <= 64:
-            yield MmConfig(bm, bn, bk, warps, stages, False)
+        yield MmConfig(bm, bn, bk, warps, stages)
 
 
 def _tiles(op: str, k: int) -> Iterator[Tile]:
@@ -204,7 +218,7 @@ def _configs(kind: str, op: str, shape: tuple[int, ...]) -> Iterator[Any]:
     if kind == "grouped":
         return _grouped_configs()
     if kind == "linear":
-        return _linear_configs(shape[0])
+        return _linear_configs(shape[0], shape[2])
     return _mm_configs(shape[0]) if kind == "mm" else _tiles(op, shape[1])
 
 

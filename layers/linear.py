@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from nvfp4.layers.module import PackedModule
 from nvfp4.ops import QuantizedTensor, concatenate, quantize_weight
+from nvfp4.ops.linear import QUANTIZED
 from nvfp4.ops.warmup import compile_ahead, run_once, workload_of
 from nvfp4.spec.format import LINEAR
 from nvfp4.spec.swizzle import swizzle_scales
@@ -14,6 +15,9 @@ from nvfp4.spec.swizzle import swizzle_scales
 
 class Linear(PackedModule):
     """y = x W^T + bias through torch.ops.nvfp4.linear: x [..., K] to [..., N] in x's dtype.
+
+    activation: "nvfp4" quantizes x on the way; "bf16" multiplies it as it is (only the weights are
+    in 4 bits). An attribute: it may be set later.
 
     Buffers: weight uint8 [N, K/2]; weight_scales float8_e4m3fn, swizzled; weight_global_scale
     float32 [] or [S] (fused parts); input_global_scale float32 [] or None (dynamic, per token);
@@ -36,8 +40,10 @@ class Linear(PackedModule):
         backend: str = "",
         *,
         pre_quant_scale: Tensor | None = None,
+        activation: str = QUANTIZED,
     ) -> None:
         super().__init__(backend)
+        self.activation = activation
         weight = swizzled(weight)
         self._register(
             weight=weight.data,
@@ -54,12 +60,16 @@ class Linear(PackedModule):
 
     @classmethod
     def from_float(
-        cls, linear: nn.Linear, input_global_scale: Tensor | None = None, backend: str = ""
+        cls,
+        linear: nn.Linear,
+        input_global_scale: Tensor | None = None,
+        backend: str = "",
+        activation: str = QUANTIZED,
     ) -> "Linear":
         """Quantize an nn.Linear whose in_features is a multiple of 16."""
         weight = quantize_weight(linear.weight.detach(), backend=backend)
         bias = None if linear.bias is None else linear.bias.detach()
-        return cls(weight, bias, input_global_scale, backend)
+        return cls(weight, bias, input_global_scale, backend, activation=activation)
 
     @classmethod
     def from_packed(
@@ -128,6 +138,7 @@ class Linear(PackedModule):
             self.input_global_scale,
             self.bias,
             self.backend,
+            activation=self.activation,
         )
 
     def warmup(

@@ -9,6 +9,7 @@ from nvfp4.backends.contract import Problem, Target, target_of
 from nvfp4.dispatch import Verdict, choose, verdicts
 from nvfp4.dispatch.select import requested
 from nvfp4.ops.linear import STAGES as LINEAR_STAGES
+from nvfp4.ops.linear import WEIGHT_ONLY_STAGES
 from nvfp4.ops.moe import STAGES as MOE_STAGES
 from nvfp4.ops.swiglu_mlp import STAGES as SWIGLU_MLP_STAGES
 
@@ -20,6 +21,7 @@ STAGES = {
     "silu_mul_quantize": ("glu_quantize",),
     "mm": ("mm",),
     "linear": LINEAR_STAGES,
+    "weight_only_linear": WEIGHT_ONLY_STAGES,
     "swiglu_mlp": SWIGLU_MLP_STAGES,
     "grouped_mm": ("grouped_mm",),
     "grouped_mm_glu_quantize": ("grouped_mm", "glu_quantize"),
@@ -27,7 +29,9 @@ STAGES = {
     "moe_combine": ("moe_combine",),
     "moe": MOE_STAGES,
 }
-"""What each op of torch.ops.nvfp4 asks the dispatch for."""
+"""What each op of torch.ops.nvfp4 asks the dispatch for; "weight_only_linear" is linear with
+activation="bf16".
+"""
 
 
 class Stage(NamedTuple):

@@ -17,10 +17,16 @@ from nvfp4.spec.format import SWIZZLED
 from nvfp4.spec.packing import as_bytes
 
 SIGNATURE = """(Tensor x, Tensor weight, Tensor weight_scales, Tensor weight_global_scale,
-    Tensor? input_global_scale=None, Tensor? bias=None, str backend="") -> Tensor"""
+    Tensor? input_global_scale=None, Tensor? bias=None, str backend="",
+    *, str activation="nvfp4") -> Tensor"""
+
+QUANTIZED, FLOAT = "nvfp4", "bf16"
+"""What activations are multiplied as."""
 
 STAGES = ("quantize_dynamic", "mm")
 """What a call without a static input scale goes through."""
+
+WEIGHT_ONLY_STAGES = ("weight_only_linear",)
 
 
 def _outputs(
@@ -31,14 +37,21 @@ def _outputs(
     input_global_scale: Tensor | None = None,
     bias: Tensor | None = None,
     backend: str = "",
+    *,
+    activation: str = QUANTIZED,
 ) -> Tensor:
     check = Checker("linear", x)
     m, k = check.floats("x", x)
     n, weight_k = check.weight("weight", weight, weight_scales, weight_global_scale)
     if k != weight_k:
         check.fail("weight", f"x's K = {k}, that is {k // 2} bytes a row", f"K = {weight_k}")
+    if activation not in (QUANTIZED, FLOAT):
+        check.fail("activation", f"{QUANTIZED!r} or {FLOAT!r}", repr(activation))
     if input_global_scale is not None:
         check.global_scale("input_global_scale", input_global_scale, m)
+        if activation == FLOAT:
+            need = f"to be None with activation={FLOAT!r}, which quantizes nothing"
+            check.fail("input_global_scale", need, f"shape {list(input_global_scale.shape)}")
     check.bias(bias, n)
     return x.new_empty((*x.shape[:-1], n))
 
@@ -51,13 +64,23 @@ def _run(
     input_global_scale: Tensor | None = None,
     bias: Tensor | None = None,
     backend: str = "",
+    *,
+    activation: str = QUANTIZED,
 ) -> Tensor:
-    out = _outputs(x, weight, weight_scales, weight_global_scale, input_global_scale, bias)
+    operands = x, weight, weight_scales, weight_global_scale, input_global_scale, bias
+    out = _outputs(*operands, activation=activation)
     valid_values("linear", "weight_global_scale", weight_global_scale)
-    multiply = launcher("mm", x.device, backend, stage=True)
+    (stage,) = STAGES[1:] if activation == QUANTIZED else WEIGHT_ONLY_STAGES
+    multiply = launcher(stage, x.device, backend, stage=True)
     if not out.numel():
         return out
     bias = bias if bias is None else bias.contiguous()
+    if activation == FLOAT:
+        multiply(
+            matrix(x), matrix(as_bytes(weight)), weight_scales.contiguous(),
+            vector(weight_global_scale)[None], bias, matrix(out),
+        )  # fmt: skip
+        return out
     fused = fused_launcher("linear", "mm", x.device, backend)
     if fused is not None:
         if input_global_scale is not None:
@@ -111,6 +134,8 @@ def linear(
     input_global_scale: Tensor | None = None,
     bias: Tensor | None = None,
     backend: str = "",
+    *,
+    activation: str = QUANTIZED,
 ) -> Tensor:
     """x W^T + bias with x quantized on the way: [..., N] in x's dtype.
 
@@ -121,7 +146,11 @@ def linear(
         input_global_scale: None quantizes each row with its own p = amax_row / 2688, so that a
             token's output does not depend on its neighbours; float32 [] or [1] is a static scale.
         bias: [N] or None, added in float32.
+        activation: "nvfp4", or "bf16": x is not quantized but multiplied as it is (float32 rounded
+            to bfloat16), by the same weights. Other numbers than NVFP4's own GEMM has, nearer to
+            the unquantized model's.
     """
     return torch.ops.nvfp4.linear(
-        x, weight, weight_scales, weight_global_scale, input_global_scale, bias, backend
-    )
+        x, weight, weight_scales, weight_global_scale, input_global_scale, bias, backend,
+        activation=activation,
+    )  # fmt: skip

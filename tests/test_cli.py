@@ -31,7 +31,7 @@ def test_info_json(run):
     assert facts["devices"]["cpu"]["backends"]["reference"]["mm"] == "ok"
 
 
-BENCHED = [("linear", {"bf16", "dequantize + bf16"}), ("moe", {"bf16 grouped"})]
+BENCHED = [("linear", {"bf16", "dequantize + bf16", "weight-only"}), ("moe", {"bf16 grouped"})]
 
 
 @pytest.mark.parametrize("op, peers", BENCHED)

@@ -136,4 +136,4 @@ def test_every_op_is_explained():
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("nvfp4::")
     }
-    assert registered == set(STAGES)
+    assert registered == set(STAGES) - {"weight_only_linear"}, "linear's other form"

@@ -10,6 +10,7 @@ BACKEND = Backend(
         "dequantize",
         "glu_quantize",
         "mm",
+        "weight_only_linear",
         "grouped_mm",
         "moe_dispatch",
         "moe_combine",

@@ -59,6 +59,7 @@ BACKEND = Backend(
         "dequantize",
         "glu_quantize",
         "mm",
+        "weight_only_linear",
         "linear",
         "grouped_mm",
         "moe_dispatch",

@@ -94,9 +94,18 @@ def decode(words, scales, R: tl.constexpr, BK: tl.constexpr, SM: tl.constexpr):
 
 
 @triton.jit
-def place_of_plane(nibble):
-    """Where decode puts a nibble's plane: those of 1, 3, 0, 2 come one after the other."""
-    return (nibble // 2) + 2 * (1 - nibble % 2)
+def store_for_gemm(values, out, rows, M, out_stride, R: tl.constexpr, C: tl.constexpr):
+    """values float16 [R, C] (or of that many elements), columns program_id(1) * C and on of out,
+    in decode's order: an element's place is told by its nibble, and its word in the group.
+    """
+    word = tl.program_id(1) * (C // 4) + tl.arange(0, C // 4)
+    nibble = tl.arange(0, 4)
+    plane = nibble // 2 + 2 * (1 - nibble % 2)  # of 1, 3, 0, 2: one after the other
+    place = word // (GROUP // 4) * GROUP + word % (GROUP // 4)
+    place = plane[:, None] * (GROUP // 4) + place[None, :]
+    at = out + rows.to(tl.int64)[:, None, None] * out_stride + place[None, :, :]
+    inside = (rows < M)[:, None, None] & (place < out_stride)[None, :, :]
+    tl.store(at, values.reshape(R, C // 4, 4).permute(0, 2, 1), mask=inside)
 
 
 @triton.jit

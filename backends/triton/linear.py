@@ -14,7 +14,7 @@ from torch import Tensor
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton.architecture import overlaps
 from nvfp4.backends.triton.decode import decoded_width
-from nvfp4.backends.triton.gemm import GROUP, await_previous, count_from_zero, place_of_plane
+from nvfp4.backends.triton.gemm import await_previous, count_from_zero, store_for_gemm
 from nvfp4.backends.triton.launch import Launch, cdiv, next_power_of_2
 from nvfp4.backends.triton.mm import Operand, plan_decoded
 from nvfp4.backends.triton.mm_config import HopperConfig, MmConfig
@@ -51,16 +51,7 @@ def _round_rows_kernel(
             tl.store(row_scale + rows, p, mask=rows < M)
     else:
         p = tl.load(global_scale + rows * p_stride, mask=rows < M, other=1.0)
-    # decode's order of K: an element's place is told by its word, in the group, and its nibble.
-    rounded = round_tile(values, p, R, C, SM).reshape(R, C // 4, 4).permute(0, 2, 1)
-    word = tl.program_id(1) * (C // 4) + tl.arange(0, C // 4)
-    nibble = tl.arange(0, 4)
-    plane = place_of_plane(nibble)
-    place = (word // (GROUP // 4)) * GROUP + word % (GROUP // 4)
-    place = plane[:, None] * (GROUP // 4) + place[None, :]
-    at = out + rows.to(tl.int64)[:, None, None] * out_stride + place[None, :, :]
-    inside = (rows < M)[:, None, None] & (place < out_stride)[None, :, :]
-    tl.store(at, rounded, mask=inside)
+    store_for_gemm(round_tile(values, p, R, C, SM), out, rows, M, out_stride, R, C)
 
 
 def plan(

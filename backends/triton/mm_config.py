@@ -100,6 +100,7 @@ def _fastest_on_hopper(m: int, n: int, k: int, may_split: bool) -> HopperConfig:
     return min((tile for tile in STEP if may_split or not tile.per_sm), key=time)
 
 
+@functools.cache
 def choose_config(
     m: int, n: int, k: int, sm: int, may_split: bool = True
 ) -> MmConfig | HopperConfig:

@@ -44,8 +44,6 @@ BLACKWELL = tl.constexpr(architecture.BLACKWELL)
 MAGNITUDE = tl.constexpr(0x7FFFFFFF)
 SIGN = tl.constexpr(-(2**31))
 INF_BITS = tl.constexpr(0x7F800000)
-SIX_BITS = tl.constexpr(0x40C00000)
-ONE_BITS = tl.constexpr(0x3F800000)
 
 E2M1_F16_SCALE = tl.constexpr(2.0**14)
 """e2m1_to_f16 returns the value over 2^14: float16's exponent bias is 14 above E2M1's."""
@@ -122,6 +120,15 @@ def f32_to_e4m3(x, SM: tl.constexpr):
 
 
 @triton.jit
+def rounds_to_e2m1(magnitude):
+    """float32 in [0, 6] -> what to add to it for it to be rounded as E2M1, nearest even: where E2M1
+    counts in halves, ones or twos, a float32 2^22 times as large as 1, 2 or 4 does.
+    """
+    exponent = tl.maximum(magnitude, 1.0).to(tl.int32, bitcast=True) & INF_BITS
+    return (exponent + (22 << 23)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def f32_to_e2m1(x, sign_mask, SM: tl.constexpr):
     """float32 -> int32 codes, nearest even, saturating at 6. sign_mask: 8, or 0 where x is NaN."""
     if SM >= BLACKWELL:
@@ -139,28 +146,67 @@ def f32_to_e2m1(x, sign_mask, SM: tl.constexpr):
             pack=1,
         )
     else:
-        bits = x.to(tl.int32, bitcast=True)
-        magnitude = tl.minimum(bits & MAGNITUDE, SIX_BITS)
-        normal = ((magnitude + 0x1FFFFF + ((magnitude >> 22) & 1)) >> 22) - ((127 - 1) << 1)
-        # Below 1 E2M1 counts in halves, which is what a float32 near 2^22 does.
-        halves = (magnitude.to(tl.float32, bitcast=True) + 4194304.0).to(tl.int32, bitcast=True) & 3
-        codes = tl.where(magnitude < ONE_BITS, halves, normal) | ((bits >> 28) & sign_mask)
+        # The sum's last bits count halves, ones or twos; its exponent tells which, and so from
+        # which code on they count.
+        magnitude = tl.minimum(tl.abs(x), 6.0)
+        rounded = (magnitude + rounds_to_e2m1(magnitude)).to(tl.int32, bitcast=True)
+        codes = (rounded & 7) + (rounded >> 22) - 2 * (127 + 22)
+        codes |= (x.to(tl.int32, bitcast=True) >> 28) & sign_mask
     return codes
 
 
 # ---- the recipe of spec/quantize.py ---------------------------------------------------------
 
 
+# Magnitudes order alike as floats and as integers. The interpreter's reductions know nothing of
+# NaN, and take integers; the hardware's do, and cost less.
+
+
+@triton.jit
+def _greater_or_nan(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def largest(x, axis: tl.constexpr):
+    """The largest magnitude along an axis; NaN if there is one."""
+    if INTERPRETED:
+        bits = tl.max(x.to(tl.int32, bitcast=True) & MAGNITUDE, axis=axis)
+        return bits.to(tl.float32, bitcast=True)
+    else:
+        return tl.reduce(tl.abs(x), axis, _greater_or_nan)
+
+
+@triton.jit
+def largest_of_row(x):
+    """x [R, C] -> [R], the largest magnitude: a NaN counts as 0, an Inf as FLT_MAX."""
+    if INTERPRETED:
+        bits = x.to(tl.int32, bitcast=True) & MAGNITUDE
+        bits = tl.where(bits > INF_BITS, 0, tl.minimum(bits, INF_BITS - 1))
+        return tl.max(bits, axis=1).to(tl.float32, bitcast=True)
+    else:
+        amax = tl.max(tl.abs(x), axis=1)  # NaN only if all are
+        return tl.where(amax == amax, tl.minimum(amax, FLOAT32_MAX), 0.0)
+
+
 @triton.jit
 def row_global_scale(x):
     """x float32 [R, C] -> p float32 [R]: a NaN counts as 0, an Inf as FLT_MAX."""
-    bits = x.to(tl.int32, bitcast=True) & MAGNITUDE
-    bits = tl.where(bits > INF_BITS, 0, tl.minimum(bits, INF_BITS - 1))
-    amax = tl.max(bits, axis=1).to(tl.float32, bitcast=True)
+    amax = largest_of_row(x)
     p = tl.maximum(
         tl.div_rn(amax, tl.full(amax.shape, GLOBAL_SCALE_DIVISOR, tl.float32)), FLOAT32_MIN_NORMAL
     )
     return tl.where(amax == 0.0, 1.0, p)
+
+
+@triton.jit
+def row_power_of_two(x):
+    """x float32 [R, C] -> float32 [R]: a power of two that x may be divided by to be float16, its
+    largest element then at least 2^14. A NaN counts as 0.
+    """
+    exponent = largest_of_row(x).to(tl.int32, bitcast=True) >> 23
+    exponent = tl.maximum(exponent - 14, 127 - 112)
+    return (exponent << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -169,10 +215,9 @@ def scale_blocks(x, p, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr):
     is multiplied by (float32), whether it has a NaN: each [R, C/16].
     """
     blocks = x.reshape(R, C // BLOCK, BLOCK)
-    # As integers, magnitudes order as floats do and a NaN is above Inf: the maximum keeps it.
-    amax_bits = tl.max(blocks.to(tl.int32, bitcast=True) & MAGNITUDE, axis=2)
-    is_nan = amax_bits > INF_BITS
-    amax = tl.where(is_nan, 0.0, amax_bits.to(tl.float32, bitcast=True))
+    amax = largest(blocks, 2)
+    is_nan = amax != amax
+    amax = tl.where(is_nan, 0.0, amax)
 
     enc = reciprocal(p) * ONE_SIXTH
     scales = f32_to_e4m3(amax * enc[:, None], SM)
@@ -203,14 +248,10 @@ def round_tile(x, p, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr):
     """
     _, sf, inverse, _ = scale_blocks(x, p, R, C, SM)
     scaled = x.reshape(R, C // BLOCK, BLOCK) * inverse[:, :, None]
-    bits = scaled.to(tl.int32, bitcast=True)
-    magnitude = tl.minimum(bits & MAGNITUDE, SIX_BITS)
-    # Where E2M1 counts in halves, ones or twos, a float32 2^22 times as large as the first of
-    # them (or as 1) does: adding one rounds to it, to nearest even.
-    large = (tl.maximum(magnitude, ONE_BITS) & INF_BITS) + (22 << 23)
-    large = large.to(tl.float32, bitcast=True)
-    value = (magnitude.to(tl.float32, bitcast=True) + large) - large
-    value = (value.to(tl.int32, bitcast=True) | (bits & SIGN)).to(tl.float32, bitcast=True)
+    magnitude = tl.minimum(tl.abs(scaled), 6.0)
+    large = rounds_to_e2m1(magnitude)
+    value = ((magnitude + large) - large).to(tl.int32, bitcast=True)
+    value = (value | (scaled.to(tl.int32, bitcast=True) & SIGN)).to(tl.float32, bitcast=True)
     return (value * (sf * (1 / E2M1_F16_SCALE))[:, :, None]).to(tl.float16)
 
 

@@ -1,0 +1,117 @@
+"""A linear layer of activations in 16 bits: laid out for the GEMM, then multiplied; two launches.
+
+The GEMM multiplies float16. A row over a power of two that brings its largest element near
+float16's is in float16 what it is in bfloat16, but for elements 2^31 times smaller than that one.
+"""
+
+from functools import partial
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nvfp4.backends.contract import target_of
+from nvfp4.backends.triton.architecture import FP8, is_blackwell, overlaps
+from nvfp4.backends.triton.decode import decoded_width
+from nvfp4.backends.triton.gemm import await_previous, count_from_zero, store_for_gemm
+from nvfp4.backends.triton.launch import Launch, cdiv, next_power_of_2
+from nvfp4.backends.triton.mm import Operand, plan_decoded
+from nvfp4.backends.triton.mm_config import HopperConfig, MmConfig
+from nvfp4.backends.triton.quantize_config import Tile, choose_rounding_tile
+from nvfp4.backends.triton.tiles import E2M1_F16_SCALE, from_f32, row_power_of_two, to_f32
+from nvfp4.spec.format import DATA_DTYPE
+
+
+@triton.jit(do_not_specialize=["tiles", "M"])
+def _lay_out_rows_kernel(
+    x, out, row_scale, arrived, tiles, M, K, x_stride, out_stride,
+    ROW: tl.constexpr, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr,
+):  # fmt: skip
+    """out float16 [M, decoded_width(K)] in decode's order, row_scale [M] what it is to be
+    multiplied by, with E2M1_F16_SCALE, which the GEMM takes A to be divided by.
+    """
+    await_previous(SM)
+    count_from_zero(arrived, tiles)
+    rows = tl.program_id(0) * R + tl.arange(0, R)
+    x_rows = x + rows.to(tl.int64)[:, None] * x_stride
+    p = tl.zeros((R,), tl.float32)
+    for first in range(0, K, ROW):
+        row = first + tl.arange(0, ROW)
+        whole = (rows < M)[:, None] & (row < K)[None, :]
+        p = tl.maximum(
+            p, row_power_of_two(to_f32(tl.load(x_rows + row[None, :], mask=whole, other=0.0)))
+        )
+    columns = tl.program_id(1) * C + tl.arange(0, C)
+    inside = (rows < M)[:, None] & (columns < K)[None, :]
+    values = tl.load(x_rows + columns[None, :], mask=inside, other=0.0)
+    if values.dtype == tl.float32:
+        values = to_f32(from_f32(values, tl.bfloat16))
+    values = (to_f32(values) * (1.0 / p)[:, None]).to(tl.float16)
+    store_for_gemm(values, out, rows, M, out_stride, R, C)
+    if tl.program_id(1) == 0:
+        tl.store(row_scale + rows, p * (1.0 / E2M1_F16_SCALE), mask=rows < M)
+
+
+def plan(
+    x: Tensor,
+    weight: Tensor,
+    weight_scales: Tensor,
+    alpha: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    sm: int,
+    config: MmConfig | HopperConfig | None = None,
+) -> tuple[Launch, ...]:
+    """x [M, K], weight [N, K/2], scales as bytes, alpha float32 [1, S], bias [N], out [M, N]; sm:
+    the architecture.
+    """
+    m, k = x.shape
+    if is_blackwell(sm):  # its own instruction multiplies NVFP4 by NVFP4 alone
+        sm = FP8
+    row_scale = torch.empty(m, dtype=torch.float32, device=x.device)
+    laying_out = partial(_plan_rows, x, row_scale, sm)
+    operand = Operand(weight, weight_scales)
+    return plan_decoded(laying_out, operand, alpha, row_scale, bias, out, k, sm, config)
+
+
+LONGEST = 8192
+"""Elements of a row that are looked at at once."""
+
+
+def _plan_rows(
+    x: Tensor, row_scale: Tensor, sm: int, rows: int, arrived: Tensor | None
+) -> tuple[Tensor, Launch]:
+    (m, k), width = x.shape, decoded_width(x.shape[1])
+    out = torch.empty(rows, width, dtype=torch.float16, device=x.device)
+    tile: Tile = choose_rounding_tile(m, min(width, LONGEST))
+    launch = Launch(
+        _lay_out_rows_kernel,
+        (cdiv(m, tile.rows), cdiv(width, tile.columns)),
+        (
+            x, out, row_scale, arrived, 0 if arrived is None else arrived.numel(), m, k,
+            x.stride(0), width,
+        ),
+        {
+            "ROW": min(next_power_of_2(width), LONGEST),
+            "R": tile.rows,
+            "C": tile.columns,
+            "SM": sm,
+        },
+        num_warps=tile.num_warps,
+        overlaps=overlaps(sm),
+    )  # fmt: skip
+    return out, launch
+
+
+def weight_only_linear(
+    x: Tensor,
+    weight: Tensor,
+    weight_scales: Tensor,
+    alpha: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+) -> None:
+    sm = target_of(x.device).sm
+    for launch in plan(x, weight, weight_scales.view(DATA_DTYPE), alpha, bias, out, sm):
+        launch.run()
