@@ -66,7 +66,7 @@ HOPPER_FEWEST = MmConfig(8, 64, 256, 4, 4, splits=4)
 have another last bit than wgmma's (2 of 49,152 did), as split ones do.
 """
 
-STEP = {
+STEP = {  # bench/results/h200_hopper_tiles.json
     HopperConfig(128, 128, 8, 4): 0.91,
     HopperConfig(128, 128, 8, 5, 1): 0.91,
     HopperConfig(256, 128, 8, 3): 1.62,
