@@ -29,10 +29,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def record(request: pytest.FixtureRequest) -> Iterator[Callable[[str, object], None]]:
     """record(name, value) keeps a measurement for the file of --record."""
-    found: dict[str, object] = {}
+    found: dict[str, object] = {**_about()}
     yield found.__setitem__
     if path := request.config.getoption("--record", None):
-        Path(path).write_text(json.dumps(_about() | found, indent=1) + "\n")
+        Path(path).write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _about() -> dict[str, str]:
