@@ -45,8 +45,8 @@ def table(found: dict[str, Any]) -> str:
         cells += [f"{_mean(rows, f'weight-only {peer}'):.2f}" for peer in goals]
         lines.append("| " + " | ".join(cells) + " |")
     machine = found["machine"]
-    about = f"{machine['gpu']}, torch {machine['torch']}, Triton {machine['triton']}"
-    return "\n".join(lines) + f"\n\nGeometric means over the shapes. {about}, {machine['commit']}.\n"
+    facts = (machine["gpu"], *(f"{name} {machine[name]}" for name in ("torch", "triton", "commit")))
+    return "\n".join(lines) + f"\n\nGeometric means over the shapes; {', '.join(facts)}.\n"
 
 
 def main(results: Annotated[Path, typer.Argument(help="What bench --out has written.")]) -> None:

@@ -28,6 +28,7 @@ from nvfp4.backends.triton import (
     quantize,
     quantize_dynamic,
     route,
+    weight_only_linear,
 )
 from nvfp4.backends.triton.ahead import compile_launch
 from nvfp4.backends.triton.architecture import is_blackwell
@@ -73,8 +74,10 @@ def _gemms(sm: int) -> Iterator[tuple[str, Launch]]:
         for row_scale, bias in [(None, None), (_meta(m), _meta(n, dtype=torch.bfloat16))]:
             for launch in mm.plan(a, b, a_scales, b_scales, alpha, row_scale, bias, out, sm):
                 yield "mm", launch
+        x = _meta(m, k, dtype=dtype)
+        for launch in weight_only_linear.plan(x, b, b_scales, alpha, None, out, sm):
+            yield "weight_only_linear", launch
         if not is_blackwell(sm):
-            x = _meta(m, k, dtype=dtype)
             for p, bias in [(None, None), (_meta(1), _meta(n))]:
                 for launch in linear.plan(x, b, b_scales, alpha, p, bias, out, sm):
                     yield "linear", launch

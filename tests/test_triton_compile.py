@@ -38,8 +38,9 @@ def test_every_kernel_compiles_to_the_instructions_meant(sm):
     # What is not packed is rounded all the same, and by no other arithmetic.
     if "linear" in runs:
         assert has("linear", "div.rn.f32")
-        for forbidden in ("div.full", "div.approx", "rcp.approx", "e4m3"):
+        for forbidden in ("div.full", "div.approx", "rcp.approx"):
             assert not has("linear", forbidden), forbidden
+        assert has("linear", "cvt", "e4m3") == (sm >= 89)
     # The GEMMs run on the tensor cores meant.
     for gemm in ("mm", "grouped_mm"):
         assert has(gemm, "wgmma.mma_async", "f32.f16.f16") == (sm == 90)
@@ -50,7 +51,8 @@ def test_every_kernel_compiles_to_the_instructions_meant(sm):
         # The hardware's conversion to E2M1 is used where it exists, and only there.
         assert has(kernel, "cvt.rn.satfinite.e2m1x2.f32") == (sm >= 100)
         # Rounding is the spec's: no fused multiply-add, no approximate division. sm_80 has no FP8
-        # type.
+        # type; where there is one, its conversion is E4M3's own rounding.
         assert has(kernel, "div.rn.f32")
-        for forbidden in ("fma", "div.full", "div.approx", "rcp.approx", "e4m3"):
+        for forbidden in ("fma", "div.full", "div.approx", "rcp.approx"):
             assert not has(kernel, forbidden), forbidden
+        assert has(kernel, "cvt.rn.satfinite.e4m3x2.f32") == (sm >= 89)

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.contract import target_of
+from nvfp4.backends.triton import hopper_grouped_mm
 from nvfp4.backends.triton.architecture import is_blackwell
 from nvfp4.backends.triton.gemm import decode, load_scales, load_step, multiply, store, words_of
 from nvfp4.backends.triton.groups import (
@@ -112,8 +113,6 @@ def plan(
         a, launch = _plan_decode(words, a_scales, offsets, k, sm, rows + config.BM)
         first = (launch,)
     if isinstance(config, HopperConfig):
-        from nvfp4.backends.triton import hopper_grouped_mm
-
         factors = alpha, row_scale, bias
         return *first, hopper_grouped_mm.plan_multiply(
             a, b, b_scales, *factors, offsets, out, config

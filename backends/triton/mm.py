@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.settings import may_split_k
+from nvfp4.backends.triton import hopper_mm
 from nvfp4.backends.triton.architecture import is_blackwell, overlaps
 from nvfp4.backends.triton.decode import plan_decode
 from nvfp4.backends.triton.gemm import (
@@ -119,8 +120,6 @@ def plan_decoded(
     if config is None:
         config = choose_config(m, n, k, sm if aligned else LEAST, may_split_k())
     if isinstance(config, HopperConfig):
-        from nvfp4.backends.triton import hopper_mm
-
         shares = hopper_mm.share_out(m, n, k, config, out.device)
         a, decode = decoding(cdiv(m, config.BM) * config.BM, shares.arrived)
         factors = alpha, row_scale, bias
