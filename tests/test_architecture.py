@@ -50,7 +50,7 @@ def test_imports_point_one_way(room):
 
 
 def test_spec_imports_torch_and_einops_alone():
-    allowed = {"torch", "einops", "nvfp4", "math", "collections", "typing"}
+    allowed = {"torch", "einops", "nvfp4", "math", "collections", "functools", "typing"}
     for path in _files("spec"):
         assert {name.split(".")[0] for name in _imports(path)} <= allowed, path
 
