@@ -133,6 +133,12 @@ def weight_offsets(last, K: gl.constexpr, EVEN_N: gl.constexpr, BN: gl.constexpr
 
 
 @gluon.jit
+def first_scale(first_n, K: gl.constexpr):
+    """Where the scales of a program's first row are, from the weight's own."""
+    return (first_n // 128).to(gl.int64) * (K * 8) + first_n % 128 // 32 * 4
+
+
+@gluon.jit
 def copy_weights(b, words, b_smem, b_scales, scales, scale_smem, step, STAGES: gl.constexpr):
     stage = step % STAGES
     copy(b_smem.index(stage), b + step * WORDS + words)

@@ -8,6 +8,7 @@ from nvfp4.backends.triton.groups import experts_vector, most_tiles
 from nvfp4.backends.triton.hopper import (
     BK,
     copy_layout,
+    first_scale,
     multiply,
     rows_and_columns,
     store,
@@ -55,11 +56,10 @@ def _hopper_grouped_mm_kernel(
         first_n = gl.program_id(0) * BN
         words, scales = weight_offsets(N - 1 - first_n, K, EVEN_N, BN)
         wide = expert.to(gl.int64)
-        first_scales = (first_n // 128).to(gl.int64) * (K * 8) + first_n % 128 // 32 * 4
         acc = multiply(
             a + row.to(gl.int64) * K, local * K + k,
             b + (wide * N + first_n) * (K // 4), words,
-            b_scales + wide * b_scale_rows * SCALE_K + first_scales, scales,
+            b_scales + wide * b_scale_rows * SCALE_K + first_scale(first_n, K), scales,
             K // BK, BM, BN, STAGES,
         )  # fmt: skip
         if HAS_BIAS:

@@ -19,6 +19,7 @@ from nvfp4.backends.triton.hopper import (
     WORDS,
     barrier,
     copy_layout,
+    first_scale,
     multiply,
     rows_and_columns,
     store,
@@ -135,11 +136,10 @@ def _hopper_mm_kernel(
         tile_m, tile_n = _tile_at(tile, tiles_m, tiles_n, BAND)
         first_m, first_n = tile_m * BM, tile_n * BN
         words, scales = weight_offsets(N - 1 - first_n, K, EVEN_N, BN)
-        first_scales = (first_n // 128).to(gl.int64) * (K * 8) + first_n % 128 // 32 * 4
         acc = multiply(
             a + first_m.to(gl.int64) * K + begin * BK, elements,
             b + first_n.to(gl.int64) * (K // 4) + begin * WORDS, words,
-            b_scales + first_scales + begin * (BLOCKS // 4 * 512), scales,
+            b_scales + first_scale(first_n, K) + begin * (BLOCKS // 4 * 512), scales,
             count, BM, BN, STAGES,
         )  # fmt: skip
         last = True
