@@ -16,7 +16,7 @@ ROOMS = {
     "checkpoints": {"layers", "ops", "spec"},
     "demo": {"checkpoints", "layers", "ops", "dispatch", "backends", "spec"},
     "bench": {"layers", "ops", "dispatch", "backends", "spec"},
-    "integrations": {"checkpoints", "layers", "ops", "spec"},
+    "integrations": {"checkpoints", "layers", "ops", "backends", "spec"},
     "cli": {"bench", "checkpoints", "demo", "layers", "ops", "dispatch", "backends", "spec"},
 }
 

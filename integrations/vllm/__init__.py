@@ -12,7 +12,10 @@ register_linear_kernel. No class of vLLM's is changed, and no model after it was
 """
 
 import logging
+import os
 from functools import cache
+
+from nvfp4.backends.settings import BATCH_INVARIANT
 
 logger = logging.getLogger("vllm.nvfp4")  # a child of vLLM's, so that its handlers print it
 
@@ -42,8 +45,17 @@ def register() -> None:
     from nvfp4.integrations.vllm.config import NvFp4Config
     from nvfp4.integrations.vllm.kernel import OpsNvFp4LinearKernel
 
+    adopt_settings()
     register_quantization_config(QUANTIZATION)(NvFp4Config)
     register_linear_kernel(OpsNvFp4LinearKernel, PlatformEnum.CPU, "nvfp4")
+
+
+def adopt_settings() -> None:
+    """What is asked of vLLM is asked of the ops: with VLLM_BATCH_INVARIANT no sum is split."""
+    from vllm import envs
+
+    if envs.VLLM_BATCH_INVARIANT:
+        os.environ.setdefault(BATCH_INVARIANT, "1")
 
 
 def unsupported(version: str) -> str:

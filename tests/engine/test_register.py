@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import nvfp4.integrations.vllm as plugin
+from nvfp4.backends.settings import BATCH_INVARIANT, may_split_k
 from nvfp4.checkpoints import COMPRESSED_TENSORS, MODELOPT, Group, Scheme
-from nvfp4.integrations.vllm import QUANTIZATION, register, unsupported
+from nvfp4.integrations.vllm import QUANTIZATION, adopt_settings, register, unsupported
 
 SCHEMES = [
     Scheme(format, (Group(calibrated=calibrated),), ("lm_head",))
@@ -62,6 +63,17 @@ def test_an_unsupported_version_is_refused(version, monkeypatch):
     register.__wrapped__()
     assert said == [unsupported(version)]
     assert f"needs vLLM 0.32.x, got {version}" in said[0]
+
+
+def test_batch_invariance_is_asked_of_the_ops_too(monkeypatch):
+    monkeypatch.setenv(BATCH_INVARIANT, "")
+    monkeypatch.delenv(BATCH_INVARIANT)
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "0")
+    adopt_settings()
+    assert may_split_k()
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+    adopt_settings()
+    assert not may_split_k()
 
 
 def test_warmup_is_called_as_it_is_defined():
