@@ -1,4 +1,5 @@
-"""Compile every Triton kernel for one architecture; print the PTX instructions as JSON.
+"""Compile every Triton kernel for one architecture; print the PTX instructions, and the bytes of
+stack of a thread (what spills), as JSON.
 
     python tests/compile_triton.py SM
 
@@ -17,6 +18,7 @@ os.environ["TRITON_INTERPRET"] = "0"
 
 import torch
 
+from nvfp4.backends.cutedsl.cubin import stack_bytes
 from nvfp4.backends.triton import (
     dequantize,
     glu_quantize,
@@ -121,6 +123,7 @@ def _grouped(rows: int, experts: int, k: int) -> torch.Tensor:
 
 def main(sm: int) -> None:
     found: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    stack: dict[str, int] = collections.defaultdict(int)
     for name, launch in itertools.chain(_quantizers(sm), _gemms(sm), _experts(sm)):
         compiled = compile_launch(launch, sm)
         assert compiled.asm["cubin"]
@@ -128,7 +131,8 @@ def main(sm: int) -> None:
         found[name].update(
             re.findall(r"^\s*(?:@!?%p\d+ )?([a-z][\w.:]+)", compiled.asm["ptx"], re.M)
         )
-    print(json.dumps({name: dict(counts) for name, counts in found.items()}))
+        stack[name] = max(stack[name], stack_bytes(compiled.asm["cubin"]))
+    print(json.dumps({"instructions": found, "stack": stack}))
 
 
 if __name__ == "__main__":

@@ -117,6 +117,13 @@ def sass(cubin: bytes, kernel: str = "") -> list[Instruction]:
     return kernels[_pick(list(kernels), kernel)]
 
 
+def stack_bytes(cubin: bytes) -> int:
+    """A thread's stack in the kernel that has most of it: what spills, or is indexed at run time.
+    Read without disassembling.
+    """
+    return max(map(int, re.findall(r"STACK:(\d+)", _run("cuobjdump", cubin, "-res-usage"))))
+
+
 def resources(cubin: bytes, kernel: str = "") -> Resources:
     """A kernel's resources: cuobjdump's, and the spills counted in the SASS."""
     kernels = _disassemble(cubin)[1]

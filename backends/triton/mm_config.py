@@ -53,7 +53,7 @@ def sms(device: torch.device) -> int:
 
 
 FEW = MmConfig(16, 64, 256, 4, 4)
-SMALL = MmConfig(64, 64, 256, 4, 3)
+SMALL = MmConfig(64, 64, 128, 4, 4)
 LARGE = MmConfig(128, 128, 128, 8, 3)
 SPEED = {SMALL: 0.6, LARGE: 1.0}
 """Products in a unit of time on an H200, relative (bench/results/h200_linear_tiles.json): the
@@ -109,9 +109,8 @@ def choose_config(
     But for Hopper's split sums no choice here changes how K is summed: the bits of a row of the
     output are then the same whatever rows come with it. may_split=False leaves split ones out.
     """
-    if sm >= 100:  # W's 128 rows fill one block-scaled tcgen05.mma; nothing is decoded
-        bm = next(bm for bm in (16, 32, 64, 128) if m <= bm or bm == 128)
-        return MmConfig(bm, 128, 256, 4, 3)
+    if sm >= 100:
+        return _choose_on_blackwell(m)
     # Measured on an H200 (bench/results/h200_linear_tiles.json).
     if sm == 90 and m <= 8 and may_split:
         return HOPPER_FEWEST
@@ -122,6 +121,14 @@ def choose_config(
     if m <= 32:
         return MmConfig(32, 64, 256, 4, 3)
     return _fastest(m, n, (SMALL, LARGE))  # other GPUs have less shared memory
+
+
+def _choose_on_blackwell(m: int) -> MmConfig:
+    """W's 128 rows fill one block-scaled tcgen05.mma; nothing is decoded, nothing was measured.
+    Four warps would not have the registers for 128 rows of both.
+    """
+    bm = next(bm for bm in (16, 32, 64, 128) if m <= bm or bm == 128)
+    return MmConfig(bm, 128, 256, 4 if bm < 128 else 8, 3)
 
 
 def _choose_on_hopper(m: int, n: int, k: int, may_split: bool) -> HopperConfig:
@@ -142,8 +149,7 @@ def choose_grouped_config(rows: int, experts: int, k: int, sm: int) -> MmConfig 
     """
     mean = -(-rows // min(rows, experts))
     if sm >= 100:
-        bm = next(bm for bm in (16, 32, 64, 128) if mean <= bm or bm == 128)
-        return MmConfig(bm, 128, 256, 4, 3)
+        return _choose_on_blackwell(mean)
     if sm == 90 and k % K_GROUP == 0:
         return _choose_grouped_on_hopper(mean)
     # Measured on an H200 (bench/results/h200_grouped_tiles.json). Each tile decodes its weights
