@@ -56,8 +56,8 @@ FEW = MmConfig(16, 64, 256, 4, 4)
 SMALL = MmConfig(64, 64, 128, 4, 4)
 LARGE = MmConfig(128, 128, 128, 8, 3)
 SPEED = {SMALL: 0.6, LARGE: 1.0}
-"""Products in a unit of time on an H200, relative (bench/results/h200_linear_tiles.json): the
-larger a tile, the less is decoded for each.
+"""Products in a unit of time on an H200, relative (bench/results/h200_linear_tiles.json; SMALL's
+with steps of 256, which spill on sm_80): the larger a tile, the less is decoded for each.
 """
 
 HOPPER_FEWEST = MmConfig(8, 64, 256, 4, 4, splits=4)
