@@ -1,6 +1,8 @@
 """Fixtures. Without a GPU the Triton kernels are interpreted, so every test runs everywhere."""
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,3 +55,20 @@ def _seed() -> None:
 @pytest.fixture
 def device() -> str:
     return DEVICE
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Each of checkpoint_files.MODELS, a folder in floats, made when first asked for."""
+    from checkpoint_files import save_model
+
+    made: dict[tuple, Path] = {}
+
+    def of(name: str, **options: object) -> Path:
+        key = (name, *sorted(options.items()))
+        if key not in made:
+            torch.manual_seed(0)
+            made[key] = save_model(tmp_path_factory.mktemp(name) / "source", name, **options)
+        return made[key]
+
+    return of

@@ -56,6 +56,7 @@ def test_rows_of_any_magnitude(backend, device):
     got = _linear(x, w, None, backend).double()
     want = tame.double() * x.double().abs().amax(1, keepdim=True)
     finite = want.abs() < torch.finfo(torch.bfloat16).max
+    # Both are rounded to bfloat16, half an ulp each: 2^-8.
     torch.testing.assert_close(got[finite], want[finite], rtol=2**-7, atol=1e-40)
     assert not got.isnan().any()
 
@@ -70,6 +71,7 @@ def test_nearer_to_the_unquantized_product_than_with_activations_quantized(backe
         got = OPS.linear(*args, None, None, backend, activation=activation)
         return float((got.double() - exact).norm() / exact.norm())
 
+    # Activations and weights err alike, and independently: without one of them 1 / sqrt(2) is left.
     assert error("bf16") < 0.8 * error("nvfp4")
 
 
