@@ -31,7 +31,7 @@ from nvfp4.backends.triton import (
     quantize_dynamic,
 )
 from nvfp4.backends.triton.launch import Launch
-from nvfp4.backends.triton.mm_config import K_GROUP, HopperConfig, MmConfig
+from nvfp4.backends.triton.mm_config import COST, K_GROUP, HopperConfig, MmConfig
 from nvfp4.backends.triton.quantize_config import Tile
 from nvfp4.bench.timing import compare
 from nvfp4.ops.quantize import empty_quantized
@@ -158,33 +158,17 @@ _LINEAR = {
 }  # fmt: skip
 """Tiles worth trying, by the most tokens."""
 
-_DECODED = ((128, 128, 64, 4, 4), (128, 256, 64, 8, 3), (256, 128, 64, 8, 3), (128, 256, 64, 8, 4))
-"""Tiles of decoded weights, for many tokens."""
-
-
-_HOPPER = {
-    8: ((8, 64, 4, 6, 0), (8, 64, 4, 4, 4), (8, 128, 8, 6, 2)),
-    16: ((16, 64, 4, 6, 0), (16, 64, 4, 4, 4), (16, 128, 8, 5, 2)),
-    32: ((32, 64, 4, 4, 0), (32, 64, 4, 4, 3), (32, 64, 4, 4, 2)),
-    64: ((64, 64, 4, 4, 0), (64, 64, 4, 4, 2), (64, 128, 8, 4, 1), (64, 256, 8, 4, 1)),
-    256: ((128, 128, 8, 4, 0), (128, 128, 8, 5, 1), (256, 128, 8, 3, 0), (256, 128, 8, 3, 1)),
-    1 << 30: ((128, 128, 8, 4, 0), (256, 128, 8, 3, 0), (256, 128, 8, 3, 1), (128, 256, 8, 4, 0)),
-}
-"""Hopper's, by the most tokens."""
-
 
 def _linear_configs(m: int, k: int) -> Iterator[Config]:
     most = next(most for most in _LINEAR if m <= most)
     for tile in _LINEAR[most]:
         for splits in (1, 4) if m <= 16 else (1,):
             yield MmConfig(*tile, splits=splits)
-    if m >= 256:
-        for tile in _DECODED:
-            yield MmConfig(*tile, decode_first=True)
     if torch.cuda.get_device_capability() == (9, 0) and k % K_GROUP == 0:
-        most = next(most for most in _HOPPER if m <= most)
-        for tile in _HOPPER[most]:
-            yield HopperConfig(*tile)
+        for config in COST:
+            if m / 4 <= config.BM < 2 * max(m, 16):
+                yield config
+                yield config._replace(split=True)
 
 
 def _grouped_configs() -> Iterator[Config]:

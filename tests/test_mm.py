@@ -19,7 +19,7 @@ import nvfp4
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.settings import BATCH_INVARIANT
 from nvfp4.backends.triton.mm import plan
-from nvfp4.backends.triton.mm_config import K_GROUP, HopperConfig, choose_config
+from nvfp4.backends.triton.mm_config import COST, K_GROUP, HopperConfig, choose_config
 from nvfp4.spec.format import FLOAT_DTYPES
 
 pytestmark = pytest.mark.op("mm")
@@ -109,6 +109,7 @@ def test_every_form_of_alpha(backend, device, form, with_bias):
 
 CONFIGS = {choose_config(m, n, k, sm) for m in (1, 9, 17, 33, 65, 257, 513, 4096)
            for n in (64, 9216) for k in (4000, 4096) for sm in (80, 90)}  # fmt: skip
+CONFIGS |= {config._replace(split=split) for config in COST for split in (False, True)}
 
 
 TILES = [(config, k) for config in sorted(CONFIGS, key=str)
@@ -124,6 +125,8 @@ def test_every_tile_of_triton(device, config, k):
     if isinstance(config, HopperConfig) and sm != 90:
         pytest.skip(f"needs sm_90, got sm_{sm}")
     shape = Shape(19, 72, k)
+    if isinstance(config, HopperConfig):
+        shape = Shape(300, 392, k)  # several tiles for some programs, several programs for some
     a, b = _exact_operands(shape)
     out = torch.full((shape.m, shape.n), float("nan"), device=device)
     operands = (a.data, b.data, a.scales.view(torch.uint8), b.scales.view(torch.uint8))

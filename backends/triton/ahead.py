@@ -8,6 +8,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.experimental.gluon._runtime import GluonASTSource
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from nvfp4.backends.triton.launch import Launch, specialized
 
@@ -38,6 +39,9 @@ def compile_launch(launch: Launch, sm: int) -> CompiledKernel:
         if isinstance(value, Tensor):
             signature[name] = _POINTERS[value.dtype]
             attributes[(index,)] = _DIVISIBLE
+        elif isinstance(value, TensorDescriptor):
+            element = _POINTERS[value.base.dtype].removeprefix("*")
+            signature[name] = f"tensordesc<{element}{value.block_shape},{value.layout!r}>"
         elif value is None or (value == 1 and special):
             signature[name] = "constexpr"
             constants[name] = value

@@ -44,13 +44,13 @@ def decoded_width(k: int) -> int:
 
 
 def plan_decode(
-    words: Tensor, scales: Tensor, k: int, sm: int, rows: int, arrived: Tensor | None
+    words: Tensor, scales: Tensor, k: int, sm: int, arrived: Tensor | None
 ) -> tuple[Tensor, Launch]:
-    """words uint16 [M, k/4] and their scales -> float16 [rows, decoded_width(k)], M of them
-    written, and the launch, which zeroes `arrived`, if given.
+    """words uint16 [M, k/4] and their scales -> float16 [M, decoded_width(k)], and the launch,
+    which zeroes `arrived`, if given.
     """
     m, tile_rows, columns, width = words.shape[0], 8, 512, decoded_width(k)
-    out = torch.empty(rows, width, dtype=torch.float16, device=words.device)
+    out = torch.empty(m, width, dtype=torch.float16, device=words.device)
     tiles = 0 if arrived is None else arrived.numel()
     launch = Launch(
         _decode_kernel,

@@ -95,17 +95,23 @@ def decode(words, scales, R: tl.constexpr, BK: tl.constexpr, SM: tl.constexpr):
 
 @triton.jit
 def store_for_gemm(values, out, rows, M, out_stride, R: tl.constexpr, C: tl.constexpr):
-    """values float16 [R, C] (or of that many elements), columns program_id(1) * C and on of out,
-    in decode's order: an element's place is told by its nibble, and its word in the group.
+    """values float16 [R, C/16, 16], columns program_id(1) * C and on of out, in decode's order: an
+    element's place is told by its nibble, and its word in the group.
     """
-    word = tl.program_id(1) * (C // 4) + tl.arange(0, C // 4)
-    nibble = tl.arange(0, 4)
-    plane = nibble // 2 + 2 * (1 - nibble % 2)  # of 1, 3, 0, 2: one after the other
+    # A block's four words are side by side in each plane: its thread stores them as they are.
+    block = tl.program_id(1) * (C // BLOCK) + tl.arange(0, C // BLOCK)
+    word = (block * 4)[:, None, None] + tl.arange(0, 4)
     place = word // (GROUP // 4) * GROUP + word % (GROUP // 4)
-    place = plane[:, None] * (GROUP // 4) + place[None, :]
-    at = out + rows.to(tl.int64)[:, None, None] * out_stride + place[None, :, :]
-    inside = (rows < M)[:, None, None] & (place < out_stride)[None, :, :]
-    tl.store(at, values.reshape(R, C // 4, 4).permute(0, 2, 1), mask=inside)
+    at = out + rows.to(tl.int64)[None, :, None] * out_stride + place
+    inside = (rows < M)[None, :, None] & (place < out_stride)
+    nibbles = values.reshape(R, C // BLOCK, 4, 2, 2).permute(1, 0, 2, 3, 4)
+    even, odd = tl.split(nibbles)
+    n0, n2 = tl.split(even)
+    n1, n3 = tl.split(odd)
+    tl.store(at, n1, mask=inside)
+    tl.store(at + GROUP // 4, n3, mask=inside)
+    tl.store(at + GROUP // 4 * 2, n0, mask=inside)
+    tl.store(at + GROUP // 4 * 3, n2, mask=inside)
 
 
 @triton.jit
@@ -133,7 +139,7 @@ def load_scales(scales, rows, k, stride, K, BK: tl.constexpr, EVEN_K: tl.constex
 def multiply(
     a, a_rows, a_scales, a_scale_rows, a_stride,
     b, b_rows, b_scales, b_scale_rows, b_stride, scale_stride, begin, end, K,
-    SM: tl.constexpr, B_DECODED: tl.constexpr, EVEN_K: tl.constexpr,
+    SM: tl.constexpr, EVEN_K: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Rows [BM] of A times rows [BN] of B, K's elements from begin to end: float32 [BN, BM]; each
@@ -154,12 +160,9 @@ def multiply(
             acc = tl.dot_scaled(w, w_sf, "e2m1", x.T, x_sf, "e2m1", acc)
         else:
             x = load_step(a, a_rows, element, a_stride, a_stride, EVEN_K)
-            if B_DECODED:
-                w = load_step(b, b_rows, element, b_stride, b_stride, EVEN_K)
-            else:
-                words = load_step(b, b_rows, unit, b_stride, K // CODES, EVEN_K)
-                w_sf = load_scales(b_scales, b_scale_rows, k, scale_stride, K, BK, EVEN_K)
-                w = decode(words, w_sf, BN, BK, SM)
+            words = load_step(b, b_rows, unit, b_stride, K // CODES, EVEN_K)
+            w_sf = load_scales(b_scales, b_scale_rows, k, scale_stride, K, BK, EVEN_K)
+            w = decode(words, w_sf, BN, BK, SM)
             acc = tl.dot(w, x.T, acc)
     if SM < BLACKWELL:
         acc *= E2M1_F16_SCALE * E2M1_F16_SCALE

@@ -19,12 +19,15 @@ from nvfp4.backends.triton.launch import Launch, cdiv
 from nvfp4.backends.triton.quantize_config import LONGEST_ROW, Tile, choose_row_tile, choose_tile
 from nvfp4.backends.triton.tiles import (
     TILE_ROWS,
+    global_scale_of,
     glu,
+    largest_of_row,
+    load_blocks,
     quantize_tile,
     row_global_scale,
+    store_padding,
     store_scales,
     store_words,
-    to_f32,
 )
 from nvfp4.spec import swizzle
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, SWIZZLED
@@ -32,13 +35,12 @@ from nvfp4.spec.format import BLOCK, DATA_DTYPE, SWIZZLED
 
 @triton.jit
 def _values(
-    gate_up, rows, columns, live, K, stride, limit, ACTIVATION: tl.constexpr, LIMITED: tl.constexpr
-):
-    """act(gate) * up, float32 [R, C]; zeros in rows that are not live, and beyond K."""
-    inside = live[:, None] & (columns < K)[None, :]
-    offsets = rows.to(tl.int64)[:, None] * stride + columns[None, :]
-    gate = to_f32(tl.load(gate_up + offsets, mask=inside, other=0.0))
-    up = to_f32(tl.load(gate_up + K + offsets, mask=inside, other=0.0))
+    gate_up, rows, live, column, K, stride, limit, ACTIVATION: tl.constexpr, LIMITED: tl.constexpr,
+    R: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """act(gate) * up, float32 [R, C/16, 16]; zeros in rows that are not live, and beyond K."""
+    gate = load_blocks(gate_up, rows, live, column, K, stride, R, C)
+    up = load_blocks(gate_up + K, rows, live, column, K, stride, R, C)
     if LIMITED:
         # Comparisons, not minimum and maximum: those would turn a NaN into the limit.
         gate = tl.where(gate > limit, limit, gate)
@@ -61,18 +63,20 @@ def _glu_quantize_kernel(
         expert, begin, row, end = tile_of_expert(group_offsets, index, E, TILE_ROWS, EXPERTS)
         if row >= end:
             return
-        rows = row + rows % TILE_ROWS
+        first = row + tl.program_id(0) * R % TILE_ROWS
+        rows = first + tl.arange(0, R)
         live = rows < end
         scale_row = scale_rows(rows, begin, expert)
         in_scales = scale_row >= 0
+        if first >= end:  # padding: most of it, where experts have few rows
+            store_padding(scales, scale_row, column, scale_columns, SWIZZLED, R, C)
+            return
     else:
         expert = 0
         live = rows < M
         scale_row = rows
         in_scales = rows < all_scale_rows
-    values = _values(
-        gate_up, rows, column + tl.arange(0, C), live, K, stride, limit, ACTIVATION, LIMITED
-    )
+    values = _values(gate_up, rows, live, column, K, stride, limit, ACTIVATION, LIMITED, R, C)
     if P == "own":
         p = row_global_scale(values)
     elif P == "row":
@@ -92,13 +96,13 @@ def _glu_row_scales_kernel(
     C: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) + tl.arange(0, 1)
-    largest = tl.zeros((1, C), tl.float32)
+    amax = tl.zeros((1,), tl.float32)
     for start in range(0, K, C):
-        columns = start + tl.arange(0, C)
-        values = _values(gate_up, rows, columns, rows >= 0, K, stride, limit, ACTIVATION, LIMITED)
-        # NaN loses every comparison, so it is skipped here as row_global_scale skips it.
-        largest = tl.where(tl.abs(values) > largest, tl.abs(values), largest)
-    tl.store(row_scales + rows, row_global_scale(largest))
+        values = _values(
+            gate_up, rows, rows >= 0, start, K, stride, limit, ACTIVATION, LIMITED, 1, C
+        )
+        amax = tl.maximum(amax, largest_of_row(values))
+    tl.store(row_scales + rows, global_scale_of(amax))
 
 
 def plan(

@@ -18,6 +18,7 @@ from nvfp4.backends.triton.groups import (
     experts_vector,
     most_tiles,
     scale_rows,
+    store_tiles,
     tile_of_expert,
 )
 from nvfp4.backends.triton.launch import Launch, cdiv
@@ -31,14 +32,16 @@ from nvfp4.backends.triton.mm_config import (
 from nvfp4.spec.format import DATA_DTYPE
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _decode_rows_kernel(
-    words, scales, offsets, out, E, K, stride, scale_stride, out_stride,
-    EXPERTS: tl.constexpr, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr,
+    words, scales, offsets, out, tiles, count, E, K, stride, scale_stride, out_stride,
+    BM: tl.constexpr, EXPERTS: tl.constexpr, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr,
 ):  # fmt: skip
     """out float16 [R, K rounded up to the groups of K]: what decode makes of each, zeros beyond K;
-    rows of experts alone.
+    rows of experts alone. tiles: the schedule of a GEMM that comes after, if it wants one.
     """
+    if tiles is not None:
+        store_tiles(tiles, count, offsets, E, BM, EXPERTS)
     rows = tl.program_id(0) * R + tl.arange(0, R)
     k = tl.program_id(1) * C
     expert = experts_of_rows(offsets, rows, E, EXPERTS)
@@ -75,7 +78,7 @@ def _grouped_mm_kernel(
     acc = multiply(
         a, m_read, a_scales, scale_rows(m_read, begin, expert), a_stride,
         b + wide * N * b_stride, n_read, b_scales + wide * b_scale_rows * scale_stride, n_read,
-        b_stride, scale_stride, 0, K, K, SM, False, EVEN_K, BM, BN, BK,
+        b_stride, scale_stride, 0, K, K, SM, EVEN_K, BM, BN, BK,
     )  # fmt: skip
     factor = tl.load(alpha + expert * (N // segment) + n_read // segment)[:, None]
     if HAS_ROW_SCALE:
@@ -106,17 +109,20 @@ def plan(
     if is_blackwell(sm):
         config = config or choose_grouped_config(rows, experts, k, sm)
     else:
-        words = words_of(a)
-        b = words_of(b)
-        aligned = b.is_contiguous() and b.data_ptr() % 16 == 0
+        words, b = words_of(a), words_of(b)
+        aligned = b.is_contiguous() and not (b.data_ptr() | b_scales.data_ptr()) % 16
         config = config or choose_grouped_config(rows, experts, k, sm if aligned else LEAST)
-        a, launch = _plan_decode(words, a_scales, offsets, k, sm, rows + config.BM)
+        if isinstance(config, HopperConfig):
+            shape = most_tiles(rows, experts, config.BM), 3
+            tiles = torch.empty(shape, dtype=torch.int32, device=out.device)
+            a, launch = _plan_decode(words, a_scales, offsets, tiles, config.BM, k, sm)
+            factors = alpha, row_scale, bias
+            return launch, hopper_grouped_mm.plan_multiply(
+                a, b, b_scales, *factors, tiles, out, config
+            )
+        a, launch = _plan_decode(words, a_scales, offsets, None, config.BM, k, sm)
         first = (launch,)
-    if isinstance(config, HopperConfig):
-        factors = alpha, row_scale, bias
-        return *first, hopper_grouped_mm.plan_multiply(
-            a, b, b_scales, *factors, offsets, out, config
-        )
+    assert isinstance(config, MmConfig)
     multiply = Launch(
         _grouped_mm_kernel,
         (cdiv(n, config.BN), most_tiles(rows, experts, config.BM)),
@@ -142,20 +148,35 @@ def plan(
 
 
 def _plan_decode(
-    words: Tensor, scales: Tensor, offsets: Tensor, k: int, sm: int, rows: int
+    words: Tensor,
+    scales: Tensor,
+    offsets: Tensor,
+    tiles: Tensor | None,
+    bm: int,
+    k: int,
+    sm: int,
 ) -> tuple[Tensor, Launch]:
-    """Decode A once, for every program that multiplies it: float16 [rows, k rounded up to K_GROUP],
-    of which R are written.
+    """Decode A once, for every program that multiplies it: float16 [R, k rounded up to K_GROUP].
+    tiles int32 [most_tiles, 3] is filled on the way (groups.store_tiles, of bm rows).
     """
     m, tile_rows, columns = words.shape[0], 8, 512
     width, experts = cdiv(k, K_GROUP) * K_GROUP, offsets.numel() - 1
-    out = torch.empty(rows, width, dtype=torch.float16, device=words.device)
+    out = torch.empty(m, width, dtype=torch.float16, device=words.device)
     launch = Launch(
         _decode_rows_kernel,
         (cdiv(m, tile_rows), cdiv(width, columns)),
-        (words, scales, offsets, out, experts, k, words.stride(0), scales.shape[1], width),
-        {"EXPERTS": experts_vector(experts), "R": tile_rows, "C": columns, "SM": sm},
-    )
+        (
+            words, scales, offsets, out, tiles, 0 if tiles is None else tiles.shape[0], experts, k,
+            words.stride(0), scales.shape[1], width,
+        ),
+        {
+            "BM": bm,
+            "EXPERTS": experts_vector(experts),
+            "R": tile_rows,
+            "C": columns,
+            "SM": sm,
+        },
+    )  # fmt: skip
     return out, launch
 
 

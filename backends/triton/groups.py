@@ -1,7 +1,7 @@
 """Device functions for rows grouped by expert (spec/grouped.py): whose a row or a tile of rows is.
 
 A program reads all offsets at once, as a vector of EXPERTS, a power of two above E: a few hundred
-integers that stay in cache, and no schedule has to be written by a kernel before.
+integers that stay in cache. Only for kernels whose warps have roles is a schedule written before.
 """
 
 import triton
@@ -47,6 +47,19 @@ def tile_of_expert(offsets, index, E, ROWS: tl.constexpr, EXPERTS: tl.constexpr)
         tl.sum(tl.where(found, row, 0)),
         tl.sum(tl.where(found, end, 0)),
     )
+
+
+@triton.jit
+def store_tiles(tiles, count, offsets, E, ROWS: tl.constexpr, EXPERTS: tl.constexpr):
+    """tiles int32 [count, 3]: each tile's expert, first row, and the row where the expert's end;
+    all 0 beyond the last. The programs of a two-dimensional grid share the work.
+    """
+    program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    for index in range(program, count, tl.num_programs(0) * tl.num_programs(1)):
+        expert, _, row, end = tile_of_expert(offsets, index, E, ROWS, EXPERTS)
+        tl.store(tiles + 3 * index, expert)
+        tl.store(tiles + 3 * index + 1, row)
+        tl.store(tiles + 3 * index + 2, end)
 
 
 @triton.jit

@@ -1,99 +1,253 @@
-"""The GEMM's inner loop on Hopper, with its layouts and its waits written out (in Gluon,
-Triton's lower level): sm_90 alone.
+"""The GEMM's pipeline on Hopper, in Gluon, Triton's lower level: sm_90 alone.
 
-What Triton makes of gemm.multiply waits where it need not. Here half a step's weights are decoded,
-in registers, while the tensor cores still multiply by the other half. The products, the order of K
-and of its sums, and so the bits, are those of gemm.multiply.
+A program's warps have roles. One warp has weights copied to shared memory, one activations, by the
+tensor memory accelerator. Two groups of four warps are consumers: each decodes its 64 rows of
+weights, in registers, and multiplies. They take turns at the tensor cores, so that one decodes
+while the other multiplies ("ping-pong"). Products, the order of K and of its sums, and so the bits,
+are those of gemm.multiply.
+
+A step's wgmmas are issued all at once, with nothing computed between: otherwise ptxas has each wait
+for the one before.
 """
 
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import constexpr_function
-from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
+    mbarrier,
+    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+from triton.language.core import _aggregate as aggregate
 
 from nvfp4.backends.triton import tiles
 from nvfp4.backends.triton.gemm import planes_ptx
-from nvfp4.backends.triton.mm_config import K_GROUP
+from nvfp4.backends.triton.mm_config import HOPPER_BN, K_GROUP, HopperConfig
+from nvfp4.spec.swizzle import TILE_ROWS
 
 # Gluon's names since Triton 3.7, or those before.
 barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
-_load = "async_load" if hasattr(async_copy, "async_load") else "async_copy_global_to_shared"
-copy = getattr(async_copy, _load)
+copy = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
+_memory = gl.shared_memory_descriptor
+reinterpret = _memory.reinterpret if hasattr(_memory, "reinterpret") else _memory._reinterpret
 
 BK = gl.constexpr(K_GROUP)
 """Elements of K a step."""
 
+ROWS = gl.constexpr(HOPPER_BN // 2)
+"""Rows of weights a consumer, as many as one wgmma has."""
+
 WORDS = gl.constexpr(K_GROUP // 4)
 BLOCKS = gl.constexpr(K_GROUP // 16)
 HALF = gl.constexpr(K_GROUP // 2)
+BN = gl.constexpr(HOPPER_BN)
+"""Rows of weights a program's tile: two consumers'. As many have their scales in one tile of the
+swizzled layout, 4 bytes a row for each 64 elements of K.
+"""
+
+QUADS = gl.constexpr(HOPPER_BN * K_GROUP // 64)
+"""Such four bytes a step."""
+
 ODD_PTX = gl.constexpr(planes_ptx(True, "$0", "$1", "$2", "$3"))
 EVEN_PTX = gl.constexpr(planes_ptx(False, "$0", "$1", "$2", "$3"))
 UNSCALE = gl.constexpr(tiles.E2M1_F16_SCALE.value**2)
-
+CONSUMERS_REGISTERS, COPIERS_REGISTERS = gl.constexpr(232), gl.constexpr(40)
 
 # ---- layouts --------------------------------------------------------------------------------
 
-
-@constexpr_function
-def sums_layout(BM, num_warps):
-    """[BN, BM]: a warpgroup has 64 rows of each 64 * num_warps / 4."""
-    return gl.NVMMADistributedLayout([3, 0], [num_warps, 1], [16, BM, 16])
+A_SHARED = gl.constexpr(gl.NVMMASharedLayout(128, 16, rank=2))
+WORDS_SHARED = gl.constexpr(gl.NVMMASharedLayout(64, 16, rank=2))
+SCALES_SHARED = gl.constexpr(gl.NVMMASharedLayout(0, 32, rank=2))
 
 
 @constexpr_function
-def words_layout(BN, num_warps):
-    """[BN, WORDS]: as wgmma wants its left operand in registers, in words for elements. A thread so
-    has, of each plane of nibbles that it decodes, what it multiplies.
+def sums_layout(BM):
+    """[ROWS, BM]"""
+    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BM, 16])
+
+
+SCALES_BYTES = gl.constexpr(  # [BN, BLOCKS], swizzled as the format has them
+    gl.SharedLinearLayout(
+        [[0, 1], [0, 2], [32, 0], [64, 0], [1, 0], [2, 0], [4, 0], [8, 0], [16, 0], [0, 4]]
+    )
+)
+
+# A consumer's words [ROWS, WORDS], as wgmma wants its left operand in registers, in words for
+# elements. A thread so has, of each plane of nibbles that it decodes, what it multiplies.
+_REGISTERS = [[0, 1], [8, 0], [0, 8], [0, 16]]
+_LANES = [[0, 2], [0, 4], [1, 0], [2, 0], [4, 0]]
+_WARPS = [[16, 0], [32, 0]]
+WORDS_LAYOUT = gl.constexpr(
+    gl.DistributedLinearLayout(_REGISTERS, _LANES, _WARPS, [], [HOPPER_BN // 2, K_GROUP // 4])
+)
+
+
+def _blocks_apart(bases):
+    return [[row, word // 4, word % 4] for row, word in bases]
+
+
+BLOCKS_LAYOUT = gl.constexpr(
+    gl.DistributedLinearLayout(
+        *map(_blocks_apart, (_REGISTERS, _LANES, _WARPS)), [], [HOPPER_BN // 2, K_GROUP // 16, 4]
+    )
+)
+
+
+# ---- what is copied from --------------------------------------------------------------------
+
+
+class Operands(NamedTuple):
+    """What is copied to shared memory, told to the tensor memory accelerator."""
+
+    a: TensorDescriptor
+    words: TensorDescriptor
+    scales: TensorDescriptor
+
+
+def describe(a: Tensor, words: Tensor, scales: Tensor, config: HopperConfig) -> Operands:
+    """a float16 [M, K] decoded, words [N, K/4], scales as bytes [Np, Kp], swizzled."""
+    quads = scales.view(torch.int32).view(scales.shape[0] // TILE_ROWS, -1)
+    return Operands(
+        TensorDescriptor.from_tensor(a, [config.BM, BK.value], A_SHARED.value),
+        TensorDescriptor.from_tensor(words, [BN.value, WORDS.value], WORDS_SHARED.value),
+        TensorDescriptor.from_tensor(quads, [1, QUADS.value], SCALES_SHARED.value),
+    )
+
+
+# ---- waiting for each other -----------------------------------------------------------------
+
+
+@aggregate
+class Ring:
+    """Slots of shared memory that are filled and emptied in turn, a power of two of them. Places
+    are counted on: they tell the slot, and by which phase its barriers are waited for.
     """
-    lanes = [[0, 2], [0, 4], [1, 0], [2, 0], [4, 0]]
-    warps = [[16 << i, 0] for i in range(num_warps.bit_length() - 1)]
-    rows = [[i, 0] for i in (16 * num_warps << j for j in range(8)) if i < BN]
-    registers = [[0, 1], [8, 0], [0, 8], [0, 16], *rows]
-    return gl.DistributedLinearLayout(registers, lanes, warps, [], [BN, WORDS.value])
 
+    full: gl.shared_memory_descriptor
+    empty: gl.shared_memory_descriptor
+    slots: gl.constexpr
 
-@constexpr_function
-def blocks_layout(BN, num_warps):
-    """[BN, BLOCKS, 4]: words_layout, a block's four words apart."""
-    words = words_layout(BN, num_warps)
+    @constexpr_function
+    def __init__(self, full, empty, slots):
+        self.full = full
+        self.empty = empty
+        self.slots = gl.constexpr(slots)
 
-    def apart(bases):
-        return [[row, word // 4, word % 4] for row, word in bases]
+    @gluon.jit
+    def slot(self, place):
+        return (place % self.slots).to(gl.int32)
 
-    registers, lanes, warps = map(apart, (words.reg_bases, words.lane_bases, words.warp_bases))
-    return gl.DistributedLinearLayout(registers, lanes, warps, [], [BN, BLOCKS.value, 4])
+    @gluon.jit
+    def phase(self, place):
+        return (place // self.slots % 2).to(gl.int32)
 
+    @gluon.jit
+    def await_empty(self, place):
+        """The barrier that is to tell when it is full again."""
+        mbarrier.wait(self.empty.index(self.slot(place)), self.phase(place) ^ 1)
+        return self.full.index(self.slot(place))
 
-@constexpr_function
-def copy_layout(columns, vector, num_warps):
-    """[rows, columns] to be copied, `vector` elements a thread at a time."""
-    across = columns // vector
-    return gl.BlockedLayout([1, vector], [32 // across, across], [num_warps, 1], [1, 0])
+    @gluon.jit
+    def await_full(self, place):
+        mbarrier.wait(self.full.index(self.slot(place)), self.phase(place))
+        return self.slot(place)
 
-
-WORDS_SHARED = gl.constexpr(gl.SwizzledSharedLayout(8, 2, 4, order=[1, 0]))
-SCALES_SHARED = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, order=[1, 0]))
-ROWS_SHARED = gl.constexpr(gl.NVMMASharedLayout(128, 16, rank=2))
-
-
-# ---- the loop -------------------------------------------------------------------------------
+    @gluon.jit
+    def release(self, place):
+        mbarrier.arrive(self.empty.index(self.slot(place)), count=1)
 
 
 @gluon.jit
-def decode_half(b_smem, scale_smem, stage, PTX: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr):
-    """Half a step's weights, float16 [BN, HALF] as wgmma takes them: gemm.decode's, in its order.
-    Either half reads its words anew: there are no registers to keep them in.
+def first_place():
+    return gl.to_tensor(0).to(gl.uint32)
+
+
+@gluon.jit
+def _barriers(N: gl.constexpr, COUNT: gl.constexpr):
+    barriers = gl.allocate_shared_memory(gl.int64, [N, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(N):
+        mbarrier.init(barriers.index(i), count=COUNT)
+    return barriers
+
+
+@aggregate
+class Pipeline:
+    """A program's shared memory: a ring of activations and one of weights, a step in each slot."""
+
+    a: gl.shared_memory_descriptor
+    words: gl.shared_memory_descriptor
+    scales: gl.shared_memory_descriptor
+    a_ring: Ring
+    b_ring: Ring
+    turns: gl.shared_memory_descriptor
+
+    @constexpr_function
+    def __init__(self, a, words, scales, a_ring, b_ring, turns):
+        self.a = a
+        self.words = words
+        self.scales = scales
+        self.a_ring = a_ring
+        self.b_ring = b_ring
+        self.turns = turns
+
+
+@gluon.jit
+def pipeline(BM: gl.constexpr, A_SLOTS: gl.constexpr, B_SLOTS: gl.constexpr):
+    return Pipeline(
+        gl.allocate_shared_memory(gl.float16, [A_SLOTS, BM, BK], A_SHARED),
+        gl.allocate_shared_memory(gl.uint16, [B_SLOTS, BN, WORDS], WORDS_SHARED),
+        gl.allocate_shared_memory(gl.int32, [B_SLOTS, 1, QUADS], SCALES_SHARED),
+        Ring(_barriers(A_SLOTS, 1), _barriers(A_SLOTS, 2), A_SLOTS),
+        Ring(_barriers(B_SLOTS, 1), _barriers(B_SLOTS, 2), B_SLOTS),
+        _barriers(2, 1),
+    )
+
+
+@gluon.jit
+def await_previous():
+    """As gemm.await_previous."""
+    wait: gl.constexpr = "griddepcontrol.wait; griddepcontrol.launch_dependents; mov.b32 $0, 0;"
+    gl.inline_asm_elementwise(wait, "=r", [], dtype=gl.int32, is_pure=False, pack=1)
+
+
+# ---- roles ----------------------------------------------------------------------------------
+
+
+@gluon.jit
+def copy_activations(pipe, a, place, row, begin, count):
+    """Rows [BM] of A from `row` on, steps begin .. begin + count."""
+    for step in range(begin, begin + count):
+        full = pipe.a_ring.await_empty(place)
+        mbarrier.expect(full, a.block_type.nbytes)
+        copy(a, [row, step * BK], full, pipe.a.index(pipe.a_ring.slot(place)))
+        place += 1
+    return place
+
+
+@gluon.jit
+def copy_weights(pipe, words, scales, place, row, tile_row, begin, count):
+    """Rows [BN] of words from `row` on, and of scales from tile `tile_row` on. Weights are known
+    from the start: they may come before the kernel before this one has ended.
     """
-    layout: gl.constexpr = blocks_layout(BN, gl.num_warps())
-    words = b_smem.index(stage).load(words_layout(BN, gl.num_warps())).reshape([BN, BLOCKS, 4])
-    sf = scale_smem.index(stage).load(gl.SliceLayout(2, layout))
-    sf = gl.expand_dims(sf.to(gl.float8e4nv, bitcast=True).to(gl.float16), 2)
-    words, sf = gl.broadcast(gl.convert_layout(words, layout, assert_trivial=True), sf)
+    for step in range(begin, begin + count):
+        full = pipe.b_ring.await_empty(place)
+        mbarrier.expect(full, words.block_type.nbytes + scales.block_type.nbytes)
+        slot = pipe.b_ring.slot(place)
+        copy(words, [row, step * WORDS], full, pipe.words.index(slot))
+        copy(scales, [tile_row, step * QUADS], full, pipe.scales.index(slot))
+        place += 1
+    return place
+
+
+@gluon.jit
+def _planes(words, sf, PTX: gl.constexpr, BM: gl.constexpr):
+    """Two planes of nibbles, float16 [ROWS, HALF] as wgmma takes them: half of gemm.decode's."""
     lower, upper = gl.inline_asm_elementwise(
         PTX,
         "=&r,=&r,r,r",
@@ -102,9 +256,45 @@ def decode_half(b_smem, scale_smem, stage, PTX: gl.constexpr, BM: gl.constexpr, 
         is_pure=True,
         pack=2,
     )
-    planes = gl.join(lower, upper).reshape([BN, WORDS, 2]).permute([0, 2, 1]).reshape([BN, HALF])
-    operand: gl.constexpr = gl.DotOperandLayout(0, sums_layout(BM, gl.num_warps()), 2)
-    return gl.convert_layout(planes, operand, assert_trivial=True)
+    planes = gl.join(lower, upper).reshape([ROWS, WORDS, 2]).permute([0, 2, 1])
+    operand: gl.constexpr = gl.DotOperandLayout(0, sums_layout(BM), 2)
+    return gl.convert_layout(planes.reshape([ROWS, HALF]), operand, assert_trivial=True)
+
+
+@gluon.jit
+def decode(pipe, slot, C: gl.constexpr, BM: gl.constexpr):
+    """Consumer C's rows of a step, in gemm.decode's order: two float16 [ROWS, HALF]."""
+    words = pipe.words.index(slot).slice(C * ROWS, ROWS).load(WORDS_LAYOUT)
+    words = words.reshape([ROWS, BLOCKS, 4])
+    scales = reinterpret(pipe.scales.index(slot), gl.uint8, [BN, BLOCKS], SCALES_BYTES)
+    sf = scales.slice(C * ROWS, ROWS).load(gl.SliceLayout(2, BLOCKS_LAYOUT))
+    sf = gl.expand_dims(sf.to(gl.float8e4nv, bitcast=True).to(gl.float16), 2)
+    words, sf = gl.broadcast(gl.convert_layout(words, BLOCKS_LAYOUT, assert_trivial=True), sf)
+    return _planes(words, sf, ODD_PTX, BM), _planes(words, sf, EVEN_PTX, BM)
+
+
+@gluon.jit
+def multiply(pipe, place, count, C: gl.constexpr, BM: gl.constexpr):
+    """Rows [BM] of A times consumer C's of B, over `count` steps of K from `place` in the rings on:
+    float32 [ROWS, BM].
+    """
+    FIRST: gl.constexpr = 1 - C  # consumer 0's: before it nobody had a turn
+    acc = gl.full([ROWS, BM], 0.0, gl.float32, sums_layout(BM))
+    for _ in range(count):
+        first, second = decode(pipe, pipe.b_ring.await_full(place), C, BM)
+        pipe.b_ring.release(place)
+        a = pipe.a.index(pipe.a_ring.await_full(place)).permute([1, 0])
+        mbarrier.wait(pipe.turns.index(C), (place % 2 ^ FIRST).to(gl.int32))
+        acc = warpgroup_mma(first, a.slice(0, HALF), acc, is_async=True)
+        acc = warpgroup_mma(second, a.slice(HALF, HALF), acc, is_async=True)
+        mbarrier.arrive(pipe.turns.index(1 - C), count=1)
+        acc, first, second = warpgroup_mma_wait(0, [acc, first, second])
+        pipe.a_ring.release(place)
+        place += 1
+    return acc * UNSCALE
+
+
+# ---- what is stored -------------------------------------------------------------------------
 
 
 @gluon.jit
@@ -115,131 +305,33 @@ def rows_and_columns(R: gl.constexpr, C: gl.constexpr, layout: gl.constexpr):
 
 
 @gluon.jit
-def weight_offsets(last, K: gl.constexpr, EVEN_N: gl.constexpr, BN: gl.constexpr):
-    """Where a program's words and scales are, from its first row's on; beyond row `last` that row's
-    are read again.
+def store(acc, ends, first_m, first_n, M, ALPHA_OF_ROWS: gl.constexpr, BM: gl.constexpr):
+    """out[m, n] = acc[n, m] * alpha * row_scale (+ bias), for m < M and n < N; as gemm.store. One
+    part after the other goes through shared memory, of which there is little.
     """
-    row, word = rows_and_columns(BN, WORDS, copy_layout(WORDS, 8, gl.num_warps()))
-    if not EVEN_N:
-        row = gl.minimum(row, last)
-    words = row * (K // 4) + word
-    row, block = rows_and_columns(BN, BLOCKS, copy_layout(BLOCKS, 4, gl.num_warps()))
-    if not EVEN_N:
-        row = gl.minimum(row, last)
-    scales = row % 32 * 16 + row // 32 % 4 * 4 + block // 4 * 512 + block % 4
-    if BN > 128:
-        scales += row // 128 * (K * 8)
-    return words, scales
-
-
-@gluon.jit
-def first_scale(first_n, K: gl.constexpr):
-    """Where the scales of a program's first row are, from the weight's own."""
-    return (first_n // 128).to(gl.int64) * (K * 8) + first_n % 128 // 32 * 4
-
-
-@gluon.jit
-def copy_weights(b, words, b_smem, b_scales, scales, scale_smem, step, STAGES: gl.constexpr):
-    stage = step % STAGES
-    copy(b_smem.index(stage), b + step * WORDS + words)
-    at = b_scales + step * (BLOCKS // 4 * 512) + scales
-    copy(scale_smem.index(stage), at)
-
-
-@gluon.jit
-def copy_activations(a, elements, a_smem, step, STAGES: gl.constexpr):
-    at = a + step * BK + elements
-    copy(a_smem.index(step % STAGES), at)
-
-
-@gluon.jit
-def await_copies(LATER: gl.constexpr):
-    """Until all groups of copies but the LATER last are there, for every thread and for wgmma."""
-    async_copy.wait_group(LATER)
-    fence_async_shared()
-    barrier()
-
-
-@gluon.jit
-def await_previous():
-    """As gemm.await_previous."""
-    wait: gl.constexpr = "griddepcontrol.wait; griddepcontrol.launch_dependents; mov.b32 $0, 0;"
-    gl.inline_asm_elementwise(wait, "=r", [], dtype=gl.int32, is_pure=False, pack=1)
-
-
-@gluon.jit
-def multiply(
-    a, elements, b, words_at, b_scales, scales, steps,
-    BM: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
-    """Rows [BM] of A, decoded, times rows [BN] of B, over `steps` steps of K: float32 [BN, BM].
-
-    a, b, b_scales: where they start; elements, words_at, scales: each thread's offsets from there.
-    Weights are known from the start: they may come before the kernel before this one has ended.
-    """
-    a_smem = gl.allocate_shared_memory(gl.float16, [STAGES, BM, BK], ROWS_SHARED)
-    b_smem = gl.allocate_shared_memory(gl.uint16, [STAGES, BN, WORDS], WORDS_SHARED)
-    scale_smem = gl.allocate_shared_memory(gl.uint8, [STAGES, BN, BLOCKS], SCALES_SHARED)
-    for step in gl.static_range(STAGES - 1):
-        if step < steps:
-            copy_weights(b, words_at, b_smem, b_scales, scales, scale_smem, step, STAGES)
-    await_previous()
-    for step in gl.static_range(STAGES - 1):
-        if step < steps:
-            copy_activations(a, elements, a_smem, step, STAGES)
-        async_copy.commit_group()
-
-    acc = gl.full([BN, BM], 0.0, gl.float32, sums_layout(BM, gl.num_warps()))
-    await_copies(STAGES - 2)
-    first = decode_half(b_smem, scale_smem, 0, ODD_PTX, BM, BN)
-    second = first
-    # While the tensor cores multiply by one half of a step's weights, the other half's are decoded.
-    for step in range(steps):
-        x = a_smem.index(step % STAGES).permute([1, 0])
-        acc = warpgroup_mma(first, x.slice(0, HALF), acc, is_async=True)
-        acc, second = warpgroup_mma_wait(1, [acc, second])
-        second = decode_half(b_smem, scale_smem, step % STAGES, EVEN_PTX, BM, BN)
-        acc = warpgroup_mma(second, x.slice(HALF, HALF), acc, is_async=True)
-        # The step before is done: another may come into its place.
-        await_copies(STAGES - 3)
-        later = step + STAGES - 1
-        if later < steps:
-            copy_weights(b, words_at, b_smem, b_scales, scales, scale_smem, later, STAGES)
-            copy_activations(a, elements, a_smem, later, STAGES)
-        async_copy.commit_group()
-        # Beyond the last step these are another one's, and go nowhere.
-        acc, first = warpgroup_mma_wait(1, [acc, first])
-        first = decode_half(b_smem, scale_smem, (step + 1) % STAGES, ODD_PTX, BM, BN)
-    acc, second = warpgroup_mma_wait(0, [acc, second])
-    async_copy.wait_group(0)
-    barrier()  # the next tile's copies come into the same places
-    return acc * UNSCALE
-
-
-@gluon.jit
-def store(
-    acc, alpha, row_scale, bias, out, first_m, first_n, M, N, alpha_stride, row_scale_stride,
-    segment, ALPHA_OF_ROWS: gl.constexpr, HAS_ROW_SCALE: gl.constexpr, HAS_BIAS: gl.constexpr,
-    BM: gl.constexpr, BN: gl.constexpr,
-):  # fmt: skip
-    """out[m, n] = acc[n, m] * alpha * row_scale (+ bias), for m < M and n < N; as gemm.store."""
-    layout: gl.constexpr = gl.BlockedLayout([8, 1], [8, 4], [1, gl.num_warps()], [0, 1])
-    acc = gl.convert_layout(acc, layout)
-    n, m = rows_and_columns(BN, BM, layout)
-    n += first_n
-    m += first_m
-    n_read, m_read = gl.minimum(n, N - 1), gl.minimum(m, M - 1)
-    if ALPHA_OF_ROWS:
-        factor = gl.load(alpha + (m_read.to(gl.int64) * alpha_stride + n_read // segment))
+    if BM > 64:
+        lower, upper = acc.reshape([ROWS, 2, BM // 2]).permute([0, 2, 1]).split()
+        store(lower, ends, first_m, first_n, M, ALPHA_OF_ROWS, BM // 2)
+        store(upper, ends, first_m + BM // 2, first_n, M, ALPHA_OF_ROWS, BM // 2)
     else:
-        factor = gl.load(alpha + n_read // segment)
-    if HAS_ROW_SCALE:
-        factor = factor * gl.load(row_scale + m_read * row_scale_stride)
-    if HAS_BIAS:
-        added, _ = gl.broadcast(gl.load(bias + n_read).to(gl.float32), acc)
-        factor, _ = gl.broadcast(factor, acc)
-        acc = gl.fma(acc, factor, added)
-    else:
-        acc = acc * factor
-    at = out + m.to(gl.int64) * N + n
-    gl.store(at, acc.to(out.dtype.element_ty), mask=(m < M) & (n < N))
+        alpha, row_scale, bias, out, N, alpha_stride, row_scale_stride, segment = ends
+        layout: gl.constexpr = gl.BlockedLayout([8, 1], [8, 4], [1, 4], [0, 1])
+        acc = gl.convert_layout(acc, layout)
+        n, m = rows_and_columns(ROWS, BM, layout)
+        n += first_n
+        m += first_m
+        n_read, m_read = gl.minimum(n, N - 1), gl.minimum(m, M - 1)
+        if ALPHA_OF_ROWS:
+            factor = gl.load(alpha + (m_read.to(gl.int64) * alpha_stride + n_read // segment))
+        else:
+            factor = gl.load(alpha + n_read // segment)
+        if row_scale is not None:
+            factor = factor * gl.load(row_scale + m_read * row_scale_stride)
+        if bias is not None:
+            added, _ = gl.broadcast(gl.load(bias + n_read).to(gl.float32), acc)
+            factor, _ = gl.broadcast(factor, acc)
+            acc = gl.fma(acc, factor, added)
+        else:
+            acc = acc * factor
+        at = out + m.to(gl.int64) * N + n
+        gl.store(at, acc.to(out.dtype.element_ty), mask=(m < M) & (n < N))

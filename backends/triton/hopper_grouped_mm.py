@@ -1,73 +1,106 @@
-"""The grouped GEMM on Hopper: each expert's rows, decoded, times its own weight as it is stored."""
+"""The grouped GEMM on Hopper: each expert's rows, decoded, times its own weight as it is stored.
+
+There are as many programs as SMs. Each has every so many-th tile of a schedule that a kernel before
+has made, and copies the next one's operands while it multiplies one.
+"""
 
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from nvfp4.backends.triton.groups import experts_vector, most_tiles
 from nvfp4.backends.triton.hopper import (
-    BK,
-    copy_layout,
-    first_scale,
+    BN,
+    CONSUMERS_REGISTERS,
+    COPIERS_REGISTERS,
+    ROWS,
+    await_previous,
+    copy_activations,
+    copy_weights,
+    describe,
+    first_place,
     multiply,
-    rows_and_columns,
+    pipeline,
     store,
-    weight_offsets,
 )
 from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.mm_config import HopperConfig
+from nvfp4.backends.triton.mm_config import HOPPER_BN, K_GROUP, HopperConfig, sms
+from nvfp4.spec.swizzle import TILE_ROWS
 
 
 @gluon.jit
-def _add(a, b):
-    return a + b
-
-
-@gluon.jit
-def _tile_of_expert(offsets, index, E, ROWS: gl.constexpr, EXPERTS: gl.constexpr):
-    """groups.tile_of_expert."""
-    warps: gl.constexpr = gl.num_warps()
-    layout: gl.constexpr = gl.BlockedLayout([max(1, EXPERTS // (32 * warps))], [32], [warps], [0])
-    expert = gl.arange(0, EXPERTS, layout)
-    begin = gl.load(offsets + expert, mask=expert < E, other=0)
-    end = gl.load(offsets + 1 + expert, mask=expert < E, other=0)
-    tiles = (end - begin + ROWS - 1) // ROWS
-    before = gl.associative_scan(tiles, 0, _add) - tiles
-    found = (before <= index) & (index < before + tiles)
-    row = begin + (index - before) * ROWS
+def _tile(tiles, index):
+    """groups.store_tiles' index-th: (expert, first row, end)."""
     return (
-        gl.sum(gl.where(found, expert, 0)),
-        gl.sum(gl.where(found, row, 0)),
-        gl.sum(gl.where(found, end, 0)),
+        gl.load(tiles + 3 * index),
+        gl.load(tiles + 3 * index + 1),
+        gl.load(tiles + 3 * index + 2),
     )
 
 
 @gluon.jit
+def _activations_role(pipe, a, tiles, count, N, steps):
+    tiles_n = gl.cdiv(N, BN)
+    place = first_place()
+    await_previous()
+    for index in range(gl.program_id(0), count * tiles_n, gl.num_programs(0)):
+        _, row, end = _tile(tiles, index // tiles_n)
+        if row < end:
+            # Rows beyond the expert's are another's: what they give is not stored.
+            place = copy_activations(pipe, a, place, row, 0, steps)
+
+
+@gluon.jit
+def _weights_role(pipe, words, scales, scale_tiles, tiles, count, N, steps):
+    tiles_n = gl.cdiv(N, BN)
+    place = first_place()
+    await_previous()
+    for index in range(gl.program_id(0), count * tiles_n, gl.num_programs(0)):
+        expert, row, end = _tile(tiles, index // tiles_n)
+        n = index % tiles_n
+        if row < end:
+            word_row, tile_row = expert * N + n * BN, expert * scale_tiles + n
+            place = copy_weights(pipe, words, scales, place, word_row, tile_row, 0, steps)
+
+
+@gluon.jit
+def _store(acc, ends, expert, row, end, first_n, N, BM: gl.constexpr):
+    alpha, row_scale, bias, out, segment = ends
+    alpha += expert * (N // segment)
+    if bias is not None:
+        bias += expert.to(gl.int64) * N
+    store(acc, (alpha, row_scale, bias, out, N, 0, 1, segment), row, first_n, end, False, BM)
+
+
+@gluon.jit
+def _consumer_role(pipe, ends, tiles, count, N, steps, C: gl.constexpr, BM: gl.constexpr):
+    tiles_n = gl.cdiv(N, BN)
+    place = first_place()
+    await_previous()
+    for index in range(gl.program_id(0), count * tiles_n, gl.num_programs(0)):
+        expert, row, end = _tile(tiles, index // tiles_n)
+        if row < end:
+            acc = multiply(pipe, place, steps, C, BM)
+            place += steps
+            _store(acc, ends, expert, row, end, index % tiles_n * BN + C * ROWS, N, BM)
+
+
+@gluon.jit(do_not_specialize=["count", "steps"])
 def _hopper_grouped_mm_kernel(
-    a, b, b_scales, alpha, row_scale, bias, offsets, out, E, N, b_scale_rows, segment,
-    HAS_ROW_SCALE: gl.constexpr, HAS_BIAS: gl.constexpr, K: gl.constexpr, SCALE_K: gl.constexpr,
-    EVEN_N: gl.constexpr, EXPERTS: gl.constexpr,
-    BM: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
+    a, words, scales, alpha, row_scale, bias, tiles, out, count, N, steps, scale_tiles, segment,
+    BM: gl.constexpr, A_SLOTS: gl.constexpr, B_SLOTS: gl.constexpr,
 ):  # fmt: skip
-    expert, row, end = _tile_of_expert(offsets, gl.program_id(1), E, BM, EXPERTS)
-    if row < end:
-        # Rows beyond the expert's are another's, or nobody's: what they give is not stored.
-        local, k = rows_and_columns(BM, BK, copy_layout(BK, 8, gl.num_warps()))
-        first_n = gl.program_id(0) * BN
-        words, scales = weight_offsets(N - 1 - first_n, K, EVEN_N, BN)
-        wide = expert.to(gl.int64)
-        acc = multiply(
-            a + row.to(gl.int64) * K, local * K + k,
-            b + (wide * N + first_n) * (K // 4), words,
-            b_scales + wide * b_scale_rows * SCALE_K + first_scale(first_n, K), scales,
-            K // BK, BM, BN, STAGES,
-        )  # fmt: skip
-        if HAS_BIAS:
-            bias += wide * N
-        store(
-            acc, alpha + expert * (N // segment), row_scale, bias, out, row, first_n, end, N, 0, 1,
-            segment, False, HAS_ROW_SCALE, HAS_BIAS, BM, BN,
-        )  # fmt: skip
+    pipe = pipeline(BM, A_SLOTS, B_SLOTS)
+    ends = (alpha, row_scale, bias, out, segment)
+    gl.warp_specialize(
+        [
+            (_consumer_role, (pipe, ends, tiles, count, N, steps, 0, BM)),
+            (_consumer_role, (pipe, ends, tiles, count, N, steps, 1, BM)),
+            (_weights_role, (pipe, words, scales, scale_tiles, tiles, count, N, steps)),
+            (_activations_role, (pipe, a, tiles, count, N, steps)),
+        ],
+        [4, 1, 1],
+        [CONSUMERS_REGISTERS, COPIERS_REGISTERS, COPIERS_REGISTERS],
+    )
 
 
 def plan_multiply(
@@ -77,33 +110,24 @@ def plan_multiply(
     alpha: Tensor,
     row_scale: Tensor | None,
     bias: Tensor | None,
-    offsets: Tensor,
+    tiles: Tensor,
     out: Tensor,
     config: HopperConfig,
 ) -> Launch:
-    """a float16 [R + BM, K] decoded, of which R are rows, words [E, N, K/4], scales as bytes [E,
-    Np, Kp], alpha float32 [E, S], row_scale float32 [R], bias [E, N], out [R, N].
+    """a float16 [R, K] decoded, words [E, N, K/4], scales as bytes [E, Np, Kp], alpha float32 [E,
+    S], row_scale float32 [R], bias [E, N], tiles groups.store_tiles' of BM rows, out [R, N].
     """
-    (rows, n), experts, k = out.shape, words.shape[0], a.shape[1]
+    n, k = out.shape[1], a.shape[1]
+    operands = describe(a, words.flatten(0, 1), scales.flatten(0, 1), config)
     return Launch(
         _hopper_grouped_mm_kernel,
-        (cdiv(n, config.BN), most_tiles(rows, experts, config.BM)),
+        (min(sms(a.device), cdiv(n, HOPPER_BN) * tiles.shape[0]),),
         (
-            a, words, scales, alpha, row_scale, bias, offsets, out, experts, n, scales.shape[1],
-            n // alpha.shape[1],
+            *operands, alpha, row_scale, bias, tiles, out, tiles.shape[0], n, k // K_GROUP,
+            scales.shape[1] // TILE_ROWS, n // alpha.shape[1],
         ),
-        {
-            "HAS_ROW_SCALE": row_scale is not None,
-            "HAS_BIAS": bias is not None,
-            "K": k,
-            "SCALE_K": scales.shape[2],
-            "EVEN_N": n % config.BN == 0,
-            "EXPERTS": experts_vector(experts),
-            "BM": config.BM,
-            "BN": config.BN,
-            "STAGES": config.num_stages,
-        },
-        num_warps=config.num_warps,
+        {"BM": config.BM, "A_SLOTS": config.a_slots, "B_SLOTS": config.b_slots},
+        num_warps=4,
         num_stages=1,
         overlaps=True,
     )  # fmt: skip

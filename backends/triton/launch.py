@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from triton.compiler import CompiledKernel
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.runtime import JITFunction
 
 
@@ -36,8 +37,12 @@ class Launch(NamedTuple):
             "launch_pdl": self.overlaps,
         }
 
+    @property
+    def device(self) -> torch.device:
+        return next(arg.device for arg in self.args if isinstance(arg, Tensor))
+
     def run(self) -> None:
-        device = self.args[0].device
+        device = self.device
         if device.type != "cuda":
             self._through_triton()  # interpreted
         elif device.index == torch.cuda.current_device():
@@ -96,6 +101,8 @@ def _kind(value: Any, specialized: bool) -> Any:
     """
     if isinstance(value, Tensor):
         return value.dtype, value.data_ptr() % 16 == 0
+    if isinstance(value, TensorDescriptor):
+        return value.base.dtype, *value.block_shape
     if isinstance(value, int):
         if specialized:
             return 1 if value == 1 else (value % 16 == 0, value < 2**31)

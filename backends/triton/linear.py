@@ -15,43 +15,33 @@ from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton.architecture import overlaps
 from nvfp4.backends.triton.decode import decoded_width
 from nvfp4.backends.triton.gemm import await_previous, count_from_zero, store_for_gemm
-from nvfp4.backends.triton.launch import Launch, cdiv, next_power_of_2
+from nvfp4.backends.triton.launch import Launch, cdiv
 from nvfp4.backends.triton.mm import Operand, plan_decoded
 from nvfp4.backends.triton.mm_config import HopperConfig, MmConfig
 from nvfp4.backends.triton.quantize_config import LONGEST_ROW, Tile, choose_rounding_tile
 from nvfp4.backends.triton.quantize_dynamic import plan_row_scales
-from nvfp4.backends.triton.tiles import round_tile, row_global_scale, to_f32
+from nvfp4.backends.triton.tiles import load_blocks, round_tile, row_global_scale
 from nvfp4.spec.format import DATA_DTYPE
 
 
 @triton.jit(do_not_specialize=["tiles", "M", "p_stride"])
 def _round_rows_kernel(
     x, global_scale, out, row_scale, arrived, tiles, M, K, x_stride, p_stride, out_stride,
-    DYNAMIC: tl.constexpr, ROW: tl.constexpr, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr,
+    DYNAMIC: tl.constexpr, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr,
 ):  # fmt: skip
-    """out float16 [M, decoded_width(K)]: x as NVFP4 holds it; row_scale [M]: each row's own p.
-
-    Of few rows several programs make one: each finds its largest element, and rounds a part.
+    """out float16 [M, decoded_width(K)]: x as NVFP4 holds it; row_scale [M]: each row's own p, for
+    which a program holds whole rows.
     """
     await_previous(SM)
     count_from_zero(arrived, tiles)
     rows = tl.program_id(0) * R + tl.arange(0, R)
-    columns = tl.program_id(1) * C + tl.arange(0, C)
-    x_rows = x + rows.to(tl.int64)[:, None] * x_stride
-    inside = (rows < M)[:, None] & (columns < K)[None, :]
-    values = to_f32(tl.load(x_rows + columns[None, :], mask=inside, other=0.0))
+    values = load_blocks(x, rows, rows < M, tl.program_id(1) * C, K, x_stride, R, C)
     if DYNAMIC:
-        if ROW == C:
-            p = row_global_scale(values)
-        else:
-            row = tl.arange(0, ROW)
-            whole = (rows < M)[:, None] & (row < K)[None, :]
-            p = row_global_scale(to_f32(tl.load(x_rows + row[None, :], mask=whole, other=0.0)))
-        if tl.program_id(1) == 0:
-            tl.store(row_scale + rows, p, mask=rows < M)
+        p = row_global_scale(values)
+        tl.store(row_scale + rows, p, mask=rows < M)
     else:
         p = tl.load(global_scale + rows * p_stride, mask=rows < M, other=1.0)
-    store_for_gemm(round_tile(values, p, R, C, SM), out, rows, M, out_stride, R, C)
+    store_for_gemm(round_tile(values, p, SM), out, rows, M, out_stride, R, C)
 
 
 def plan(
@@ -82,11 +72,10 @@ def _plan_rounding(
     row_scale: Tensor,
     sm: int,
     tile: Tile | None,
-    rows: int,
     arrived: Tensor | None,
 ) -> tuple[Tensor, Launch]:
     (m, k), width = x.shape, decoded_width(x.shape[1])
-    rounded = torch.empty(rows, width, dtype=torch.float16, device=x.device)
+    rounded = torch.empty(m, width, dtype=torch.float16, device=x.device)
     tile = tile or choose_rounding_tile(m, width)
     launch = Launch(
         _round_rows_kernel,
@@ -97,7 +86,6 @@ def _plan_rounding(
         ),
         {
             "DYNAMIC": p is None,
-            "ROW": next_power_of_2(width),
             "R": tile.rows,
             "C": tile.columns,
             "SM": sm,

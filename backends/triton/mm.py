@@ -32,8 +32,8 @@ def _mm_kernel(
     a, b, a_scales, b_scales, alpha, row_scale, bias, out, partial_sums, arrived, M, N, K,
     a_stride, b_stride, scale_stride, alpha_stride, row_scale_stride, segment,
     HAS_ROW_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, SM: tl.constexpr,
-    B_DECODED: tl.constexpr, EVEN_K: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLITS: tl.constexpr,
+    EVEN_K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    SPLITS: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
@@ -45,7 +45,7 @@ def _mm_kernel(
     await_previous(SM)
     acc = multiply(
         a, m_read, a_scales, m_read, a_stride, b, n_read, b_scales, n_read, b_stride, scale_stride,
-        begin, tl.minimum(begin + share, K), K, SM, B_DECODED, EVEN_K, BM, BN, BK,
+        begin, tl.minimum(begin + share, K), K, SM, EVEN_K, BM, BN, BK,
     )  # fmt: skip
     if SPLITS > 1:
         tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
@@ -66,13 +66,10 @@ class Operand(NamedTuple):
 
     data: Tensor
     scales: Tensor
-    decoded: bool = False
 
 
-Decoding = Callable[[int, Tensor | None], tuple[Tensor, Launch]]
-"""Plans how A is decoded: to so many rows, those beyond M unwritten, and its launch, which zeroes
-the counters, if there are some.
-"""
+Decoding = Callable[[Tensor | None], tuple[Tensor, Launch]]
+"""Plans how A is decoded, by a launch that zeroes the counters, if there are some."""
 
 
 def plan(
@@ -116,26 +113,21 @@ def plan_decoded(
     """Before Blackwell, by A decoded."""
     m, n = out.shape
     words = words_of(weight.data)
-    aligned = words.stride(0) * 4 == k and words.data_ptr() % 16 == 0
+    aligned = words.stride(0) * 4 == k and not (words.data_ptr() | weight.scales.data_ptr()) % 16
     if config is None:
         config = choose_config(m, n, k, sm if aligned else LEAST, may_split_k())
     if isinstance(config, HopperConfig):
         shares = hopper_mm.share_out(m, n, k, config, out.device)
-        a, decode = decoding(cdiv(m, config.BM) * config.BM, shares.arrived)
+        a, decode = decoding(shares.arrived)
         factors = alpha, row_scale, bias
         return decode, hopper_mm.plan_multiply(
             a, words, weight.scales, *factors, out, config, shares
         )
-    first: tuple[Launch, ...] = ()
-    weight = Operand(words, weight.scales)
-    if config.decode_first:
-        decoded, launch = plan_decode(words, weight.scales, k, sm, n, None)
-        weight, first = Operand(decoded, weight.scales, True), (launch,)
     splits = _plan_splits(m, n, config, out.device)
-    a, decode = decoding(m, splits.arrived)
-    operands = Operand(a, weight.scales, True), weight
+    a, decode = decoding(splits.arrived)
+    operands = Operand(a, weight.scales), Operand(words, weight.scales)
     multiply = _plan_multiply(*operands, alpha, row_scale, bias, out, k, config, splits, sm)
-    return (*first, decode, multiply)
+    return decode, multiply
 
 
 class Splits(NamedTuple):
@@ -168,8 +160,6 @@ def _plan_multiply(
     sm: int,
 ) -> Launch:
     m, n = out.shape
-    if b.decoded:
-        k = b.data.shape[1]  # whole groups: within one, K has another order
     return Launch(
         _mm_kernel,
         (cdiv(n, config.BN), cdiv(m, config.BM), config.splits),
@@ -183,7 +173,6 @@ def _plan_multiply(
             "HAS_ROW_SCALE": row_scale is not None,
             "HAS_BIAS": bias is not None,
             "SM": sm,
-            "B_DECODED": b.decoded,
             "EVEN_K": k % config.BK == 0,
             "BM": config.BM,
             "BN": config.BN,

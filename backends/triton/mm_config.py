@@ -1,6 +1,7 @@
 """The GEMM's tiles."""
 
 import functools
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -11,9 +12,8 @@ K_GROUP = 128
 
 
 class MmConfig(NamedTuple):
-    """BM x BN outputs a program, BK of K a step. decode_first: a kernel of its own decodes the
-    weights before, instead of every program that multiplies them. splits: so many programs a tile,
-    each with a part of K.
+    """BM x BN outputs a program, BK of K a step. splits: so many programs a tile, each with a part
+    of K.
     """
 
     BM: int
@@ -21,21 +21,23 @@ class MmConfig(NamedTuple):
     BK: int
     num_warps: int
     num_stages: int
-    decode_first: bool = False
     splits: int = 1
 
 
 class HopperConfig(NamedTuple):
-    """BM x BN outputs a tile (hopper_mm.py). per_sm: so many programs an SM share all steps of all
-    tiles, and a tile's sum is split where a share ends; 0: a program a tile, nothing is split.
+    """hopper.py's tiles: BM rows of A times HOPPER_BN of B; slots of a step of either, a power of
+    two. split: as many programs as there are SMs share all steps of all tiles, and a tile's sum is
+    split where a share ends.
     """
 
     BM: int
-    BN: int
-    num_warps: int
-    num_stages: int
-    per_sm: int = 0
+    a_slots: int
+    b_slots: int
+    split: bool = False
 
+
+HOPPER_BN = 128
+"""The scales of as many rows are one tile of the swizzled layout."""
 
 LEAST = 0
 """For tiles that run on every architecture."""
@@ -60,24 +62,36 @@ SPEED = {SMALL: 0.6, LARGE: 1.0}
 with steps of 256, which spill on sm_80): the larger a tile, the less is decoded for each.
 """
 
-HOPPER_FEWEST = MmConfig(8, 64, 256, 4, 4, splits=4)
-"""With 8 tokens Triton multiplies by mma.sync, which is faster there than wgmma; but its sums may
-have another last bit than wgmma's (2 of 49,152 did), as split ones do.
-"""
-
-STEP = {  # bench/results/h200_hopper_tiles.json
-    HopperConfig(128, 128, 8, 4): 0.91,
-    HopperConfig(128, 128, 8, 5, 1): 0.91,
-    HopperConfig(256, 128, 8, 3): 1.62,
+HOPPER_FEWEST = {
+    8: MmConfig(8, 64, 256, 4, 4, splits=4),
+    16: MmConfig(16, 32, 256, 2, 3, splits=4),
 }
-"""Microseconds a tile's step takes on an H200 when every SM has one. Its products alone would take
-0.58 and 1.17. The rest, it seems: a step's operands come from the L2 cache, 45 KB a microsecond to
-each SM; and the warps of a program wait for each other at every step, so that they decode, and
-multiply, all at once.
+"""By the most tokens. Of these Triton 3.6 multiplies by mma.sync, which is faster there than wgmma;
+but its sums may have another last bit than wgmma's (2 of 49,152 did), as split ones do.
 """
 
-TILE, MEETING = 3, 16
-"""Microseconds that a tile takes beside its steps, and split sums to be left and summed."""
+
+class Cost(NamedTuple):
+    """Microseconds of a Hopper tile: a step of K, when every SM has one; sums that meet."""
+
+    step: float
+    meeting: float
+
+
+COST = {  # bench/results/h200_linear_tiles.json
+    HopperConfig(16, 8, 8): Cost(0.45, 5),
+    HopperConfig(32, 8, 8): Cost(0.46, 5.5),
+    HopperConfig(64, 4, 8): Cost(0.56, 6),
+    HopperConfig(128, 4, 4): Cost(0.79, 7.5),
+    HopperConfig(256, 2, 4): Cost(1.27, 13),
+}
+"""On an H200. The products alone would take 1.17 with 256 tokens and half with 128: there the L2
+cache, which gives an SM some 50 KB a microsecond, sets the time, and below it is decoding that
+does.
+"""
+
+TILE = 2
+"""Microseconds that a tile takes beside its steps."""
 
 
 def _fastest(m: int, n: int, tiles: Iterable[MmConfig]) -> MmConfig:
@@ -90,14 +104,19 @@ def _fastest(m: int, n: int, tiles: Iterable[MmConfig]) -> MmConfig:
     return min(tiles, key=time)
 
 
-def _fastest_on_hopper(m: int, n: int, k: int, may_split: bool) -> HopperConfig:
-    def time(tile: HopperConfig) -> float:
-        tiles, steps = -(-m // tile.BM) * -(-n // tile.BN), k // K_GROUP
-        if tile.per_sm:
-            return tiles * steps * STEP[tile] / SMS + MEETING
-        return -(-tiles // SMS) * (steps * STEP[tile] + TILE)
+def _choose_on_hopper(m: int, n: int, k: int, may_split: bool) -> HopperConfig:
+    def time(config: HopperConfig) -> float:
+        cost = COST[config._replace(split=False)]
+        tiles, steps = -(-m // config.BM) * -(-n // HOPPER_BN), k // K_GROUP
+        if config.split:
+            if tiles * steps * SMS >= 2**31:  # the kernel's arithmetic
+                return math.inf
+            return tiles * steps * cost.step / SMS + TILE + cost.meeting
+        return -(-tiles // SMS) * (steps * cost.step + TILE)
 
-    return min((tile for tile in STEP if may_split or not tile.per_sm), key=time)
+    whole = list(COST)
+    split = [tile._replace(split=True) for tile in whole] if may_split else []
+    return min((*whole, *split), key=time)
 
 
 @functools.cache
@@ -112,8 +131,8 @@ def choose_config(
     if sm >= 100:
         return _choose_on_blackwell(m)
     # Measured on an H200 (bench/results/h200_linear_tiles.json).
-    if sm == 90 and m <= 8 and may_split:
-        return HOPPER_FEWEST
+    if sm == 90 and m <= 16 and may_split:
+        return HOPPER_FEWEST[8 if m <= 8 else 16]
     if sm == 90 and k % K_GROUP == 0:
         return _choose_on_hopper(m, n, k, may_split)
     if m <= 16:
@@ -129,18 +148,6 @@ def _choose_on_blackwell(m: int) -> MmConfig:
     """
     bm = next(bm for bm in (16, 32, 64, 128) if m <= bm or bm == 128)
     return MmConfig(bm, 128, 256, 4 if bm < 128 else 8, 3)
-
-
-def _choose_on_hopper(m: int, n: int, k: int, may_split: bool) -> HopperConfig:
-    if m > 512:  # sums that are split take too long to meet
-        return _fastest_on_hopper(m, n, k, False)
-    if m > 64:
-        return _fastest_on_hopper(m, n, k, may_split)
-    bm = next(bm for bm in (16, 32, 64) if m <= bm)
-    # Of few steps it is not worth it, nor where there are tiles enough for two on each SM.
-    split = may_split and k >= 24 * K_GROUP and (bm == 16 or n < 200 * 64)
-    per_sm = {16: 4, 32: 3, 64: 2}[bm] if split else 0
-    return HopperConfig(bm, 64, 4, 4 if split or bm > 16 else 6, per_sm)
 
 
 def choose_grouped_config(rows: int, experts: int, k: int, sm: int) -> MmConfig | HopperConfig:
@@ -164,10 +171,6 @@ def choose_grouped_config(rows: int, experts: int, k: int, sm: int) -> MmConfig 
 
 
 def _choose_grouped_on_hopper(mean: int) -> HopperConfig:
-    if mean <= 16:
-        return HopperConfig(16, 64, 4, 6)
-    if mean <= 28:
-        return HopperConfig(32, 64, 4, 4)
-    if mean <= 64:
-        return HopperConfig(64, 64, 4, 4)
-    return HopperConfig(128, 128, 8, 4) if mean <= 160 else HopperConfig(256, 128, 8, 3)
+    few = {16: 16, 28: 32, 64: 64, 160: 128}
+    bm = next((bm for most, bm in few.items() if mean <= most), 256)
+    return next(tile for tile in COST if bm == tile.BM)

@@ -18,11 +18,11 @@ from nvfp4.backends.triton.route import local_expert
 from nvfp4.backends.triton.tiles import (
     TILE_BLOCKS,
     TILE_ROWS,
+    load_blocks,
     quantize_tile,
     row_global_scale,
     store_scales,
     store_words,
-    to_f32,
 )
 from nvfp4.spec import swizzle
 from nvfp4.spec.format import DATA_DTYPE
@@ -45,10 +45,7 @@ def _quantize_tokens_kernel(
             _clear_padding(scales, offsets, program - token_programs, E, scale_columns, EXPERTS)
     else:
         tokens = program * R + tl.arange(0, R)
-        columns = column + tl.arange(0, C)
-        inside = (tokens < M)[:, None] & (columns < K)[None, :]
-        at = tokens.to(tl.int64)[:, None] * x_stride + columns[None, :]
-        values = to_f32(tl.load(x + at, mask=inside, other=0.0))
+        values = load_blocks(x, tokens, tokens < M, column, K, x_stride, R, C)
         if DYNAMIC:
             p = row_global_scale(values)
         else:

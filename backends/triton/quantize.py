@@ -7,7 +7,7 @@ from torch import Tensor
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton.launch import Launch, cdiv
 from nvfp4.backends.triton.quantize_config import Tile, choose_tile
-from nvfp4.backends.triton.tiles import store_quantized, to_f32
+from nvfp4.backends.triton.tiles import load_blocks, store_quantized
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, SWIZZLED
 
 
@@ -18,10 +18,7 @@ def _quantize_kernel(
 ):  # fmt: skip
     rows = tl.program_id(0) * R + tl.arange(0, R)
     column = tl.program_id(1) * C
-    columns = column + tl.arange(0, C)
-    inside = (rows < M)[:, None] & (columns < K)[None, :]
-    offsets = rows.to(tl.int64)[:, None] * x_stride + columns[None, :]
-    values = to_f32(tl.load(x + offsets, mask=inside, other=0.0))
+    values = load_blocks(x, rows, rows < M, column, K, x_stride, R, C)
     p = tl.load(global_scale + rows * p_stride, mask=rows < M, other=1.0)
     store_quantized(
         values,

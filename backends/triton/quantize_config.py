@@ -16,6 +16,12 @@ MIN_COLUMNS = 64
 LONGEST_ROW = 65536
 """The longest row that one program keeps in registers: 64 float32 a thread in 32 warps."""
 
+FEW_ROWS = 512
+"""About as many as an H200 has room for at once, a row a program."""
+
+MOST_WARPS = 32
+"""Of a program, on any GPU."""
+
 
 class Tile(NamedTuple):
     rows: int
@@ -37,14 +43,14 @@ def choose_row_tile(k: int) -> Tile:
 
 
 def choose_rounding_tile(rows: int, width: int) -> Tile:
-    """For activations on their way into a GEMM: `width` whole groups of K. Few rows are cut into
-    parts, each a program's, since nothing else runs meanwhile.
+    """For activations on their way into a GEMM: `width` whole groups of K. A thread has one block
+    of few rows, to be done soon, and of many rows as many as four warps have.
     """
     columns = min(next_power_of_2(width), LONGEST_ROW)
-    if rows <= 64:
-        return Tile(1, min(columns, 1024), 8)
-    tile_rows = max(1, 4096 // columns)
-    return Tile(tile_rows, columns, max(tile_rows * columns // 2048, 1))
+    tile_rows = max(1, 2048 // columns)
+    elements = tile_rows * columns
+    warps = elements // (32 * BLOCK) if rows <= FEW_ROWS else max(4, elements // 2048)
+    return Tile(tile_rows, columns, min(warps, MOST_WARPS))
 
 
 assert MIN_COLUMNS % (BLOCK * TILE_BLOCKS) == 0

@@ -10,7 +10,13 @@ from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton.launch import Launch, cdiv
 from nvfp4.backends.triton.quantize import quantize
 from nvfp4.backends.triton.quantize_config import LONGEST_ROW, Tile, choose_row_tile
-from nvfp4.backends.triton.tiles import row_global_scale, store_quantized, to_f32
+from nvfp4.backends.triton.tiles import (
+    global_scale_of,
+    largest_of_row,
+    load_blocks,
+    row_global_scale,
+    store_quantized,
+)
 from nvfp4.spec.format import DATA_DTYPE, SWIZZLED
 
 
@@ -20,10 +26,7 @@ def _quantize_rows_kernel(
     SWIZZLED: tl.constexpr, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * R + tl.arange(0, R)
-    columns = tl.arange(0, C)
-    inside = (rows < M)[:, None] & (columns < K)[None, :]
-    offsets = rows.to(tl.int64)[:, None] * x_stride + columns[None, :]
-    values = to_f32(tl.load(x + offsets, mask=inside, other=0.0))
+    values = load_blocks(x, rows, rows < M, 0, K, x_stride, R, C)
     p = row_global_scale(values)
     tl.store(global_scale + rows, p, mask=rows < M)
     store_quantized(
@@ -33,15 +36,12 @@ def _quantize_rows_kernel(
 
 @triton.jit
 def _row_scales_kernel(x, global_scale, K, x_stride, C: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    largest = tl.zeros((1, C), tl.float32)
+    row = tl.program_id(0) + tl.arange(0, 1)
+    amax = tl.zeros((1,), tl.float32)
     for start in range(0, K, C):
-        columns = start + tl.arange(0, C)
-        values = to_f32(tl.load(x + row * x_stride + columns, mask=columns < K, other=0.0))
-        # NaN loses every comparison, so it is skipped here as row_global_scale skips it.
-        magnitude = tl.abs(values)[None, :]
-        largest = tl.where(magnitude > largest, magnitude, largest)
-    tl.store(global_scale + row + tl.arange(0, 1), row_global_scale(largest))
+        values = load_blocks(x, row, row >= 0, start, K, x_stride, 1, C)
+        amax = tl.maximum(amax, largest_of_row(values))
+    tl.store(global_scale + row, global_scale_of(amax))
 
 
 def plan(

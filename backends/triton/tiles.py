@@ -1,8 +1,10 @@
 """Device functions: NVFP4's bits on tiles, in integer and IEEE float32 arithmetic that every GPU
 (and Triton's interpreter) rounds alike. sm_80 has no FP8 type, so E4M3 stays uint8 here.
 
-Shapes: a tile is [R, C] elements, its packed data [R, C/8] int32 words of 8 codes, its scales
-[R, C/16] uint8. R and C are powers of two, C at least 64.
+Shapes: a tile of R rows and C columns is [R, C/16, 16] elements, a block the last axis, so that
+what there is of a block, [R, C/16], is where the block's elements are, whatever the layout. Its
+packed data is [R, C/16, 2] int32 words of 8 codes, its scales [R, C/16] uint8. R and C are powers
+of two, C at least 64.
 """
 
 import triton
@@ -63,7 +65,7 @@ def reciprocal(x):
 @triton.jit
 def to_f32(x):
     """Any float -> float32, exact."""
-    if INTERPRETED and x.dtype == tl.bfloat16:
+    if x.dtype == tl.bfloat16:  # compiled to fewer instructions than x.to(tl.float32), too
         return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     else:
         return x.to(tl.float32)
@@ -107,25 +109,32 @@ def e4m3_to_f16(scales, SM: tl.constexpr):
 
 @triton.jit
 def f32_to_e4m3(x, SM: tl.constexpr):
-    """float32 in [0, Inf], not NaN -> uint8, nearest even, saturating at 448."""
+    """float32 in [0, Inf] -> uint8, nearest even, saturating at 448; NaN -> NAN_SCALE."""
     if SM >= FP8 and not INTERPRETED:
         return x.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
     else:
+        is_nan = x != x
         x = tl.minimum(x, E4M3_MAX)
         bits = x.to(tl.int32, bitcast=True)
         normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - ((127 - 7) << 3)
         # Below 2^-6 E4M3 counts in steps of 2^-9, which is what a float32 near 2^14 does.
         subnormal = (x + 16384.0).to(tl.int32, bitcast=True) & 0xF
-        return tl.where(x < 0.015625, subnormal, normal).to(tl.uint8)
+        scales = tl.where(x < 0.015625, subnormal, normal)
+        return tl.where(is_nan, NAN_SCALE, scales).to(tl.uint8)
 
 
 @triton.jit
-def rounds_to_e2m1(magnitude):
-    """float32 in [0, 6] -> what to add to it for it to be rounded as E2M1, nearest even: where E2M1
-    counts in halves, ones or twos, a float32 2^22 times as large as 1, 2 or 4 does.
-    """
-    exponent = tl.maximum(magnitude, 1.0).to(tl.int32, bitcast=True) & INF_BITS
-    return (exponent + (22 << 23)).to(tl.float32, bitcast=True)
+def round_to_e2m1(x):
+    """float32 -> float32, nearest even, saturating at 6 (NaN too), the sign kept."""
+    # Where E2M1 counts in halves, ones or twos, a float32 2^22 times as large as 1, 2 or 4 does.
+    # That product is exact, so that a fused multiply-add rounds as an addition does.
+    magnitude = tl.minimum(tl.abs(x), 6.0)
+    power = tl.maximum(magnitude, 1.0).to(tl.int32, bitcast=True) & INF_BITS
+    power = power.to(tl.float32, bitcast=True)
+    large = tl.full(x.shape, 2.0**22, tl.float32)
+    rounded = tl.fma(power, -large, tl.fma(power, large, magnitude))
+    sign = x.to(tl.int32, bitcast=True) & SIGN
+    return (rounded.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -146,12 +155,15 @@ def f32_to_e2m1(x, sign_mask, SM: tl.constexpr):
             pack=1,
         )
     else:
-        # The sum's last bits count halves, ones or twos; its exponent tells which, and so from
-        # which code on they count.
+        # Codes count halves up to 2, then ones from 2 on, then twos: each the least of the three
+        # counts, which a float32 from 2^23 on, where it has no fraction, rounds as E2M1 does.
         magnitude = tl.minimum(tl.abs(x), 6.0)
-        rounded = (magnitude + rounds_to_e2m1(magnitude)).to(tl.int32, bitcast=True)
-        codes = (rounded & 7) + (rounded >> 22) - 2 * (127 + 22)
-        codes |= (x.to(tl.int32, bitcast=True) >> 28) & sign_mask
+        halves = (magnitude + magnitude) + 2.0**23
+        ones = magnitude + (2.0**23 + 2)
+        twos = magnitude * 0.5 + (2.0**23 + 4)
+        codes = tl.minimum(tl.minimum(halves, ones), twos).to(tl.int32, bitcast=True)
+        codes -= (127 + 23) << 23
+        codes += (x.to(tl.int32, bitcast=True) >> 28) & sign_mask
     return codes
 
 
@@ -179,20 +191,25 @@ def largest(x, axis: tl.constexpr):
 
 @triton.jit
 def largest_of_row(x):
-    """x [R, C] -> [R], the largest magnitude: a NaN counts as 0, an Inf as FLT_MAX."""
+    """x [R, C/16, 16] -> [R], the largest magnitude: a NaN counts as 0, an Inf as FLT_MAX."""
     if INTERPRETED:
         bits = x.to(tl.int32, bitcast=True) & MAGNITUDE
         bits = tl.where(bits > INF_BITS, 0, tl.minimum(bits, INF_BITS - 1))
-        return tl.max(bits, axis=1).to(tl.float32, bitcast=True)
+        return tl.max(tl.max(bits, axis=2), axis=1).to(tl.float32, bitcast=True)
     else:
-        amax = tl.max(tl.abs(x), axis=1)  # NaN only if all are
+        amax = tl.max(tl.max(tl.abs(x), axis=2), axis=1)  # NaN only if all are
         return tl.where(amax == amax, tl.minimum(amax, FLOAT32_MAX), 0.0)
 
 
 @triton.jit
 def row_global_scale(x):
-    """x float32 [R, C] -> p float32 [R]: a NaN counts as 0, an Inf as FLT_MAX."""
-    amax = largest_of_row(x)
+    """x float32 [R, C/16, 16] -> p float32 [R]: a NaN counts as 0, an Inf as FLT_MAX."""
+    return global_scale_of(largest_of_row(x))
+
+
+@triton.jit
+def global_scale_of(amax):
+    """The largest magnitudes float32 [R] -> p float32 [R]."""
     p = tl.maximum(
         tl.div_rn(amax, tl.full(amax.shape, GLOBAL_SCALE_DIVISOR, tl.float32)), FLOAT32_MIN_NORMAL
     )
@@ -201,8 +218,8 @@ def row_global_scale(x):
 
 @triton.jit
 def row_power_of_two(x):
-    """x float32 [R, C] -> float32 [R]: a power of two that x may be divided by to be float16, its
-    largest element then at least 2^14. A NaN counts as 0.
+    """x float32 [R, C/16, 16] -> float32 [R]: a power of two that x may be divided by to be
+    float16, its largest element then at least 2^14. A NaN counts as 0.
     """
     exponent = largest_of_row(x).to(tl.int32, bitcast=True) >> 23
     exponent = tl.maximum(exponent - 14, 127 - 112)
@@ -210,48 +227,42 @@ def row_power_of_two(x):
 
 
 @triton.jit
-def scale_blocks(x, p, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr):
-    """x float32 [R, C], p float32 [R] -> scales uint8, what they stand for (float32), what a block
-    is multiplied by (float32), whether it has a NaN: each [R, C/16].
+def scale_blocks(x, p, SM: tl.constexpr):
+    """x float32 [R, C/16, 16], p float32 [R] -> scales uint8, what they stand for (float32), what
+    a block is multiplied by (float32), NaN if it has one: each [R, C/16].
     """
-    blocks = x.reshape(R, C // BLOCK, BLOCK)
-    amax = largest(blocks, 2)
-    is_nan = amax != amax
-    amax = tl.where(is_nan, 0.0, amax)
-
+    amax = largest(x, 2)
     enc = reciprocal(p) * ONE_SIXTH
     scales = f32_to_e4m3(amax * enc[:, None], SM)
     sf = e4m3_to_f16(scales, SM).to(tl.float32)
-    inverse = tl.minimum(reciprocal(sf * p[:, None]), FLOAT32_MAX)
-    inverse = tl.where(is_nan, float("nan"), tl.where(scales == 0, 0.0, inverse))
-    scales = tl.where(is_nan, NAN_SCALE, scales).to(tl.uint8)
-    return scales, tl.where(is_nan, float("nan"), sf), inverse, is_nan
+    # Nothing is divided by 0: that takes long.
+    is_zero = scales == 0
+    inverse = reciprocal(tl.where(is_zero, 1.0, sf * p[:, None]))
+    inverse = tl.where(is_zero, 0.0, tl.minimum(inverse, FLOAT32_MAX))
+    return scales, sf, tl.where(amax != amax, float("nan"), inverse)
 
 
 @triton.jit
 def quantize_tile(x, p, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr):
-    """x float32 [R, C], p float32 [R] -> words int32 [R, C/8], scales uint8 [R, C/16]."""
-    scales, _, inverse, is_nan = scale_blocks(x, p, R, C, SM)
-    blocks = x.reshape(R, C // BLOCK, BLOCK)
-    sign_mask = tl.where(is_nan, 0, 8)
-    codes = f32_to_e2m1(blocks * inverse[:, :, None], sign_mask[:, :, None], SM)
+    """x float32 [R, C/16, 16], p float32 [R] -> words int32 [R, C/16, 2], scales uint8
+    [R, C/16].
+    """
+    scales, _, inverse = scale_blocks(x, p, SM)
+    sign_mask = tl.where(inverse != inverse, 0, 8)
+    codes = f32_to_e2m1(x * inverse[:, :, None], sign_mask[:, :, None], SM)
     # Eight codes fill disjoint nibbles of a word, so their sum is their union.
     nibble = (tl.arange(0, BLOCK) % 8) * 4
-    words = tl.sum((codes << nibble[None, None, :]).reshape(R, C // 8, 8), axis=2)
+    words = tl.sum((codes << nibble[None, None, :]).reshape(R, C // BLOCK, 2, 8), axis=3)
     return words, scales
 
 
 @triton.jit
-def round_tile(x, p, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr):
-    """x float32 [R, C], p float32 [R] -> float16 [R, C/16, 16], as NVFP4 has it: e2m1 * sf over
-    E2M1_F16_SCALE.
+def round_tile(x, p, SM: tl.constexpr):
+    """x float32 [R, C/16, 16], p float32 [R] -> float16 [R, C/16, 16], as NVFP4 has it: e2m1 * sf
+    over E2M1_F16_SCALE.
     """
-    _, sf, inverse, _ = scale_blocks(x, p, R, C, SM)
-    scaled = x.reshape(R, C // BLOCK, BLOCK) * inverse[:, :, None]
-    magnitude = tl.minimum(tl.abs(scaled), 6.0)
-    large = rounds_to_e2m1(magnitude)
-    value = ((magnitude + large) - large).to(tl.int32, bitcast=True)
-    value = (value | (scaled.to(tl.int32, bitcast=True) & SIGN)).to(tl.float32, bitcast=True)
+    _, sf, inverse = scale_blocks(x, p, SM)
+    value = round_to_e2m1(x * inverse[:, :, None])
     return (value * (sf * (1 / E2M1_F16_SCALE))[:, :, None]).to(tl.float16)
 
 
@@ -277,6 +288,24 @@ def glu(gate, up, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def load_blocks(x, rows, live, column, K, row_stride, R: tl.constexpr, C: tl.constexpr):
+    """The columns [column, column + C) of those rows [R] of x [M, K] that are live: float32
+    [R, C/16, 16], zeros elsewhere.
+    """
+    # A block's halves are each as much as one load can be of 16 bits, and both the same thread's:
+    # what is found of a block is found by one thread, and once. The blocks' axis comes first here,
+    # and in every store of a tile: an order in which Triton gives all the same threads.
+    HALF: tl.constexpr = BLOCK // 2
+    columns = column + tl.arange(0, C // BLOCK)[:, None, None] * BLOCK + tl.arange(0, HALF)
+    at = x + rows.to(tl.int64)[None, :, None] * row_stride + columns
+    inside = live[None, :, None] & (columns < K)
+    first = tl.load(at, mask=inside, other=0.0)
+    second = tl.load(at + HALF, mask=inside, other=0.0)
+    halves = tl.join(first, second).permute(1, 0, 3, 2)
+    return to_f32(halves.reshape(R, C // BLOCK, BLOCK))
+
+
+@triton.jit
 def scale_offsets(rows, blocks, row_stride, SWIZZLED: tl.constexpr):
     """Byte offsets (int64) of the scales at rows [R, 1], blocks [1, C]; row_stride: Ksf, or Kp
     swizzled.
@@ -293,11 +322,12 @@ def scale_offsets(rows, blocks, row_stride, SWIZZLED: tl.constexpr):
 
 @triton.jit
 def store_words(words, data, rows, live, column, K, C: tl.constexpr):
-    """A tile's packed codes, int32 [R, C/8], to those rows of data [M, K/2] that are live."""
-    word = column // 8 + tl.arange(0, C // 8)
+    """A tile's packed codes, int32 [R, C/16, 2], to those rows of data [M, K/2] that are live."""
+    word = column // 8 + tl.arange(0, C // BLOCK)[:, None, None] * 2 + tl.arange(0, 2)
     data = data.to(tl.pointer_type(tl.int32), bitcast=True)
-    offsets = rows.to(tl.int64)[:, None] * (K // 8) + word[None, :]
-    tl.store(data + offsets, words, mask=live[:, None] & (word < K // 8)[None, :])
+    offsets = rows.to(tl.int64)[None, :, None] * (K // 8) + word
+    inside = live[None, :, None] & (word < K // 8)
+    tl.store(data + offsets, words.permute(1, 0, 2), mask=inside)
 
 
 @triton.jit
@@ -305,9 +335,18 @@ def store_scales(
     sf, scales, rows, live, column, scale_columns, SWIZZLED: tl.constexpr, C: tl.constexpr
 ):
     """A tile's scales, uint8 [R, C/16], to those rows of the scales that are live."""
-    block = column // BLOCK + tl.arange(0, C // BLOCK)
-    offsets = scale_offsets(rows[:, None], block[None, :], scale_columns, SWIZZLED)
-    tl.store(scales + offsets, sf, mask=live[:, None] & (block < scale_columns)[None, :])
+    block = column // BLOCK + tl.arange(0, C // BLOCK)[:, None]
+    offsets = scale_offsets(rows[None, :], block, scale_columns, SWIZZLED)
+    tl.store(scales + offsets, sf.trans(), mask=live[None, :] & (block < scale_columns))
+
+
+@triton.jit
+def store_padding(
+    scales, rows, column, scale_columns, SWIZZLED: tl.constexpr, R: tl.constexpr, C: tl.constexpr
+):
+    """The scales of rows [R] that are padding."""
+    padding = tl.zeros((R, C // BLOCK), tl.uint8)
+    store_scales(padding, scales, rows, rows >= 0, column, scale_columns, SWIZZLED, C)
 
 
 @triton.jit
@@ -315,7 +354,8 @@ def store_quantized(
     x, p, data, scales, rows, column, M, K, scale_rows, scale_columns,
     SWIZZLED: tl.constexpr, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr,
 ):  # fmt: skip
-    """Quantize the tile x [R, C] at (rows, column) and store it, the scales' padding included.
+    """Quantize the tile x float32 [R, C/16, 16] at (rows, column) and store it, the scales' padding
+    included.
 
     x holds zeros outside [M, K], and a zero block's scale is the padding byte 0x00.
     """

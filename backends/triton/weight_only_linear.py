@@ -15,18 +15,24 @@ from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton.architecture import FP8, is_blackwell, overlaps
 from nvfp4.backends.triton.decode import decoded_width
 from nvfp4.backends.triton.gemm import await_previous, count_from_zero, store_for_gemm
-from nvfp4.backends.triton.launch import Launch, cdiv, next_power_of_2
+from nvfp4.backends.triton.launch import Launch, cdiv
 from nvfp4.backends.triton.mm import Operand, plan_decoded
 from nvfp4.backends.triton.mm_config import HopperConfig, MmConfig
 from nvfp4.backends.triton.quantize_config import Tile, choose_rounding_tile
-from nvfp4.backends.triton.tiles import E2M1_F16_SCALE, from_f32, row_power_of_two, to_f32
+from nvfp4.backends.triton.tiles import (
+    E2M1_F16_SCALE,
+    from_f32,
+    load_blocks,
+    row_power_of_two,
+    to_f32,
+)
 from nvfp4.spec.format import DATA_DTYPE
 
 
 @triton.jit(do_not_specialize=["tiles", "M"])
 def _lay_out_rows_kernel(
     x, out, row_scale, arrived, tiles, M, K, x_stride, out_stride,
-    ROW: tl.constexpr, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr,
+    WHOLE_ROWS: tl.constexpr, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr,
 ):  # fmt: skip
     """out float16 [M, decoded_width(K)] in decode's order, row_scale [M] what it is to be
     multiplied by, with E2M1_F16_SCALE, which the GEMM takes A to be divided by.
@@ -34,23 +40,18 @@ def _lay_out_rows_kernel(
     await_previous(SM)
     count_from_zero(arrived, tiles)
     rows = tl.program_id(0) * R + tl.arange(0, R)
-    x_rows = x + rows.to(tl.int64)[:, None] * x_stride
-    p = tl.zeros((R,), tl.float32)
-    for first in range(0, K, ROW):
-        row = first + tl.arange(0, ROW)
-        whole = (rows < M)[:, None] & (row < K)[None, :]
-        p = tl.maximum(
-            p, row_power_of_two(to_f32(tl.load(x_rows + row[None, :], mask=whole, other=0.0)))
-        )
-    columns = tl.program_id(1) * C + tl.arange(0, C)
-    inside = (rows < M)[:, None] & (columns < K)[None, :]
-    values = tl.load(x_rows + columns[None, :], mask=inside, other=0.0)
-    if values.dtype == tl.float32:
+    values = load_blocks(x, rows, rows < M, tl.program_id(1) * C, K, x_stride, R, C)
+    p = row_power_of_two(values)
+    if not WHOLE_ROWS:
+        for first in range(0, K, C):
+            part = load_blocks(x, rows, rows < M, first, K, x_stride, R, C)
+            p = tl.maximum(p, row_power_of_two(part))
+    if x.dtype.element_ty == tl.float32:
         values = to_f32(from_f32(values, tl.bfloat16))
-    values = (to_f32(values) * (1.0 / p)[:, None]).to(tl.float16)
+    values = (values * (1.0 / p)[:, None, None]).to(tl.float16)
     store_for_gemm(values, out, rows, M, out_stride, R, C)
-    if tl.program_id(1) == 0:
-        tl.store(row_scale + rows, p * (1.0 / E2M1_F16_SCALE), mask=rows < M)
+    # Of a row's several programs each stores it: they have found the same.
+    tl.store(row_scale + rows, p * (1.0 / E2M1_F16_SCALE), mask=rows < M)
 
 
 def plan(
@@ -76,14 +77,14 @@ def plan(
 
 
 LONGEST = 8192
-"""Elements of a row that are looked at at once."""
+"""Elements of a row that are looked at at once; of a longer one, each program looks at all."""
 
 
 def _plan_rows(
-    x: Tensor, row_scale: Tensor, sm: int, rows: int, arrived: Tensor | None
+    x: Tensor, row_scale: Tensor, sm: int, arrived: Tensor | None
 ) -> tuple[Tensor, Launch]:
     (m, k), width = x.shape, decoded_width(x.shape[1])
-    out = torch.empty(rows, width, dtype=torch.float16, device=x.device)
+    out = torch.empty(m, width, dtype=torch.float16, device=x.device)
     tile: Tile = choose_rounding_tile(m, min(width, LONGEST))
     launch = Launch(
         _lay_out_rows_kernel,
@@ -93,7 +94,7 @@ def _plan_rows(
             x.stride(0), width,
         ),
         {
-            "ROW": min(next_power_of_2(width), LONGEST),
+            "WHOLE_ROWS": width <= tile.columns,
             "R": tile.rows,
             "C": tile.columns,
             "SM": sm,
