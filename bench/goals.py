@@ -20,12 +20,23 @@ GOALS = {
 """By tokens: how many times as fast as a peer, geometric means over the weight shapes."""
 
 
-def _mean(rows: list[dict[str, Any]], peer: str) -> float:
-    """Of ours to a peer's speed; of "weight-only …", of ours with activations in bf16."""
+def _mean(rows: list[dict[str, Any]], peer: str) -> float | None:
+    """Of ours to a peer's speed; of "weight-only …", of ours with activations in bf16. None: the
+    peer did not run.
+    """
     own, _, name = peer.rpartition(" ")
     ratios = [row["ratios"] for row in rows]
+    if any(name not in r for r in ratios):
+        return None
     over = [r[name] / (r["weight-only"] if own else 1) for r in ratios]
     return prod(over) ** (1 / len(over))
+
+
+def _cell(got: float | None, goal: float | None = None) -> str:
+    if got is None:
+        return "not run"
+    mark = "" if goal is None else "🟢 " if got >= goal else "🔴 "
+    return f"{mark}{got:.2f}"
 
 
 def table(found: dict[str, Any]) -> str:
@@ -40,9 +51,8 @@ def table(found: dict[str, Any]) -> str:
             continue
         cells = [str(tokens)]
         for peer, goal in goals.items():
-            got = _mean(rows, peer)
-            cells += [f"{'🟢' if got >= goal else '🔴'} {got:.2f}", f"{goal:.2f}"]
-        cells += [f"{_mean(rows, f'weight-only {peer}'):.2f}" for peer in goals]
+            cells += [_cell(_mean(rows, peer), goal), f"{goal:.2f}"]
+        cells += [_cell(_mean(rows, f"weight-only {peer}")) for peer in goals]
         lines.append("| " + " | ".join(cells) + " |")
     machine = found["machine"]
     facts = (machine["gpu"], *(f"{name} {machine[name]}" for name in ("torch", "triton", "commit")))

@@ -78,7 +78,7 @@ class Cost(NamedTuple):
     meeting: float
 
 
-COST = {  # bench/results/h200_linear_tiles.json
+COST = {  # bench/results/h200_hopper_tiles.json
     HopperConfig(16, 8, 8): Cost(0.45, 5),
     HopperConfig(32, 8, 8): Cost(0.46, 5.5),
     HopperConfig(64, 4, 8): Cost(0.56, 6),
