@@ -16,10 +16,11 @@ from cases import (
 )
 
 import nvfp4
-from nvfp4.backends.contract import target_of
+from nvfp4.backends.contract import Workload, target_of
 from nvfp4.backends.settings import BATCH_INVARIANT
 from nvfp4.backends.triton.mm import plan
 from nvfp4.backends.triton.mm_config import COST, K_GROUP, HopperConfig, choose_config
+from nvfp4.backends.triton.quantize_config import choose_rounding_tile
 from nvfp4.spec.format import FLOAT_DTYPES
 
 pytestmark = pytest.mark.op("mm")
@@ -115,6 +116,19 @@ CONFIGS |= {config._replace(split=split) for config in COST for split in (False,
 TILES = [(config, k) for config in sorted(CONFIGS, key=str)
          for k in (16, 64, 176, 256, 576, 1408)
          if k % K_GROUP == 0 or not isinstance(config, HopperConfig)]  # fmt: skip
+
+
+@pytest.mark.parametrize("sm", [80, 90, 100])
+@pytest.mark.parametrize("n, k", [(7168, 2048), (9216, 3584), (576, 960), (4096, 4000), (128, 128)])
+@pytest.mark.parametrize("may_split", [False, True])
+def test_warming_up_meets_every_tile(sm, n, k, may_split):
+    """What a number of tokens runs by was compiled for one of those that are warmed up."""
+
+    def tiles(m: int):
+        return choose_config(m, n, k, sm, may_split), choose_rounding_tile(m, k)
+
+    warm = {tiles(m) for m in Workload(n, k, 3000).token_counts()}
+    assert {tiles(m) for m in range(1, 3001)} == warm
 
 
 @pytest.mark.parametrize("config, k", TILES, ids=str)

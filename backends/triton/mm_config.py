@@ -110,6 +110,9 @@ def _fastest(m: int, n: int, tiles: Iterable[MmConfig]) -> MmConfig:
 
 
 def _choose_on_hopper(m: int, n: int, k: int, may_split: bool) -> HopperConfig:
+    if m > 128:
+        m = -(-m // 128) * 128  # of more than a few, the numbers that are warmed up (contract.py)
+
     def time(config: HopperConfig) -> float:
         cost = COST[config._replace(split=False)]
         tiles, steps = -(-m // config.BM) * -(-n // HOPPER_BN), k // K_GROUP
