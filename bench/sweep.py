@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import triton
 import typer
 
 import nvfp4
@@ -33,11 +32,14 @@ from nvfp4.backends.triton import (
 from nvfp4.backends.triton.launch import Launch
 from nvfp4.backends.triton.mm_config import COST, K_GROUP, HopperConfig, MmConfig
 from nvfp4.backends.triton.quantize_config import Tile
+from nvfp4.backends.triton.tuned import machine
 from nvfp4.bench.timing import compare
 from nvfp4.ops.quantize import empty_quantized
 from nvfp4.spec.swizzle import swizzled_shape
 
-COPIES = 12
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+COPIES = 12 if DEVICE.type == "cuda" else 1
 """Weights rotate: 12 copies of the smallest one swept exceed an H200's 60 MB of L2."""
 
 GEMMS = {"mm": "mm", "grouped": "grouped_mm", "linear": "linear"}
@@ -50,8 +52,8 @@ Config = MmConfig | HopperConfig
 
 def _mm_makers(m: int, n: int, k: int, copies: int = COPIES) -> Callable[[Config], Makers]:
     torch.manual_seed(0)
-    x = nvfp4.quantize_dynamic(torch.randn(m, k, device="cuda", dtype=torch.bfloat16))
-    w = nvfp4.quantize_weight(torch.randn(n, k, device="cuda", dtype=torch.bfloat16))
+    x = nvfp4.quantize_dynamic(torch.randn(m, k, device=DEVICE, dtype=torch.bfloat16))
+    w = nvfp4.quantize_weight(torch.randn(n, k, device=DEVICE, dtype=torch.bfloat16))
     weights = [(w.data.clone(), w.scales.clone()) for _ in range(copies)]
     sm = target_of(x.device).sm
 
@@ -59,7 +61,7 @@ def _mm_makers(m: int, n: int, k: int, copies: int = COPIES) -> Callable[[Config
         alpha = w.global_scale.view(1, 1)
 
         def make(data: torch.Tensor, scales: torch.Tensor) -> Made:
-            out = torch.empty(m, n, dtype=torch.bfloat16, device="cuda")
+            out = torch.empty(m, n, dtype=torch.bfloat16, device=DEVICE)
             operands = x.data, data, x.scales.view(torch.uint8), scales.view(torch.uint8)
             return out, mm.plan(*operands, alpha, x.global_scale, None, out, sm, config)
 
@@ -70,14 +72,14 @@ def _mm_makers(m: int, n: int, k: int, copies: int = COPIES) -> Callable[[Config
 
 def _linear_makers(m: int, n: int, k: int, copies: int = COPIES) -> Callable[[Config], Makers]:
     torch.manual_seed(0)
-    x = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
-    w = nvfp4.quantize_weight(torch.randn(n, k, device="cuda", dtype=torch.bfloat16))
+    x = torch.randn(m, k, device=DEVICE, dtype=torch.bfloat16)
+    w = nvfp4.quantize_weight(torch.randn(n, k, device=DEVICE, dtype=torch.bfloat16))
     weights = [(w.data.clone(), w.scales.clone().view(torch.uint8)) for _ in range(copies)]
     alpha, sm = w.global_scale.view(1, 1), target_of(x.device).sm
 
     def makers(config: Config) -> Makers:
         def make(data: torch.Tensor, scales: torch.Tensor) -> Made:
-            out = torch.empty(m, n, dtype=torch.bfloat16, device="cuda")
+            out = torch.empty(m, n, dtype=torch.bfloat16, device=DEVICE)
             return out, linear.plan(x, data, scales, alpha, None, None, out, sm, config)
 
         return [partial(make, data, scales) for data, scales in weights]
@@ -90,20 +92,20 @@ def _grouped_makers(
 ) -> Callable[[Config], Makers]:
     """Rows spread over the experts at random; all their weights exceed the cache by themselves."""
     torch.manual_seed(0)
-    x = torch.randn(rows, k, device="cuda", dtype=torch.bfloat16)
-    ids = torch.randint(experts, (rows, 1), device="cuda")
+    x = torch.randn(rows, k, device=DEVICE, dtype=torch.bfloat16)
+    ids = torch.randint(experts, (rows, 1), device=DEVICE)
     a, _ = nvfp4.moe_dispatch(x, ids, experts)
     # Any bytes are codes, and these are scales from 1/4 to 4: a worker has no room for floats.
-    weights = torch.randint(0, 256, (experts, n, k // 2), dtype=torch.uint8, device="cuda")
+    weights = torch.randint(0, 256, (experts, n, k // 2), dtype=torch.uint8, device=DEVICE)
     weight_scales = torch.randint(
-        0x28, 0x49, (experts, *swizzled_shape(n, k)), dtype=torch.uint8, device="cuda"
+        0x28, 0x49, (experts, *swizzled_shape(n, k)), dtype=torch.uint8, device=DEVICE
     )
-    alpha, data_scales = torch.ones(experts, 1, device="cuda"), a.scales.view(torch.uint8)
+    alpha, data_scales = torch.ones(experts, 1, device=DEVICE), a.scales.view(torch.uint8)
     sm = target_of(x.device).sm
 
     def makers(config: Config) -> Makers:
         def make() -> Made:
-            out = torch.zeros(rows, n, dtype=torch.bfloat16, device="cuda")
+            out = torch.zeros(rows, n, dtype=torch.bfloat16, device=DEVICE)
             operands = (a.data, weights, data_scales, weight_scales, alpha, a.row_scale)
             return out, grouped_mm.plan(*operands, None, a.offsets, out, sm, config)
 
@@ -115,8 +117,8 @@ def _grouped_makers(
 def _quantizer_makers(op: str, m: int, k: int, copies: int = 2) -> Callable[[Tile], Makers]:
     torch.manual_seed(0)
     width = 2 * k if op == "silu_mul_quantize" else k
-    xs = [torch.randn(m, width, device="cuda", dtype=torch.bfloat16) for _ in range(copies)]
-    p, sm = torch.full((1,), 1e-3, device="cuda"), target_of(xs[0].device).sm
+    xs = [torch.randn(m, width, device=DEVICE, dtype=torch.bfloat16) for _ in range(copies)]
+    p, sm = torch.full((1,), 1e-3, device=DEVICE), target_of(xs[0].device).sm
 
     def makers(tile: Tile) -> Makers:
         def make(x: torch.Tensor) -> Made:
@@ -125,7 +127,7 @@ def _quantizer_makers(op: str, m: int, k: int, copies: int = 2) -> Callable[[Til
             if op == "quantize":
                 launch = quantize.plan(x, p, "swizzled", *outputs, sm, tile)
             elif op == "quantize_dynamic":
-                rows = torch.empty(m, device="cuda")
+                rows = torch.empty(m, device=DEVICE)
                 launch = quantize_dynamic.plan(x, "swizzled", *outputs, rows, sm, tile)
             else:
                 args = (x, p, None, None, "silu", "swizzled", *outputs, None, sm, tile)
@@ -159,12 +161,12 @@ _LINEAR = {
 """Tiles worth trying, by the most tokens."""
 
 
-def _linear_configs(m: int, k: int) -> Iterator[Config]:
+def linear_configs(m: int, k: int) -> Iterator[Config]:
     most = next(most for most in _LINEAR if m <= most)
     for tile in _LINEAR[most]:
         for splits in (1, 4) if m <= 16 else (1,):
             yield MmConfig(*tile, splits=splits)
-    if torch.cuda.get_device_capability() == (9, 0) and k % K_GROUP == 0:
+    if target_of(DEVICE).sm == 90 and k % K_GROUP == 0:
         for config in COST:
             if m / 4 <= config.BM < 2 * max(m, 16):
                 yield config
@@ -202,7 +204,7 @@ def _configs(kind: str, op: str, shape: tuple[int, ...]) -> Iterator[Any]:
     if kind == "grouped":
         return _grouped_configs()
     if kind == "linear":
-        return _linear_configs(shape[0], shape[2])
+        return linear_configs(shape[0], shape[2])
     return _mm_configs(shape[0]) if kind == "mm" else _tiles(op, shape[1])
 
 
@@ -236,12 +238,22 @@ def _compile(kind: str, shape: tuple[int, ...], op: str, share: list[Any]) -> No
     torch.cuda.synchronize()
 
 
-def _sweep(kind: str, op: str, shape: tuple[int, ...], configs: list[Any]) -> list[dict[str, Any]]:
+def _compile_all(kind: str, shape: tuple[int, ...], op: str, configs: list[Any]) -> None:
     workers = max(1, (os.cpu_count() or 2) - 1)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         shares = [configs[i::workers] for i in range(workers)]
         list(pool.map(partial(_compile, kind, shape, op), shares))
 
+
+def _settle() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def sweep(kind: str, op: str, shape: tuple[int, ...], configs: list[Any]) -> list[dict[str, Any]]:
+    """Each configuration, whether it gave the right result, and its time; the fastest first."""
+    if DEVICE.type == "cuda":  # else they are interpreted
+        _compile_all(kind, shape, op, configs)
     makers = _problem(kind, shape, op, COPIES if kind in ("mm", "linear") else 2)
     rows, calls, first = [], {}, None
     for config in configs:
@@ -249,7 +261,7 @@ def _sweep(kind: str, op: str, shape: tuple[int, ...], configs: list[Any]) -> li
             out, launches = makers(config)[0]()
             out.view(torch.uint8).fill_(0x7F)
             _run(launches)
-            torch.cuda.synchronize()
+            _settle()
         except Exception as error:  # too much shared memory or too many registers for this GPU
             rows.append({"config": config._asdict(), "error": str(error)[:80]})
             continue
@@ -264,7 +276,7 @@ def _sweep(kind: str, op: str, shape: tuple[int, ...], configs: list[Any]) -> li
             }
         )
         calls[str(len(rows) - 1)] = [lambda make=make: _run(make()[-1]) for make in makers(config)]
-    for index, timing in compare(calls, "cuda", 7).items():
+    for index, timing in compare(calls, DEVICE.type, 7).items():
         rows[int(index)]["microseconds"] = timing.median * 1e6
     return sorted(rows, key=lambda row: row.get("microseconds", float("inf")))
 
@@ -287,7 +299,7 @@ def main(
     for text, op in itertools.product(shapes.split(","), ops):
         shape = tuple(map(int, text.split("x")))
         configs = list(_configs(kind, op, shape))
-        rows = found[f"{op} {text}"] = _sweep(kind, op, shape, configs)
+        rows = found[f"{op} {text}"] = sweep(kind, op, shape, configs)
         print(f"{op} {text}: {len(rows)} tiles", flush=True)
         for row in rows[:show]:
             print(f"  {row.get('microseconds', 0):8.1f} us {row}", flush=True)
@@ -296,8 +308,7 @@ def main(
                 print(f"  WRONG {row}", flush=True)
     if out is not None:
         about = {
-            "machine": f"{torch.cuda.get_device_name()}, torch {torch.__version__}, "
-            f"triton {triton.__version__}",
+            "machine": machine(DEVICE),
             "command": f"python -m nvfp4.bench.sweep {kind} --shapes {shapes}",
         }
         out.write_text(json.dumps(about | found) + "\n")

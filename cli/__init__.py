@@ -2,7 +2,7 @@
 
 import typer
 
-from nvfp4.cli import bench, convert, demo, info, inspect, warmup
+from nvfp4.cli import bench, convert, demo, info, inspect, tune, warmup
 
 app = typer.Typer(
     help="NVFP4 operators: what runs here, a real model on them, how fast they are; checkpoints.",
@@ -14,6 +14,7 @@ app.command()(info.info)
 app.command()(demo.demo)
 app.command()(bench.bench)
 app.command()(warmup.warmup)
+app.command()(tune.tune)
 app.command()(convert.convert)
 app.command()(inspect.inspect)
 

@@ -15,7 +15,7 @@ from nvfp4.ops.warmup import moe_workloads
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-def _shape(text: str) -> tuple[int, int]:
+def weight_shape(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if not match or int(match[2]) % 16 or not int(match[1]) or not int(match[2]):
         raise ValueError(f"--shape needs NxK, K a multiple of 16, such as 6144x3584, got {text!r}")
@@ -65,7 +65,7 @@ def warmup(
     with user_errors(), steps() as step:
         dtypes = tuple(_dtype("dtype", name) for name in dtype)
         added = _dtype("bias", bias) if bias else None
-        workloads = [Workload(*_shape(text), max_m, dtypes, added) for text in shape or ()]
+        workloads = [Workload(*weight_shape(text), max_m, dtypes, added) for text in shape or ()]
         for text in moe or ():
             workloads += moe_workloads(*_experts(text), max_m, top_k, dtypes, glu=calibrated)
         if not workloads:

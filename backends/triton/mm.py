@@ -24,6 +24,7 @@ from nvfp4.backends.triton.gemm import (
 )
 from nvfp4.backends.triton.launch import Launch, cdiv
 from nvfp4.backends.triton.mm_config import LEAST, HopperConfig, MmConfig, choose_config
+from nvfp4.backends.triton.tuned import tuned_config
 from nvfp4.spec.format import DATA_DTYPE
 
 
@@ -114,6 +115,8 @@ def plan_decoded(
     m, n = out.shape
     words = words_of(weight.data)
     aligned = words.stride(0) * 4 == k and not (words.data_ptr() | weight.scales.data_ptr()) % 16
+    if config is None and aligned:
+        config = tuned_config(m, n, k, out.device, may_split_k())
     if config is None:
         config = choose_config(m, n, k, sm if aligned else LEAST, may_split_k())
     if isinstance(config, HopperConfig):

@@ -1,0 +1,43 @@
+"""python -m nvfp4 tune: measure which tiles are fastest on this machine, and keep them."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from nvfp4.cli.errors import user_errors
+from nvfp4.cli.progress import steps
+from nvfp4.cli.warmup import weight_shape
+
+
+def tune(
+    out: Annotated[Path, typer.Option(help="The file to write; NVFP4_TUNED names it to the ops.")],
+    shape: Annotated[list[str], typer.Option(help="A weight's NxK; may be given again.")],
+    tokens: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="A number of tokens; may be given again. Default: 1 to 8192."),
+    ] = None,
+) -> None:
+    """Time the Triton backend's tiles for linear, on weights of these shapes, and write the fastest
+    to a file. Ops use it where the environment's NVFP4_TUNED names it: give every rank the same.
+    """
+    # Triton decides whether it interprets when it is imported.
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+    from nvfp4.backends.triton.tuned import TUNED, as_text
+    from nvfp4.bench.sweep import DEVICE
+    from nvfp4.bench.tune import TOKENS, measure
+
+    with user_errors(), steps() as step:
+        shapes = [weight_shape(text) for text in shape]
+        counts = tokens or TOKENS
+        picks = measure(shapes, counts, step("tiles", len(shapes) * len(counts)))
+        unfinished = out.with_name(out.name + ".unfinished")
+        unfinished.write_text(as_text(picks, DEVICE))
+        unfinished.replace(out)
+    for (n, k), all_ in picks.items():
+        for pick in all_:
+            print(f"{pick.m}x{n}x{k}: {pick.fastest}")
+    print(f"{TUNED}={out}")
