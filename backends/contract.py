@@ -1,6 +1,7 @@
 """What a backend is, and the facts it is asked about."""
 
 import functools
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -76,6 +77,14 @@ CompileAhead = Callable[[Iterable[Workload], str, int], Compilation]
 """What workloads need, for an architecture such as "sm_100a", in so many processes (0: one per
 CPU).
 """
+
+
+def sm_of(arch: str) -> int:
+    """100 of "sm_100a"."""
+    found = re.fullmatch(r"sm_(\d+)[a-z]?", arch)
+    if not found:
+        raise ValueError(f"nvfp4: an architecture is sm_90a, sm_100a or the like, got {arch!r}")
+    return int(found[1])
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 import typer
 
-from nvfp4.backends.contract import Backend, Workload
+from nvfp4.backends.contract import Backend, Problem, Target, Workload, sm_of
 from nvfp4.cli.errors import user_errors
 from nvfp4.cli.progress import steps
 from nvfp4.dispatch import BACKENDS
@@ -57,9 +57,9 @@ def warmup(
     arch: Annotated[str, typer.Option(help="What to compile for.")] = "sm_100a",
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per CPU.")] = 0,
 ) -> None:
-    """Fill the cache of compiled kernels (NVFP4_CACHE_DIR, default ~/.cache/nvfp4) with all that mm
-    and linear need for weights of these shapes, and moe for these experts. Needs no GPU. Triton
-    keeps its own cache.
+    """Fill the caches of compiled kernels (NVFP4_CACHE_DIR, default ~/.cache/nvfp4, and Triton's)
+    with what mm and linear need for weights of these shapes, and moe for these experts. Needs no
+    GPU.
     """
     failures = 0
     with user_errors(), steps() as step:
@@ -70,7 +70,7 @@ def warmup(
             workloads += moe_workloads(*_experts(text), max_m, top_k, dtypes, glu=calibrated)
         if not workloads:
             raise ValueError("warmup needs a --shape or a --moe, got neither")
-        for backend, works in _shared_out(workloads).items():
+        for backend, works in _shared_out(workloads, sm_of(arch)).items():
             assert backend.compile_ahead is not None
             compilation = backend.compile_ahead(works, arch, workers)
             advance = step(f"{backend.name} for {arch}", compilation.kernels)
@@ -82,15 +82,15 @@ def warmup(
         raise typer.Exit(1)
 
 
-def _shared_out(workloads: list[Workload]) -> dict[Backend, list[Workload]]:
+def _shared_out(workloads: list[Workload], sm: int) -> dict[Backend, list[Workload]]:
     """What each backend that compiles ahead has kernels for; ValueError if none has any."""
-    shares = {}
-    for backend in BACKENDS:
-        works = [w for w in workloads if ("grouped_mm" if w.experts else "mm") in backend.ops]
-        if works and backend.compile_ahead is not None:
-            shares[backend] = works
+    shares: dict[Backend, list[Workload]] = {}
     for work in workloads:
-        if not any(work in works for works in shares.values()):
-            what = "grouped_mm" if work.experts else "mm"
-            raise ValueError(f"warmup needs a backend that compiles {what} ahead, got none")
+        problem = Problem("grouped_mm" if work.experts else "mm", Target("cuda", sm))
+        backends = [b for b in BACKENDS if b.compile_ahead is not None and not b.reasons(problem)]
+        if not backends:
+            need = f"a backend that compiles {problem.op} ahead for {problem.target}"
+            raise ValueError(f"warmup needs {need}, got none")
+        for backend in backends:
+            shares.setdefault(backend, []).append(work)
     return shares

@@ -3,9 +3,10 @@ CPU.
 """
 
 import os
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
-from nvfp4.backends.contract import Backend, Problem
+from nvfp4.backends.contract import Backend, Compilation, Problem, Workload, sm_of
 from nvfp4.backends.triton.architecture import is_blackwell
 
 OLDEST = (3, 6)
@@ -51,6 +52,16 @@ def _only_by_name(problem: Problem) -> str:
     return "Triton's interpreter checks kernels, slowly" if interpreting() else ""
 
 
+def _compile_ahead(workloads: Iterable[Workload], arch: str, workers: int) -> Compilation:
+    if interpreting():
+        return Compilation(0, iter(()))
+    from nvfp4.backends.triton.warmup import compile_all, launches_for
+
+    works, sm = list(workloads), sm_of(arch)
+    launches = launches_for(works, sm)
+    return Compilation(len(launches), compile_all(launches, works, sm, workers))
+
+
 BACKEND = Backend(
     name="triton",
     ops=(
@@ -67,4 +78,5 @@ BACKEND = Backend(
     ),
     needs=_needs,
     only_by_name=_only_by_name,
+    compile_ahead=_compile_ahead,
 )

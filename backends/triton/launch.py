@@ -8,6 +8,8 @@ is compiled serves any number that has its configuration, and warming up is not 
 """
 
 import functools
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any, NamedTuple
 
 import torch
@@ -55,7 +57,7 @@ class Launch(NamedTuple):
         """By the compiled kernel itself, once there is one: Triton's own way to it costs more of
         the host's time than the launch.
         """
-        kinds = map(_kind, self.args, specialized(self.kernel))
+        kinds = map(kind, self.args, specialized(self.kernel))
         options = (self.num_warps, self.num_stages, self.overlaps, *self.constants.values())
         key = (self.kernel.fn, device, *options, *kinds)
         loaded = _LOADED.get(key)
@@ -65,6 +67,7 @@ class Launch(NamedTuple):
             loaded.kernel[(*self.grid, 1, 1)[:3]](*self.args, *loaded.constants)
 
     def _load(self) -> "Loaded":
+        hash_all()
         if torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 f"nvfp4: {self.kernel.fn.__name__} would be compiled while a CUDA graph is "
@@ -90,12 +93,25 @@ _LOADED: dict[tuple[Any, ...], Loaded] = {}
 
 
 @functools.cache
+def hash_all() -> None:
+    """Triton finds a kernel in its cache on disk by a hash of the source and the constants of all
+    functions it calls; but of one that was not hashed before in this process the constants do not
+    count. All being hashed first, in one order, a process finds what another has compiled.
+    """
+    package = import_module(__package__)
+    for module in sorted(module.name for module in iter_modules(package.__path__)):
+        for _, value in sorted(vars(import_module(f"{__package__}.{module}")).items()):
+            if isinstance(value, JITFunction):
+                value.cache_key  # noqa: B018 - hashes it
+
+
+@functools.cache
 def specialized(kernel: JITFunction) -> tuple[bool, ...]:
     """Which of a kernel's arguments it is specialized to."""
     return tuple(not parameter.do_not_specialize for parameter in kernel.params)
 
 
-def _kind(value: Any, specialized: bool) -> Any:
+def kind(value: Any, specialized: bool) -> Any:
     """What Triton specializes a kernel to: a pointer's dtype and alignment; whether an integer is
     1, a multiple of 16, or wide.
     """

@@ -58,7 +58,7 @@ def tuned_config(m: int, n: int, k: int, device: torch.device, may_split: bool) 
     ValueError: NVFP4_TUNED names no file of picks.
     """
     path = os.environ.get(TUNED, "")
-    if not path:
+    if not path or device.type == "meta":
         return None
     pick = next((p for p in _picks(path, device).get((n, k), ()) if p.m >= m), None)
     return pick and (pick.fastest if may_split else pick.whole)

@@ -1,0 +1,177 @@
+"""Compiling ahead of the first call: which kernels a workload needs, and making them, in parallel,
+for Triton's cache. A cache filled on a machine without a GPU, for the right architecture, serves.
+
+    python -m nvfp4.backends.triton.warmup SM < pickled workloads, and which of their kernels
+
+is one of the processes: a program of its own, which an engine's daemons may start, too.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from subprocess import PIPE
+from tempfile import TemporaryFile
+
+import torch
+import triton
+from torch import Tensor
+
+from nvfp4.backends.contract import Workload
+from nvfp4.backends.triton import grouped_mm, linear, mm, quantize_dynamic
+from nvfp4.backends.triton.architecture import is_blackwell
+from nvfp4.backends.triton.launch import Launch, hash_all, kind, specialized
+from nvfp4.backends.triton.quantize_config import LONGEST_ROW
+from nvfp4.spec.format import DATA_DTYPE, SWIZZLED
+from nvfp4.spec.grouped import grouped_scales_shape
+from nvfp4.spec.swizzle import scales_shape
+
+
+def launches_for(workloads: Iterable[Workload], sm: int) -> list[tuple[str, Launch]]:
+    """Of each kernel that they need one launch, by a name for it."""
+    return [found for work in dict.fromkeys(workloads) for found in _launches_of(work, sm)]
+
+
+@functools.cache
+def _launches_of(work: Workload, sm: int) -> list[tuple[str, Launch]]:
+    found: dict[tuple[object, ...], tuple[str, Launch]] = {}
+    plan = _grouped if work.experts else _linear
+    for dtype, m in product(work.dtypes, work.token_counts()):
+        for launch in plan(work, m, dtype, sm):
+            kinds = tuple(a.dtype if isinstance(a, Tensor) else a is None for a in launch.args)
+            made_of = (*launch.constants.items(), launch.num_warps, launch.num_stages)
+            name = f"{launch.kernel.fn.__name__.strip('_')} for {work.n}x{work.k}"
+            found.setdefault((launch.kernel.fn, *made_of, *kinds), (name, launch))
+    return list(found.values())
+
+
+def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _linear(work: Workload, m: int, dtype: torch.dtype, sm: int) -> Iterator[Launch]:
+    """Of activations that have a scale a row, and a weight that has one."""
+    n, k = work.n, work.k
+    bias = None if work.bias is None else _meta(n, dtype=work.bias)
+    x, weight = _meta(m, k, dtype=dtype), _meta(n, k // 2, dtype=DATA_DTYPE)
+    weight_scales = _meta(*scales_shape((n, k), SWIZZLED), dtype=DATA_DTYPE)
+    alpha, out = _meta(1, 1), _meta(m, n, dtype=dtype)
+    if not is_blackwell(sm):
+        yield from linear.plan(x, weight, weight_scales, alpha, None, bias, out, sm)
+        return
+    data, p = _meta(m, k // 2, dtype=DATA_DTYPE), _meta(m)
+    scales = _meta(*scales_shape((m, k), SWIZZLED), dtype=DATA_DTYPE)
+    if k <= LONGEST_ROW:
+        yield quantize_dynamic.plan(x, SWIZZLED, data, scales, p, sm)
+    yield from mm.plan(data, weight, scales, weight_scales, alpha, p, bias, out, sm)
+
+
+def _grouped(work: Workload, rows: int, dtype: torch.dtype, sm: int) -> Iterator[Launch]:
+    """Of weights that have one scale each, and of those whose gate and up have their own."""
+    n, k, experts = work.n, work.k, work.experts
+    a, b = _meta(rows, k // 2, dtype=DATA_DTYPE), _meta(experts, n, k // 2, dtype=DATA_DTYPE)
+    a_scales = _meta(*grouped_scales_shape(rows, experts, k), dtype=DATA_DTYPE)
+    b_scales = _meta(experts, *scales_shape((n, k), SWIZZLED), dtype=DATA_DTYPE)
+    bias = None if work.bias is None else _meta(experts, n, dtype=work.bias)
+    offsets, out = _meta(experts + 1, dtype=torch.int32), _meta(rows, n, dtype=dtype)
+    for segments in (1, 2) if n % 2 == 0 else (1,):
+        factors = _meta(experts, segments), _meta(rows), bias
+        yield from grouped_mm.plan(a, b, a_scales, b_scales, *factors, offsets, out, sm)
+
+
+def _mark(launch: Launch, sm: int) -> Path:
+    """A file that is there once the kernel was compiled: Triton's own cache is not asked without
+    compiling.
+    """
+    hash_all()
+    kinds = map(kind, launch.args, specialized(launch.kernel))
+    made_of = (triton.__version__, sm, launch.kernel.cache_key, launch.constants, launch.options)
+    name = hashlib.sha256(repr((*made_of, *kinds)).encode()).hexdigest()
+    return Path(triton.knobs.cache.dir) / "nvfp4" / name
+
+
+def compile_all(
+    launches: Sequence[tuple[str, Launch]], workloads: Sequence[Workload], sm: int, workers: int = 0
+) -> Iterator[tuple[str, str]]:
+    """Compile the workloads' launches in `workers` processes (0: one per CPU). Yields each as it is
+    done, and "cached", "compiled" or what went wrong.
+    """
+    missing = []
+    for index, (name, launch) in enumerate(launches):
+        if _mark(launch, sm).exists():
+            yield name, "cached"
+        else:
+            missing.append(index)
+    left = min(workers or os.cpu_count() or 1, len(missing))
+    done: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
+    for share in [missing[first::left] for first in range(left)]:
+        threading.Thread(target=_run_share, args=(sm, workloads, share, done)).start()
+    while left:
+        outcome = done.get()
+        if outcome is None:
+            left -= 1
+        else:
+            yield outcome
+
+
+def _run_share(
+    sm: int,
+    workloads: Sequence[Workload],
+    share: Sequence[int],
+    done: "queue.SimpleQueue[tuple[str, str] | None]",
+) -> None:
+    """One process, and what it says of each kernel; None at its end."""
+    command = [sys.executable, "-m", __name__, str(sm)]
+    paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = os.environ | paths | {"TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
+    try:
+        with TemporaryFile() as errors:
+            with subprocess.Popen(
+                command, env=environment, stdin=PIPE, stdout=PIPE, stderr=errors
+            ) as process:
+                assert process.stdin is not None and process.stdout is not None
+                process.stdin.write(pickle.dumps((list(workloads), list(share))))
+                process.stdin.close()
+                for line in process.stdout:
+                    name, outcome = json.loads(line)
+                    done.put((name, outcome))
+            if process.returncode:
+                errors.seek(0)
+                said = errors.read().decode(errors="replace").strip().splitlines()
+                raise RuntimeError(said[-1] if said else f"exit status {process.returncode}")
+    except Exception as error:  # told as a kernel's is, not lost in a thread
+        done.put((f"{len(share)} kernels", f"failed: {error}"))
+    finally:
+        done.put(None)
+
+
+def main(sm: int) -> None:
+    from nvfp4.backends.triton.ahead import compile_launch
+
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever else is printed, by libraries too, is no answer
+    workloads, share = pickle.load(sys.stdin.buffer)
+    launches = launches_for(workloads, sm)
+    for index in share:
+        name, launch = launches[index]
+        try:
+            compile_launch(launch, sm)
+            mark = _mark(launch, sm)
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+            outcome = "compiled"
+        except Exception as error:
+            outcome = f"failed: {error}"
+        print(json.dumps([name, outcome]), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
