@@ -5,13 +5,14 @@ import queue
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
 import nvfp4
-from nvfp4.backends.contract import Workload, sm_of
+from nvfp4.backends.contract import Compilation, Target, Workload, sm_of
 from nvfp4.backends.triton import warmup
 
 ROOT = Path(__file__).parent.parent
@@ -128,6 +129,18 @@ def test_a_process_finds_what_another_has_compiled_whatever_it_ran_first():
 def test_an_architecture_that_nobody_compiles_for(command, arch, message):
     refused = command("--shape", "96x256", "--arch", arch)
     assert refused.returncode == 2 and message in refused.stderr
+
+
+def test_what_cannot_be_compiled_ahead_is_an_error_where_nothing_else_will_tell(monkeypatch):
+    failed = Compilation(1, iter([("a kernel", "failed: why")] * 2))
+    backend = SimpleNamespace(compile_ahead=lambda *args: failed)
+    module = sys.modules["nvfp4.ops.warmup"]
+    monkeypatch.setattr(module, "choose", lambda *args, **kwargs: backend)
+    monkeypatch.setattr(module, "target_of", lambda device: Target(device.type, 90))
+    with pytest.raises(RuntimeError, match="a kernel: failed: why"):
+        module.compile_ahead([DENSE], torch.device("cpu"))
+    with pytest.warns(UserWarning, match="a kernel: failed: why"):
+        module.compile_ahead([DENSE], torch.device("cuda"))
 
 
 def test_an_interpreter_compiles_nothing(monkeypatch):
