@@ -14,8 +14,8 @@ import pickle
 import queue
 import subprocess
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from subprocess import PIPE
@@ -112,14 +112,15 @@ def compile_all(
             missing.append(index)
     left = min(workers or os.cpu_count() or 1, len(missing))
     done: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
-    for share in [missing[first::left] for first in range(left)]:
-        threading.Thread(target=_run_share, args=(sm, workloads, share, done)).start()
-    while left:
-        outcome = done.get()
-        if outcome is None:
-            left -= 1
-        else:
-            yield outcome
+    with ThreadPoolExecutor(left or 1) as pool:
+        for first in range(left):
+            pool.submit(_run_share, sm, workloads, missing[first::left], done)
+        while left:
+            outcome = done.get()
+            if outcome is None:
+                left -= 1
+            else:
+                yield outcome
 
 
 def _run_share(
@@ -170,7 +171,8 @@ def main(sm: int) -> None:
             outcome = "compiled"
         except Exception as error:
             outcome = f"failed: {error}"
-        print(json.dumps([name, outcome]), file=answers, flush=True)
+        answers.write(json.dumps([name, outcome]) + "\n")
+        answers.flush()
 
 
 if __name__ == "__main__":
