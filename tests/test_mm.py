@@ -18,6 +18,7 @@ from cases import (
 import nvfp4
 from nvfp4.backends.contract import Workload, target_of
 from nvfp4.backends.settings import BATCH_INVARIANT
+from nvfp4.backends.triton.hopper_mm import share_out
 from nvfp4.backends.triton.mm import plan
 from nvfp4.backends.triton.mm_config import COST, K_GROUP, HopperConfig, choose_config
 from nvfp4.backends.triton.quantize_config import choose_rounding_tile
@@ -148,6 +149,13 @@ def test_every_tile_of_triton(device, config, k):
     for launch in plan(*(t.to(device) for t in operands), alpha, None, None, out, sm, config):
         launch.run()
     same_bits(out, (_values(a) @ _values(b).T * 0.25).float())
+
+
+def test_steps_that_32_bits_do_not_count_are_not_shared_out():
+    config = HopperConfig(16, 8, 8, split=True)
+    assert share_out(16, 2**16, 2**16, config, torch.device("cpu")).programs > 1
+    with pytest.raises(ValueError, match="too many steps"):
+        share_out(2**16, 2**16, 2**16, config, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)

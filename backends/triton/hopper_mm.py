@@ -52,7 +52,7 @@ def _tile_at(tile, tiles_m, tiles_n, BAND: gl.constexpr):
 
 @gluon.jit
 def _first_step(program, steps):
-    """A program's first, of all steps."""
+    """A program's first, of all steps (fewer than share_out allows)."""
     return program * steps // gl.num_programs(0)
 
 
@@ -228,7 +228,10 @@ def share_out(m: int, n: int, k: int, config: HopperConfig, device: torch.device
     tiles = cdiv(m, config.BM) * cdiv(n, HOPPER_BN)
     if not config.split:
         return Shares(min(sms(device), tiles))
-    programs = min(sms(device), tiles * (k // K_GROUP))
+    steps = tiles * (k // K_GROUP)
+    programs = min(sms(device), steps)
+    if steps * programs >= 2**31:
+        raise ValueError(f"{config} shares out too many steps for 32 bits: {m} x {n} x {k}")
     sums = torch.empty(programs, HOPPER_BN, config.BM, device=device)
     return Shares(programs, sums, torch.empty(2 * tiles, dtype=torch.int32, device=device))
 
