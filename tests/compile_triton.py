@@ -121,6 +121,14 @@ def _grouped(rows: int, experts: int, k: int) -> torch.Tensor:
     return _meta(*grouped_scales_shape(rows, experts, k), dtype=torch.uint8)
 
 
+def _instructions(ptx: str) -> Iterator[str]:
+    """Their names; "fma exact" where a product by a power of two leaves one rounding, the sum's."""
+    for name, operands in re.findall(r"^\s*(?:@!?%p\d+ )?([a-z][\w.:]+)(.*)", ptx, re.M):
+        factor = re.search(r", 0f([0-9A-F]{8}), ", operands)
+        exact = name == "fma.rn.f32" and factor and int(factor[1], 16) & 0x7FFFFF == 0
+        yield "fma exact" if exact else name
+
+
 def main(sm: int) -> None:
     found: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     stack: dict[str, int] = collections.defaultdict(int)
@@ -128,9 +136,7 @@ def main(sm: int) -> None:
         compiled = compile_launch(launch, sm)
         assert compiled.asm["cubin"]
         assert compiled.metadata.shared <= SHARED_MEMORY[sm], (name, compiled.metadata.shared)
-        found[name].update(
-            re.findall(r"^\s*(?:@!?%p\d+ )?([a-z][\w.:]+)", compiled.asm["ptx"], re.M)
-        )
+        found[name].update(_instructions(compiled.asm["ptx"]))
         stack[name] = max(stack[name], stack_bytes(compiled.asm["cubin"]))
     print(json.dumps({"instructions": found, "stack": stack}))
 

@@ -8,7 +8,7 @@ from cases import same_bits
 
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton import tiles
-from nvfp4.spec import glu, rounding
+from nvfp4.spec import glu, packing, rounding
 
 COUNT = 1 << 14
 
@@ -20,7 +20,10 @@ def _apply(x, y, out, FUNCTION: tl.constexpr, N: tl.constexpr, SM: tl.constexpr)
     if FUNCTION == "silu" or FUNCTION == "gelu_tanh":
         tl.store(out + at, tiles.glu(a, b, FUNCTION))
     elif FUNCTION == "e2m1":
-        tl.store(out + at, tiles.f32_to_e2m1(a, 8, SM).to(tl.uint8))
+        blocks = a.reshape(1, N // 16, 16)
+        is_nan = tl.max((blocks != blocks).to(tl.int32), axis=2) > 0
+        words = tiles.pack(blocks, is_nan, SM).reshape(N // 8)
+        tl.store(out + tl.arange(0, N // 8), words)
     elif FUNCTION == "e4m3":
         tl.store(out + at, tiles.f32_to_e4m3(a, SM))
     elif FUNCTION == "bfloat16":
@@ -53,9 +56,14 @@ def test_glu(device, activation):
     same_bits(got, glu.glu(gate, up, None, activation))
 
 
-def test_f32_to_e2m1(device):
-    x = torch.cat([torch.linspace(-8, 8, COUNT // 2), _floats()[::2]])
-    same_bits(_run("e2m1", x, x, torch.uint8, device), rounding.to_e2m1(x))
+def test_packing_e2m1(device):
+    ties = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
+    near = torch.cat([ties, ties.nextafter(ties * 0), ties.nextafter(ties * 2), ties * 0])
+    x = torch.cat([near, -near, torch.linspace(-8, 8, COUNT // 2 - 56), _floats()[::2]])
+    x[-16:] = float("nan")
+    words = _run("e2m1", x, x, torch.int32, device)[: COUNT // 8]
+    codes = torch.where(x.isnan(), 7, rounding.to_e2m1(x))
+    same_bits(words.view(torch.uint8), packing.pack(codes.to(torch.uint8)))
 
 
 def test_f32_to_e4m3(device):

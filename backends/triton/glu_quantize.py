@@ -16,7 +16,13 @@ from nvfp4.backends.triton.groups import (
     tile_of_expert,
 )
 from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.quantize_config import LONGEST_ROW, Tile, choose_row_tile, choose_tile
+from nvfp4.backends.triton.quantize_config import (
+    FEW_ROWS,
+    LONGEST_ROW,
+    Tile,
+    choose_row_tile,
+    choose_tile,
+)
 from nvfp4.backends.triton.tiles import (
     TILE_ROWS,
     global_scale_of,
@@ -125,8 +131,11 @@ def plan(
     """
     (m, both), (scale_rows, scale_columns) = gate_up.shape, scales.shape
     k, experts = both // 2, 0 if offsets is None else offsets.numel() - 1
-    if tile is None:
-        tile = choose_row_tile(k) if p is None else choose_tile(k, 1024, 1024, num_warps=2)
+    if tile is None and p is None:
+        tile = choose_row_tile(m, k)
+    elif tile is None:
+        elements = 512 if m <= FEW_ROWS else 1024
+        tile = choose_tile(k, elements, widest=elements, num_warps=2)
     rows = scale_rows
     if experts:
         rows = swizzle.TILE_ROWS * most_tiles(m, experts, swizzle.TILE_ROWS)

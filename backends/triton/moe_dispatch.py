@@ -97,7 +97,7 @@ def plan(
     """
     (m, k), experts = x.shape, offsets.numel() - 1
     if tile is None:
-        tile = choose_row_tile(k) if p is None else choose_tile(k, 2048, 1024, num_warps=2)
+        tile = choose_row_tile(m, k) if p is None else choose_tile(k, 2048, 1024, num_warps=2)
     token_programs = cdiv(m, tile.rows)
     padded = most_tiles(data.shape[0], experts, swizzle.TILE_ROWS)
     return Launch(

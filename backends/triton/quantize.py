@@ -6,7 +6,7 @@ from torch import Tensor
 
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.quantize_config import Tile, choose_tile
+from nvfp4.backends.triton.quantize_config import FEW_ROWS, Tile, choose_tile
 from nvfp4.backends.triton.tiles import load_blocks, store_quantized
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, SWIZZLED
 
@@ -49,7 +49,8 @@ def plan(
 ) -> Launch:
     """x [M, K], global_scale float32 [1] or [M], scales as bytes; sm: the architecture."""
     (m, k), (scale_rows, scale_columns) = x.shape, scales.shape
-    tile = tile or choose_tile(k, elements=4096, widest=1024, num_warps=2)
+    warps = 4 if m <= FEW_ROWS else 1
+    tile = tile or choose_tile(k, elements=2048, widest=1024, num_warps=warps)
     return Launch(
         _quantize_kernel,
         (cdiv(scale_rows, tile.rows), cdiv(scale_columns * BLOCK, tile.columns)),

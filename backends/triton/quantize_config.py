@@ -1,7 +1,7 @@
 """How the quantizers cut a tensor into tiles.
 
-Measured on an H200: bench/results/h200_tiles.json, of the kernels before commit 53b1176; of those
-since, a script timed fewer tiles, and these were still the fastest of many rows.
+Measured on an H200: bench/results/h200_tiles.json, of many rows; of few (1 and 64), a script timed
+tiles by how much a thread has: one block is soonest done.
 """
 
 from typing import NamedTuple
@@ -36,11 +36,12 @@ def choose_tile(k: int, elements: int, widest: int, num_warps: int) -> Tile:
     return Tile(max(1, elements // columns), columns, num_warps)
 
 
-def choose_row_tile(k: int) -> Tile:
+def choose_row_tile(rows: int, k: int) -> Tile:
     """For row scales made on the way: whole rows, so that x is read once."""
     columns = max(next_power_of_2(k), MIN_COLUMNS)
-    rows = max(1, 4096 // columns)
-    return Tile(rows, columns, max(rows * columns // 2048, 1))
+    tile_rows = max(1, 4096 // columns)
+    warps = tile_rows * columns // (32 * (BLOCK if rows <= FEW_ROWS else 4 * BLOCK))
+    return Tile(tile_rows, columns, min(max(warps, 1), MOST_WARPS))
 
 
 def choose_rounding_tile(rows: int, width: int) -> Tile:

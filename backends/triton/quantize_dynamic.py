@@ -55,7 +55,7 @@ def plan(
 ) -> Launch:
     """x [M, K] with K <= LONGEST_ROW, scales as bytes; sm: the architecture."""
     (m, k), (scale_rows, scale_columns) = x.shape, scales.shape
-    tile = tile or choose_row_tile(k)
+    tile = tile or choose_row_tile(m, k)
     return Launch(
         _quantize_rows_kernel,
         (cdiv(scale_rows, tile.rows),),

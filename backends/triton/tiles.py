@@ -43,6 +43,7 @@ INTERPRETED = tl.constexpr(interpreting())
 FP8 = tl.constexpr(architecture.FP8)
 BLACKWELL = tl.constexpr(architecture.BLACKWELL)
 
+COUNTS_OF_ZEROS = tl.constexpr(-0x05000000)
 MAGNITUDE = tl.constexpr(0x7FFFFFFF)
 SIGN = tl.constexpr(-(2**31))
 INF_BITS = tl.constexpr(0x7F800000)
@@ -138,33 +139,108 @@ def round_to_e2m1(x):
 
 
 @triton.jit
-def f32_to_e2m1(x, sign_mask, SM: tl.constexpr):
-    """float32 -> int32 codes, nearest even, saturating at 6. sign_mask: 8, or 0 where x is NaN."""
-    if SM >= BLACKWELL:
-        codes = tl.inline_asm_elementwise(
+def pack(x, is_nan, SM: tl.constexpr):
+    """float32 [R, C/16, 16] -> int32 [R, C/16, 2], eight codes a word: nearest even, saturating at
+    6. Of a block that has a NaN, is_nan [R, C/16], all codes are 6.
+    """
+    x0, x1, x2, x3, x4, x5, x6, x7 = _eighths(x)
+    if SM >= BLACKWELL and not INTERPRETED:
+        return tl.inline_asm_elementwise(
             """{
-            .reg .b8 code;
-            cvt.rn.satfinite.e2m1x2.f32 code, 0f00000000, $1;
-            mov.b32 $0, {code, code, code, code};
-            and.b32 $0, $0, 15;
+            .reg .b8 a, b, c, d;
+            cvt.rn.satfinite.e2m1x2.f32 a, $2, $1;
+            cvt.rn.satfinite.e2m1x2.f32 b, $4, $3;
+            cvt.rn.satfinite.e2m1x2.f32 c, $6, $5;
+            cvt.rn.satfinite.e2m1x2.f32 d, $8, $7;
+            mov.b32 $0, {a, b, c, d};
             }""",
-            "=r,f",
-            [x],
+            "=r,f,f,f,f,f,f,f,f",
+            [x0, x1, x2, x3, x4, x5, x6, x7],
             dtype=tl.int32,
             is_pure=True,
             pack=1,
         )
     else:
-        # Codes count halves up to 2, then ones from 2 on, then twos: each the least of the three
-        # counts, which a float32 from 2^23 on, where it has no fraction, rounds as E2M1 does.
-        magnitude = tl.minimum(tl.abs(x), 6.0)
-        halves = (magnitude + magnitude) + 2.0**23
-        ones = magnitude + (2.0**23 + 2)
-        twos = magnitude * 0.5 + (2.0**23 + 4)
-        codes = tl.minimum(tl.minimum(halves, ones), twos).to(tl.int32, bitcast=True)
-        codes -= (127 + 23) << 23
-        codes += (x.to(tl.int32, bitcast=True) >> 28) & sign_mask
-    return codes
+        words = (_count(x7) << 4) + _count(x6)
+        words = (words << 4) + _count(x5)
+        words = (words << 4) + _count(x4)
+        words = (words << 4) + _count(x3)
+        words = (words << 4) + _count(x2)
+        words = (words << 4) + _count(x1)
+        words = (words << 4) + _count(x0)
+        signs = _signs(x0, x1, x2, x3, x4, x5, x6, x7)
+        return (words - COUNTS_OF_ZEROS) | tl.where(is_nan[:, :, None], 0, signs)
+
+
+@triton.jit
+def _eighths(x):
+    """[R, C/16, 16] -> of each half of a block its eight elements: each [R, C/16, 2]."""
+    x = x.reshape(x.shape[0], x.shape[1], 2, 2, 2, 2)
+    even, odd = tl.split(x)
+    x04, x26 = tl.split(even)
+    x15, x37 = tl.split(odd)
+    x0, x4 = tl.split(x04)
+    x1, x5 = tl.split(x15)
+    x2, x6 = tl.split(x26)
+    x3, x7 = tl.split(x37)
+    return x0, x1, x2, x3, x4, x5, x6, x7
+
+
+@triton.jit
+def _count(x):
+    """float32 -> int32: a magnitude's code, 0..7, added to COUNT_OF_ZERO."""
+    # Codes count halves up to 2, then ones from 2 on, then twos: each the least of the three
+    # counts, which a float32 from 2^23 on, where it has no fraction, rounds as E2M1 does. The
+    # products are exact, so that a fused multiply-add rounds as an addition does. As integers such
+    # floats order alike, and Hopper has a minimum of three.
+    magnitude = tl.minimum(tl.abs(x), 6.0)
+    halves = _line(magnitude, 2.0, 0).to(tl.int32, bitcast=True)
+    ones = _line(magnitude, 1.0, 2).to(tl.int32, bitcast=True)
+    twos = _line(magnitude, 0.5, 4).to(tl.int32, bitcast=True)
+    return tl.minimum(tl.minimum(halves, ones), twos)
+
+
+@triton.jit
+def _line(x, SLOPE: tl.constexpr, OFFSET: tl.constexpr):
+    slope = tl.full(x.shape, SLOPE, tl.float32)
+    return tl.fma(x, slope, tl.full(x.shape, 2.0**23 + OFFSET, tl.float32))
+
+
+@triton.jit
+def _signs(x0, x1, x2, x3, x4, x5, x6, x7):
+    """float32 -> int32: the sign of element i at bit 4 i + 3."""
+    if INTERPRETED:
+        return (
+            _sign(x0, 0) | _sign(x1, 1) | _sign(x2, 2) | _sign(x3, 3)
+            | _sign(x4, 4) | _sign(x5, 5) | _sign(x6, 6) | _sign(x7, 7)
+        )  # fmt: skip
+    else:
+        # The upper bytes first, of the even elements and of the odd ones: half the instructions.
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .b32 even, odd, upper;
+            prmt.b32 even, $1, $3, 0x0073;
+            prmt.b32 upper, $5, $7, 0x0073;
+            prmt.b32 even, even, upper, 0x5410;
+            prmt.b32 odd, $2, $4, 0x0073;
+            prmt.b32 upper, $6, $8, 0x0073;
+            prmt.b32 odd, odd, upper, 0x5410;
+            shr.u32 even, even, 4;
+            and.b32 even, even, 0x08080808;
+            and.b32 odd, odd, 0x80808080;
+            or.b32 $0, even, odd;
+            }""",
+            "=r,f,f,f,f,f,f,f,f",
+            [x0, x1, x2, x3, x4, x5, x6, x7],
+            dtype=tl.int32,
+            is_pure=True,
+            pack=1,
+        )
+
+
+@triton.jit
+def _sign(x, I: tl.constexpr):
+    return ((x.to(tl.int32, bitcast=True) >> 31) & 8) << 4 * I
 
 
 # ---- the recipe of spec/quantize.py ---------------------------------------------------------
@@ -235,8 +311,9 @@ def scale_blocks(x, p, SM: tl.constexpr):
     enc = reciprocal(p) * ONE_SIXTH
     scales = f32_to_e4m3(amax * enc[:, None], SM)
     sf = e4m3_to_f16(scales, SM).to(tl.float32)
-    # Nothing is divided by 0: that takes long.
-    is_zero = scales == 0
+    # Nothing is divided by 0: that takes long. (Asked of sf: asking it of the bytes, ptxas 12.8 reads
+    # a register that nothing has written.)
+    is_zero = sf == 0.0
     inverse = reciprocal(tl.where(is_zero, 1.0, sf * p[:, None]))
     inverse = tl.where(is_zero, 0.0, tl.minimum(inverse, FLOAT32_MAX))
     return scales, sf, tl.where(amax != amax, float("nan"), inverse)
@@ -248,11 +325,7 @@ def quantize_tile(x, p, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr):
     [R, C/16].
     """
     scales, _, inverse = scale_blocks(x, p, SM)
-    sign_mask = tl.where(inverse != inverse, 0, 8)
-    codes = f32_to_e2m1(x * inverse[:, :, None], sign_mask[:, :, None], SM)
-    # Eight codes fill disjoint nibbles of a word, so their sum is their union.
-    nibble = (tl.arange(0, BLOCK) % 8) * 4
-    words = tl.sum((codes << nibble[None, None, :]).reshape(R, C // BLOCK, 2, 8), axis=3)
+    words = pack(x * inverse[:, :, None], inverse != inverse, SM)
     return words, scales
 
 
