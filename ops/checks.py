@@ -200,7 +200,8 @@ def valid_offsets(op: str, offsets: Tensor, rows: int) -> None:
 
 def matrix(x: Tensor) -> Tensor:
     """x [..., C], not empty, as [rows, C] with contiguous rows; a copy only if strides force it."""
-    x = x.reshape(-1, x.shape[-1])
+    if x.dim() != 2:
+        x = x.reshape(-1, x.shape[-1])
     return x if x.stride(1) == 1 else x.contiguous()
 
 
@@ -210,4 +211,6 @@ def vector(p: Tensor) -> Tensor: ...
 def vector(p: None) -> None: ...
 def vector(p: Tensor | None) -> Tensor | None:
     """A scale [] or [S] as launchers take it, contiguous [S]; None for None."""
-    return None if p is None else p.reshape(-1).contiguous()
+    if p is None or (p.dim() == 1 and p.is_contiguous()):
+        return p
+    return p.reshape(-1).contiguous()

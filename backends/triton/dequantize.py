@@ -6,6 +6,7 @@ from torch import Tensor
 
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton.launch import Launch, cdiv
+from nvfp4.backends.triton.program import run
 from nvfp4.backends.triton.quantize_config import choose_tile
 from nvfp4.backends.triton.tiles import (
     BLOCK,
@@ -70,4 +71,4 @@ def dequantize(
     data: Tensor, scales: Tensor, global_scale: Tensor, scale_layout: str, out: Tensor
 ) -> None:
     sm = target_of(out.device).sm
-    plan(data, scales.view(DATA_DTYPE), global_scale, scale_layout, out, sm).run()
+    run(plan, data, scales.view(DATA_DTYPE), global_scale, scale_layout, out, sm)

@@ -16,6 +16,7 @@ from nvfp4.backends.triton.groups import (
     tile_of_expert,
 )
 from nvfp4.backends.triton.launch import Launch, cdiv
+from nvfp4.backends.triton.program import run
 from nvfp4.backends.triton.quantize_config import (
     FEW_ROWS,
     LONGEST_ROW,
@@ -192,7 +193,7 @@ def glu_quantize(
     p_of = ""
     if p is None and gate_up.shape[1] // 2 > LONGEST_ROW:
         assert row_scales is not None
-        plan_row_scales(gate_up, limit, activation, row_scales).run()
+        run(plan_row_scales, gate_up, limit, activation, row_scales)
         p, row_scales, p_of = row_scales, None, "row"
     args = (gate_up, p, offsets, limit, activation, scale_layout, data, scales.view(DATA_DTYPE))
-    plan(*args, row_scales, target_of(gate_up.device).sm, p_of=p_of).run()
+    run(plan, *args, row_scales, target_of(gate_up.device).sm, p_of=p_of)

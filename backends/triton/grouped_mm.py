@@ -29,6 +29,7 @@ from nvfp4.backends.triton.mm_config import (
     MmConfig,
     choose_grouped_config,
 )
+from nvfp4.backends.triton.program import run
 from nvfp4.spec.format import DATA_DTYPE
 
 
@@ -193,5 +194,4 @@ def grouped_mm(
 ) -> None:
     a_scales, b_scales = a_scales.view(DATA_DTYPE), b_scales.view(DATA_DTYPE)
     sm = target_of(a.device).sm
-    for launch in plan(a, b, a_scales, b_scales, alpha, row_scale, bias, offsets, out, sm):
-        launch.run()
+    run(plan, a, b, a_scales, b_scales, alpha, row_scale, bias, offsets, out, sm)

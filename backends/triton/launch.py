@@ -8,6 +8,7 @@ is compiled serves any number that has its configuration, and warming up is not 
 """
 
 import functools
+from collections.abc import Callable
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, NamedTuple
@@ -54,17 +55,25 @@ class Launch(NamedTuple):
                 self._run_on(device.index)
 
     def _run_on(self, device: int) -> None:
-        """By the compiled kernel itself, once there is one: Triton's own way to it costs more of
-        the host's time than the launch.
-        """
+        key = self._key(device)
+        if key in _LOADED:
+            launch, arguments = self.loaded()
+            launch(*arguments)
+        else:
+            _LOADED[key] = self._load()
+
+    def _key(self, device: int) -> tuple[Any, ...]:
         kinds = map(kind, self.args, specialized(self.kernel))
         options = (self.num_warps, self.num_stages, self.overlaps, *self.constants.values())
-        key = (self.kernel.fn, device, *options, *kinds)
-        loaded = _LOADED.get(key)
-        if loaded is None:
-            _LOADED[key] = self._load()
-        else:
-            loaded.kernel[(*self.grid, 1, 1)[:3]](*self.args, *loaded.constants)
+        return (self.kernel.fn, device, *options, *kinds)
+
+    def loaded(self) -> tuple[Callable[..., None], tuple[Any, ...]]:
+        """Of a launch that has run on this device: the compiled kernel on its grid, and all that it
+        is called with. Triton's own way to it costs more of the host's time than the launch.
+        """
+        loaded = _LOADED[self._key(torch.cuda.current_device())]
+        x, y, z = (*self.grid, 1, 1)[:3]
+        return loaded.kernel[x, y, z], (*self.args, *loaded.constants)
 
     def _load(self) -> "Loaded":
         hash_all()

@@ -18,6 +18,7 @@ from nvfp4.backends.triton.gemm import await_previous, count_from_zero, store_fo
 from nvfp4.backends.triton.launch import Launch, cdiv
 from nvfp4.backends.triton.mm import Operand, plan_decoded
 from nvfp4.backends.triton.mm_config import HopperConfig, MmConfig
+from nvfp4.backends.triton.program import run
 from nvfp4.backends.triton.quantize_config import LONGEST_ROW, Tile, choose_rounding_tile
 from nvfp4.backends.triton.quantize_dynamic import plan_row_scales
 from nvfp4.backends.triton.tiles import load_blocks, round_tile, row_global_scale
@@ -107,7 +108,6 @@ def linear(
 ) -> None:
     if p is None and x.shape[1] > LONGEST_ROW:
         p = x.new_empty(x.shape[0], dtype=torch.float32)
-        plan_row_scales(x, p).run()
+        run(plan_row_scales, x, p)
     weight_scales, sm = weight_scales.view(DATA_DTYPE), target_of(x.device).sm
-    for launch in plan(x, weight, weight_scales, alpha, p, bias, out, sm):
-        launch.run()
+    run(plan, x, weight, weight_scales, alpha, p, bias, out, sm)

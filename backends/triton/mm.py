@@ -24,6 +24,7 @@ from nvfp4.backends.triton.gemm import (
 )
 from nvfp4.backends.triton.launch import Launch, cdiv
 from nvfp4.backends.triton.mm_config import LEAST, HopperConfig, MmConfig, choose_config
+from nvfp4.backends.triton.program import run
 from nvfp4.backends.triton.tuned import tuned_config
 from nvfp4.spec.format import DATA_DTYPE
 
@@ -200,5 +201,4 @@ def mm(
 ) -> None:
     a_scales, b_scales = a_scales.view(DATA_DTYPE), b_scales.view(DATA_DTYPE)
     sm = target_of(a.device).sm
-    for launch in plan(a, b, a_scales, b_scales, alpha, row_scale, bias, out, sm):
-        launch.run()
+    run(plan, a, b, a_scales, b_scales, alpha, row_scale, bias, out, sm)

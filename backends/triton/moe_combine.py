@@ -5,6 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.triton.launch import Launch, cdiv, next_power_of_2
+from nvfp4.backends.triton.program import run
 from nvfp4.backends.triton.tiles import from_f32, to_f32
 
 
@@ -32,4 +33,4 @@ def plan(y: Tensor, topk_weights: Tensor, positions: Tensor, out: Tensor) -> Lau
 
 
 def moe_combine(y: Tensor, topk_weights: Tensor, positions: Tensor, out: Tensor) -> None:
-    plan(y, topk_weights, positions, out).run()
+    run(plan, y, topk_weights, positions, out)

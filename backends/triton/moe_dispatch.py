@@ -12,6 +12,7 @@ from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton import route
 from nvfp4.backends.triton.groups import experts_vector, most_tiles, scale_rows, tile_of_expert
 from nvfp4.backends.triton.launch import Launch, cdiv
+from nvfp4.backends.triton.program import run
 from nvfp4.backends.triton.quantize_config import LONGEST_ROW, Tile, choose_row_tile, choose_tile
 from nvfp4.backends.triton.quantize_dynamic import plan_row_scales
 from nvfp4.backends.triton.route import local_expert
@@ -130,10 +131,9 @@ def moe_dispatch(
     offsets: Tensor,
     positions: Tensor,
 ) -> None:
-    for launch in route.plan(topk_ids, expert_offset, offsets, positions):
-        launch.run()
+    run(route.plan, topk_ids, expert_offset, offsets, positions)
     if p is None and x.shape[1] > LONGEST_ROW:
         p = x.new_empty(x.shape[0], dtype=row_scale.dtype)
-        plan_row_scales(x, p).run()
+        run(plan_row_scales, x, p)
     outputs = (data, scales.view(DATA_DTYPE), row_scale, offsets, positions)
-    plan(x, topk_ids, p, expert_offset, *outputs, target_of(x.device).sm).run()
+    run(plan, x, topk_ids, p, expert_offset, *outputs, target_of(x.device).sm)

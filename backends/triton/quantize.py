@@ -6,6 +6,7 @@ from torch import Tensor
 
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton.launch import Launch, cdiv
+from nvfp4.backends.triton.program import run
 from nvfp4.backends.triton.quantize_config import FEW_ROWS, Tile, choose_tile
 from nvfp4.backends.triton.tiles import load_blocks, store_quantized
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, SWIZZLED
@@ -71,5 +72,5 @@ def plan(
 def quantize(
     x: Tensor, global_scale: Tensor, scale_layout: str, data: Tensor, scales: Tensor
 ) -> None:
-    scales = scales.view(DATA_DTYPE)
-    plan(x, global_scale, scale_layout, data, scales, target_of(x.device).sm).run()
+    scales, sm = scales.view(DATA_DTYPE), target_of(x.device).sm
+    run(plan, x, global_scale, scale_layout, data, scales, sm)

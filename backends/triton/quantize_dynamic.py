@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton.launch import Launch, cdiv
+from nvfp4.backends.triton.program import run
 from nvfp4.backends.triton.quantize import quantize
 from nvfp4.backends.triton.quantize_config import LONGEST_ROW, Tile, choose_row_tile
 from nvfp4.backends.triton.tiles import (
@@ -80,8 +81,8 @@ def quantize_dynamic(
     x: Tensor, scale_layout: str, data: Tensor, scales: Tensor, global_scale: Tensor
 ) -> None:
     if x.shape[1] > LONGEST_ROW:
-        plan_row_scales(x, global_scale).run()
+        run(plan_row_scales, x, global_scale)
         quantize(x, global_scale, scale_layout, data, scales)
     else:
         scales, sm = scales.view(DATA_DTYPE), target_of(x.device).sm
-        plan(x, scale_layout, data, scales, global_scale, sm).run()
+        run(plan, x, scale_layout, data, scales, global_scale, sm)

@@ -239,8 +239,8 @@ def _signs(x0, x1, x2, x3, x4, x5, x6, x7):
 
 
 @triton.jit
-def _sign(x, I: tl.constexpr):
-    return ((x.to(tl.int32, bitcast=True) >> 31) & 8) << 4 * I
+def _sign(x, NIBBLE: tl.constexpr):
+    return ((x.to(tl.int32, bitcast=True) >> 31) & 8) << 4 * NIBBLE
 
 
 # ---- the recipe of spec/quantize.py ---------------------------------------------------------
@@ -311,8 +311,8 @@ def scale_blocks(x, p, SM: tl.constexpr):
     enc = reciprocal(p) * ONE_SIXTH
     scales = f32_to_e4m3(amax * enc[:, None], SM)
     sf = e4m3_to_f16(scales, SM).to(tl.float32)
-    # Nothing is divided by 0: that takes long. (Asked of sf: asking it of the bytes, ptxas 12.8 reads
-    # a register that nothing has written.)
+    # Nothing is divided by 0: that takes long. Asked of sf: asked of the bytes, ptxas 12.8 reads a
+    # register that nothing has written.
     is_zero = sf == 0.0
     inverse = reciprocal(tl.where(is_zero, 1.0, sf * p[:, None]))
     inverse = tl.where(is_zero, 0.0, tl.minimum(inverse, FLOAT32_MAX))

@@ -18,6 +18,7 @@ from nvfp4.backends.triton.gemm import await_previous, count_from_zero, store_fo
 from nvfp4.backends.triton.launch import Launch, cdiv
 from nvfp4.backends.triton.mm import Operand, plan_decoded
 from nvfp4.backends.triton.mm_config import HopperConfig, MmConfig
+from nvfp4.backends.triton.program import run
 from nvfp4.backends.triton.quantize_config import Tile, choose_rounding_tile
 from nvfp4.backends.triton.tiles import (
     E2M1_F16_SCALE,
@@ -114,5 +115,4 @@ def weight_only_linear(
     out: Tensor,
 ) -> None:
     sm = target_of(x.device).sm
-    for launch in plan(x, weight, weight_scales.view(DATA_DTYPE), alpha, bias, out, sm):
-        launch.run()
+    run(plan, x, weight, weight_scales.view(DATA_DTYPE), alpha, bias, out, sm)

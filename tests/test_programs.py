@@ -1,0 +1,180 @@
+"""A plan remembered for one set of operands launches the next as a plan made for them would."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from nvfp4.backends.triton import (
+    glu_quantize,
+    grouped_mm,
+    linear,
+    mm,
+    moe_dispatch,
+    program,
+    quantize,
+    route,
+    weight_only_linear,
+)
+from nvfp4.backends.triton.launch import Launch
+from nvfp4.backends.triton.program import Program, record
+from nvfp4.spec.grouped import grouped_scales_shape
+from nvfp4.spec.swizzle import scales_shape
+
+SM, N, K, EXPERTS = 90, 256, 512, 4
+BYTES, INTS = torch.uint8, torch.int32
+
+
+def _weight(*lead: int) -> tuple[Tensor, Tensor]:
+    data = torch.zeros(*lead, N, K // 2, dtype=BYTES)
+    return data, torch.zeros(*lead, *scales_shape((N, K), "swizzled"), dtype=BYTES)
+
+
+def _activations(m: int) -> tuple[Tensor, Tensor]:
+    return torch.zeros(m, K // 2, dtype=BYTES), torch.zeros(
+        *scales_shape((m, K), "swizzled"), dtype=BYTES
+    )
+
+
+def _quantize(m: int) -> tuple[Any, ...]:
+    data, scales = _activations(m)
+    return quantize.plan, torch.zeros(m, K), torch.ones(1), "swizzled", data, scales, SM
+
+
+def _linear(m: int) -> tuple[Any, ...]:
+    x, alpha = torch.zeros(m, K, dtype=torch.bfloat16), torch.ones(1, 2)
+    out = torch.zeros(m, N, dtype=torch.bfloat16)
+    return linear.plan, x, *_weight(), alpha, None, torch.zeros(N), out, SM
+
+
+def _weight_only(m: int) -> tuple[Any, ...]:
+    x, out = torch.zeros(m, K, dtype=torch.bfloat16), torch.zeros(m, N, dtype=torch.bfloat16)
+    return weight_only_linear.plan, x, *_weight(), torch.ones(1, 1), None, out, SM
+
+
+def _mm(m: int) -> tuple[Any, ...]:
+    (a, a_scales), (b, b_scales) = _activations(m), _weight()
+    out = torch.zeros(m, N, dtype=torch.bfloat16)
+    return mm.plan, a, b, a_scales, b_scales, torch.ones(1, 1), torch.ones(m), None, out, SM
+
+
+def _grouped(m: int) -> tuple[Any, ...]:
+    a, (b, b_scales) = torch.zeros(m, K // 2, dtype=BYTES), _weight(EXPERTS)
+    a_scales = torch.zeros(*grouped_scales_shape(m, EXPERTS, K), dtype=BYTES)
+    alpha, offsets = torch.ones(EXPERTS, 1), torch.zeros(EXPERTS + 1, dtype=INTS)
+    out = torch.zeros(m, N, dtype=torch.bfloat16)
+    return grouped_mm.plan, a, b, a_scales, b_scales, alpha, torch.ones(m), None, offsets, out, SM
+
+
+def _route(m: int) -> tuple[Any, ...]:
+    ids, positions = torch.zeros(m, 2, dtype=INTS), torch.zeros(m, 2, dtype=INTS)
+    return route.plan, ids, 0, torch.zeros(EXPERTS + 1, dtype=INTS), positions
+
+
+def _dispatch(m: int) -> tuple[Any, ...]:
+    ids, positions = torch.zeros(m, 2, dtype=INTS), torch.zeros(m, 2, dtype=INTS)
+    scales = torch.zeros(*grouped_scales_shape(2 * m, EXPERTS, K), dtype=BYTES)
+    outputs = torch.zeros(2 * m, K // 2, dtype=BYTES), scales, torch.zeros(2 * m)
+    offsets = torch.zeros(EXPERTS + 1, dtype=INTS)
+    return moe_dispatch.plan, torch.zeros(m, K), ids, None, 0, *outputs, offsets, positions, SM
+
+
+def _glu(m: int) -> tuple[Any, ...]:
+    args = (torch.zeros(m, 2 * K), None, None, 7.0, "silu", "swizzled")
+    return glu_quantize.plan, *args, *_activations(m), torch.zeros(m), SM
+
+
+FORMS = [_quantize, _linear, _weight_only, _mm, _grouped, _route, _dispatch, _glu]
+
+
+def _launches(planned: tuple[Any, ...]) -> tuple[Launch, ...]:
+    plan, *operands = planned
+    launches = plan(*operands)
+    return (launches,) if isinstance(launches, Launch) else launches
+
+
+def _tensors(planned: tuple[Any, ...]) -> list[Tensor]:
+    return [x for x in planned if isinstance(x, Tensor)]
+
+
+def _extents(planned: tuple[Any, ...]) -> list[tuple[int, int]]:
+    return [program._extent(x) for x in _tensors(planned)]
+
+
+@pytest.fixture
+def called(monkeypatch) -> list[tuple[Any, ...]]:
+    """The arguments of each launch, in place of launching."""
+    calls: list[tuple[Any, ...]] = []
+
+    def loaded(launch: Launch) -> tuple[Callable[..., None], tuple[Any, ...]]:
+        return lambda *arguments: calls.append(arguments), launch.args
+
+    monkeypatch.setattr(Launch, "loaded", loaded)
+    return calls
+
+
+def _run(remembered: Program, planned: tuple[Any, ...]) -> None:
+    remembered.run([x.data_ptr() for x in _tensors(planned)], torch.device("cpu"))
+
+
+@pytest.mark.parametrize("m", [1, 16, 64, 300, 5000])
+@pytest.mark.parametrize("form", FORMS)
+def test_other_operands_of_the_same_form(form, m, called):
+    planned = form(m)
+    remembered = record(_launches(planned), _extents(planned))
+    others = form(m)
+    _run(remembered, others)
+    expected = _launches(others)
+    assert len(called) == len(expected)
+    mine = _extents(others)
+    of_workspace: dict[int, int] = {}
+    for got, launch in zip(called, expected, strict=True):
+        assert len(got) == len(launch.args)
+        for g, want in zip(got, launch.args, strict=True):
+            if isinstance(want, TensorDescriptor):
+                fields = vars(want).keys() - {"base"}
+                assert all(vars(g)[name] == vars(want)[name] for name in fields)
+                assert g.base.dtype == want.base.dtype
+                g, want = g.base.data_ptr(), want.base
+            if not isinstance(want, Tensor):
+                assert g is want or g == want
+            elif any(begin <= want.data_ptr() < end for begin, end in mine):
+                assert g == want.data_ptr()
+            else:  # as launches share it, and nothing else
+                assert of_workspace.setdefault(want.data_ptr(), g) == g
+                assert not any(begin <= g < end for begin, end in mine)
+    assert len(set(of_workspace.values())) == len(of_workspace)
+
+
+def test_a_workspace_has_room_for_all_that_the_plan_made(called):
+    planned = _linear(64)
+    launches = _launches(planned)
+    remembered = record(launches, _extents(planned))
+    made = {
+        x.data_ptr(): x.untyped_storage().nbytes()
+        for launch in launches
+        for x in (getattr(arg, "base", arg) for arg in launch.args)
+        if isinstance(x, Tensor)
+        and not any(begin <= x.data_ptr() < end for begin, end in _extents(planned))
+    }
+    assert len(made) > 1
+    assert remembered.workspace >= sum(made.values())
+
+
+def test_operands_that_overlap_are_not_told_apart():
+    x = torch.zeros(64)
+    assert program._apart([program._extent(x[:32]), program._extent(x[32:])])
+    assert not program._apart([program._extent(x[:33]), program._extent(x[32:])])
+    assert not program._apart([program._extent(x), program._extent(x)])
+    assert program._apart([program._extent(x), program._extent(x[:0])])
+
+
+def test_descriptors_are_kept_by_address():
+    x = torch.zeros(128, 64, dtype=torch.float16)
+    (_, multiply) = _launches(_linear(300))
+    described = program.Described(next(a for a in multiply.args if isinstance(a, TensorDescriptor)))
+    assert described.at(x.data_ptr()) is described.at(x.data_ptr())
+    assert described.at(0).base.data_ptr() == 0
