@@ -9,6 +9,8 @@ from itertools import product
 
 import torch
 import torch.nn.functional as F
+import triton
+import triton.language as tl
 from torch import Tensor
 
 import nvfp4
@@ -16,6 +18,12 @@ from nvfp4.bench import humming
 from nvfp4.bench.timing import Call
 
 OPS = torch.ops.nvfp4
+
+
+@triton.jit
+def _nothing(x, y, z, n, BLOCK: tl.constexpr):
+    pass
+
 
 COLD_BYTES = 160 << 20
 """Copies of the data are made until they exceed this: well past an H200's 60 MB of L2."""
@@ -50,6 +58,12 @@ def _assert_same(op: str, got: Sequence[Tensor], want: Sequence[Tensor]) -> None
         g, w = g.view(torch.uint8), w.view(torch.uint8)
         if not torch.equal(g, w):
             raise AssertionError(f"{op}: {int((g != w).sum())} bytes differ from the reference")
+
+
+def bare_launch(device: str) -> Call:
+    """A kernel that does nothing to three tensors, launched as Triton's users do."""
+    x, y, z = (torch.empty(16, device=device) for _ in range(3))
+    return lambda: _nothing[(1,)](x, y, z, 16, BLOCK=16)
 
 
 def quantizer(op: str, rows: int, k: int, device: str) -> Case:

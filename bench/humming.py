@@ -1,8 +1,9 @@
-"""A peer, if it is installed: humming-kernels' weight-only GEMM, bf16 activations times NVFP4."""
+"""A peer, if it is installed: humming-kernels' weight-only GEMMs, bf16 activations times NVFP4."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,29 +18,62 @@ def available(device: str) -> bool:
 
 def linear(x: Tensor, weights: Sequence[nvfp4.QuantizedTensor]) -> list[Call]:
     """x [M, K] bf16 times each of the weights; checked, the first of them, against ours."""
-    from humming.layer import HummingLayer
-
-    layers = []
-    for w in weights:
-        layer = HummingLayer(
-            shape_n=w.shape[0],
-            shape_k=w.shape[1],
-            weight_config={"quant_method": "modelopt", "quant_algo": "nvfp4"},
-            torch_dtype=torch.bfloat16,
-        )
-        tensors = {
-            "weight": w.data,
-            "weight_scale": w.linear_scales(),
-            "weight_scale_2": w.global_scale.reshape(1),
-        }
-        layer.load_from_tensors(tensors)
-        layer.cuda()
-        layer.transform()
-        layers.append(layer)
+    layers = [_layer(w.data, w.linear_scales(), w.global_scale) for w in weights]
     w = weights[0]
     args = (x, w.data, w.scales, w.global_scale)
-    want = torch.ops.nvfp4.linear(*args, activation="bf16").double()
-    error = float((layers[0](x).double() - want).norm() / want.norm())
-    if not error < 2**-7:  # both round to bf16; how it sums is its own
-        raise AssertionError(f"humming {list(x.shape)} x {list(w.shape)}: error {error:.1e}")
+    want = torch.ops.nvfp4.linear(*args, activation="bf16")
+    _check(f"{list(x.shape)} x {list(w.shape)}", layers[0](x), want)
     return [partial(layer, x) for layer in layers]
+
+
+def grouped(weights: Tensor, rows: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Rows sorted by expert, about `rows` of them somebody's, and where each expert's end, int32
+    [E], times bf16 weights [E, N, K], quantized; checked against ours.
+    """
+    experts = [nvfp4.quantize_weight(w) for w in weights]
+    layer = _layer(
+        torch.stack([w.data for w in experts]),
+        torch.stack([w.linear_scales().view(torch.uint8) for w in experts]).view(
+            experts[0].scales.dtype
+        ),
+        torch.stack([w.global_scale.reshape(1) for w in experts]),
+    )
+
+    def multiply(x: Tensor, ends: Tensor) -> Tensor:
+        offsets = torch.nn.functional.pad(ends, (1, 0)).long()
+        config = {"gemm_type": "grouped_contiguous"}
+        return layer(x, expert_layout=offsets, compute_config=config, valid_shape_m=rows)
+
+    x = torch.randn(2 * len(experts), weights.shape[2], device=weights.device, dtype=weights.dtype)
+    got = multiply(x, 2 * torch.arange(1, len(experts) + 1, device=x.device).int())
+    for index in (0, len(experts) - 1):
+        w, part = experts[index], slice(2 * index, 2 * index + 2)
+        want = torch.ops.nvfp4.linear(x[part], w.data, w.scales, w.global_scale, activation="bf16")
+        _check(f"grouped {list(weights.shape)}", got[part], want)
+    return multiply
+
+
+def _layer(data: Tensor, scales: Tensor, global_scale: Tensor) -> Any:
+    """[N, K/2], linear scales and a global scale, or of each of E experts."""
+    from humming.layer import HummingLayer
+
+    layer = HummingLayer(
+        shape_n=data.shape[-2],
+        shape_k=data.shape[-1] * 2,
+        num_experts=len(data) if data.dim() == 3 else None,
+        weight_config={"quant_method": "modelopt", "quant_algo": "nvfp4"},
+        torch_dtype=torch.bfloat16,
+    )
+    if data.dim() == 2:
+        global_scale = global_scale.reshape(1)
+    tensors = {"weight": data, "weight_scale": scales, "weight_scale_2": global_scale}
+    layer.load_from_tensors(tensors)
+    layer.cuda()
+    layer.transform()
+    return layer
+
+
+def _check(what: str, got: Tensor, want: Tensor) -> None:
+    error = float((got.double() - want.double()).norm() / want.double().norm())
+    if not error < 2**-7:  # both round to bf16; how it sums is its own
+        raise AssertionError(f"humming {what}: error {error:.1e}")

@@ -1,6 +1,8 @@
-"""A mixture of experts against torch's bf16 grouped matmul, routing and combination included."""
+"""A mixture of experts against torch's bf16 grouped matmul and, where it is installed, humming's
+weight-only one; routing and combination included, the peers' by torch.
+"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -9,10 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import nvfp4
+from nvfp4.bench import humming
 from nvfp4.bench.cases import Case, poison
 from nvfp4.bench.timing import Call
 
 OPS = torch.ops.nvfp4
+
+Product = Callable[[Tensor, Tensor], Tensor]
+"""Of rows sorted by expert, and where each expert's end, int32 [E]."""
 
 
 class Sizes(NamedTuple):
@@ -55,10 +61,16 @@ def moe(tokens: int, sizes: Sizes, device: str) -> Case:
         if not error < 2**-6:
             raise AssertionError(f"moe {tokens}, {sizes}: relative error {error:.1e}")
 
+    def by_torch(*products: Product) -> list[Call]:
+        return [partial(_by_torch, x, weights, ids, experts, *products) for ids in routings]
+
     variants: dict[str, Sequence[Call]] = {
         "nvfp4": [partial(run, index) for index in range(copies)],
-        "bf16 grouped": [partial(_bf16, x, weights, ids, gate_up, down) for ids in routings],
+        "bf16 grouped": by_torch(partial(_grouped, gate_up), partial(_grouped, down)),
     }
+    if humming.available(device):
+        rows = max(1, tokens * top_k * experts // of)
+        variants["humming"] = by_torch(*(humming.grouped(w, rows) for w in (gate_up, down)))
     local = sum(int((ids < experts).sum()) for ids in routings) / copies
     active = sum(len(ids[ids < experts].unique()) for ids in routings) / copies
     weight_bytes = active * 3 * hidden * intermediate * (1 / 2 + 1 / 16)
@@ -71,23 +83,24 @@ def _floats(experts: int, n: int, k: int, device: str) -> Tensor:
     return torch.randn(experts, n, k, device=device, dtype=torch.bfloat16).mul_(k**-0.5)
 
 
-def _bf16(x: Tensor, weights: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def _by_torch(
+    x: Tensor, weights: Tensor, ids: Tensor, experts: int, gate_up: Product, down: Product
+) -> Tensor:
     """The same with torch: rows sorted by expert, two grouped products, a weighted sum."""
-    experts, top_k = len(gate_up), ids.shape[1]
+    top_k = ids.shape[1]
     expert = torch.where(ids < experts, ids, experts).flatten()
     by_expert, order = torch.sort(expert, stable=True)
     edges = torch.arange(1, experts + 1, device=x.device)
     ends = torch.searchsorted(by_expert, edges).int()
-    rows = x[order // top_k]
-    gate, up = _grouped(rows, gate_up, ends).chunk(2, 1)
-    y = _grouped(F.silu(gate) * up, down, ends)
+    gate, up = gate_up(x[order // top_k], ends).chunk(2, 1)
+    y = down(F.silu(gate) * up, ends)
     scale = weights.flatten()[order] * (by_expert < experts)
     # Rows of nobody may hold anything.
     y = torch.where(scale[:, None] > 0, y * scale[:, None], 0)
     return torch.zeros_like(x).index_add_(0, order // top_k, y.to(x.dtype))
 
 
-def _grouped(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+def _grouped(weights: Tensor, rows: Tensor, ends: Tensor) -> Tensor:
     if rows.is_cuda:
         return torch._grouped_mm(rows, weights.mT, offs=ends)
     out, begin = rows.new_zeros(len(rows), weights.shape[1]), 0

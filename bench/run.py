@@ -158,7 +158,7 @@ def run(
         for make in jobs:
             measured.append(_measure(make(), device, rounds, ceilings))
             done()
-    machine = {
+    machine: dict[str, Any] = {
         "gpu": torch.cuda.get_device_name() if device == "cuda" else "none",
         "cpu": f"{platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
@@ -169,6 +169,10 @@ def run(
         "bf16 matmul": f"{ceilings['matmul'] / 1e12:.1f} TFLOP/s",
         "rounds": rounds,
     }
+    if device == "cuda":
+        machine["host, one launch by Triton"] = (
+            f"{host_seconds(cases.bare_launch(device)) * 1e6:.0f} µs"
+        )
     return Results(machine, measured)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from nvfp4.bench import cold
 from nvfp4.cli import app
 from nvfp4.ops.explain import STAGES
 
@@ -45,6 +46,15 @@ def test_bench(run, tmp_path, op, peers):
     assert peers == set(rows[0]["ratios"])
     assert all(row["microseconds"] > 0 for row in rows)
     assert f"| {op} |" in (tmp_path / "x.md").read_text()
+
+
+def test_cold_start_is_measured(tmp_path):
+    out = tmp_path / "cold.json"
+    cold.main(m=2, n=256, k=512, max_m=1, out=out)
+    seconds = json.loads(out.read_text())["seconds"]
+    assert set(seconds) == {"caches empty", "caches filled", "warmup for sm_90, up to 1 tokens"}
+    assert all(time > 0 for steps in seconds.values() for time in steps.values())
+    assert "| caches empty | linear, first |" in out.with_suffix(".md").read_text()
 
 
 def test_a_user_error_is_one_line_and_status_2(run, tmp_path):

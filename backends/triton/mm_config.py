@@ -63,7 +63,7 @@ with steps of 256, which spill on sm_80): the larger a tile, the less is decoded
 """
 
 HOPPER_FEWEST = {
-    8: MmConfig(8, 64, 256, 4, 4, splits=4),
+    8: MmConfig(8, 64, 256, 4, 3, splits=4),
     16: MmConfig(16, 32, 256, 2, 3, splits=4),
 }
 """By the most tokens. Of these Triton 3.6 multiplies by mma.sync, which is faster there than wgmma;
