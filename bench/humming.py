@@ -36,7 +36,7 @@ def grouped(weights: Tensor, rows: int) -> Callable[[Tensor, Tensor], Tensor]:
         torch.stack([w.linear_scales().view(torch.uint8) for w in experts]).view(
             experts[0].scales.dtype
         ),
-        torch.stack([w.global_scale.reshape(1) for w in experts]),
+        torch.stack([w.global_scale.reshape(()) for w in experts]),
     )
 
     def multiply(x: Tensor, ends: Tensor) -> Tensor:

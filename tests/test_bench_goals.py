@@ -10,33 +10,24 @@ from nvfp4.bench.goals import GOALS, table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
-LINEAR, WITH_HUMMING = "h200_linear", "h200_linear_humming"
-"""The last run, and the last in which humming was installed."""
+LINEAR = "h200_linear"
 
 
-def _table(name: str) -> str:
-    return table(json.loads((RESULTS / f"{name}.json").read_text()))
+def _table() -> str:
+    return table(json.loads((RESULTS / f"{LINEAR}.json").read_text()))
 
 
 def _rows(text: str) -> list[list[str]]:
     return [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines()]
 
 
-@pytest.mark.parametrize("name", [LINEAR, WITH_HUMMING])
-def test_the_table_of_goals_is_of_the_results(name):
-    assert (RESULTS / f"{name}_goals.md").read_text() == _table(name)
+def test_the_table_of_goals_is_of_the_results():
+    assert (RESULTS / f"{LINEAR}_goals.md").read_text() == _table()
 
 
-@pytest.mark.parametrize(
-    "shown, name, column",
-    [
-        ("vs bf16", LINEAR, 3),
-        ("vs bf16, before", WITH_HUMMING, 3),
-        ("vs humming, before", WITH_HUMMING, 1),
-    ],
-)
-def test_the_readme_shows_the_same_numbers(shown, name, column):
-    rows = [row for row in _rows(_table(name)) if row[0].isdigit()]
+@pytest.mark.parametrize("shown, column", [("vs humming", 1), ("vs bf16", 3)])
+def test_the_readme_shows_the_same_numbers(shown, column):
+    rows = [row for row in _rows(_table()) if row[0].isdigit()]
     line = re.search(rf"^\| {re.escape(shown)} \|(.*)\|$", (ROOT / "README.md").read_text(), re.M)
     assert line is not None
     assert _rows(line[1])[0] == [row[column].split()[-1] for row in rows]
