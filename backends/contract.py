@@ -2,12 +2,14 @@
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 
 class Target(NamedTuple):
@@ -73,6 +75,20 @@ class Compilation(NamedTuple):
     outcomes: Iterator[tuple[str, str]]
 
 
+class Recording:
+    """A call that is written down: the backends that ran it, and what they launched, in order."""
+
+    def __init__(self) -> None:
+        self.backends: set[str] = set()
+        self.launches: list[Any] = []
+
+
+RECORDING: ContextVar[Recording | None] = ContextVar("nvfp4 recording", default=None)
+"""Where a backend that can replay its launches writes them down."""
+
+Replay = Callable[[list[int], torch.device], None]
+"""Launches what was written down on tensors at other addresses, of the current device."""
+
 CompileAhead = Callable[[Iterable[Workload], str, int], Compilation]
 """What workloads need, for an architecture such as "sm_100a", in so many processes (0: one per
 CPU).
@@ -95,7 +111,8 @@ class Backend:
     first use. `needs` lists everything that stands in a problem's way, each "needs X, got Y".
     `only_by_name` says why a problem that this backend can run is not given to it unasked.
     `compile_ahead`, if it has one, fills a cache on disk; `describe` says what it would run for
-    mm's M, N, K.
+    mm's M, N, K; `replay` makes a function of what it wrote down and the tensors of that call, or
+    None if that cannot be.
     """
 
     name: str
@@ -104,6 +121,7 @@ class Backend:
     only_by_name: Callable[[Problem], str]
     compile_ahead: CompileAhead | None = None
     describe: Callable[[int, int, int], str] | None = None
+    replay: Callable[[Sequence[Any], Sequence[Tensor]], Replay | None] | None = None
 
     def reasons(self, problem: Problem) -> list[str]:
         """Why this backend cannot run the problem; all the reasons, none if it can."""

@@ -7,6 +7,14 @@ BATCH_INVARIANT = "NVFP4_BATCH_INVARIANT"
 split, which costs time with few tokens.
 """
 
+TUNED = "NVFP4_TUNED"
+"""A file of tiles measured on this machine (backends/triton/tuned.py)."""
+
+
+def asked() -> tuple[str | None, str | None]:
+    """All of it: calls alike in that, too, are run alike."""
+    return os.environ.get(BATCH_INVARIANT), os.environ.get(TUNED)
+
 
 def may_split_k() -> bool:
     return os.environ.get(BATCH_INVARIANT, "") in ("", "0")

@@ -3,6 +3,7 @@ tensors.
 """
 
 from nvfp4.dispatch.registry import BACKENDS
+from nvfp4.dispatch.replay import replayed
 from nvfp4.dispatch.select import Verdict, choose, fused_launcher, launcher, verdicts
 
-__all__ = ["BACKENDS", "Verdict", "choose", "fused_launcher", "launcher", "verdicts"]
+__all__ = ["BACKENDS", "Verdict", "choose", "fused_launcher", "launcher", "replayed", "verdicts"]

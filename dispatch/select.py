@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nvfp4.backends.contract import Backend, Problem, target_of
+from nvfp4.backends.contract import RECORDING, Backend, Problem, target_of
 from nvfp4.dispatch.registry import BACKENDS
 
 ENVIRONMENT = "NVFP4_BACKEND"
@@ -70,12 +70,23 @@ def launcher(
     An op named to a backend runs there or raises; a `stage` of another op, and what the environment
     asks for, need not be something that the backend has.
     """
-    return _launcher(op, device, requested(backend), bool(backend) and not stage)
+    return _noted(*_launcher(op, device, requested(backend), bool(backend) and not stage))
 
 
 @functools.cache
-def _launcher(op: str, device: torch.device, name: str, strict: bool) -> Callable[..., Any]:
-    return choose(Problem(op, target_of(device)), name, strict).launcher(op)
+def _launcher(
+    op: str, device: torch.device, name: str, strict: bool
+) -> tuple[str, Callable[..., Any]]:
+    chosen = choose(Problem(op, target_of(device)), name, strict)
+    return chosen.name, chosen.launcher(op)
+
+
+def _noted(backend: str, launch: Callable[..., Any]) -> Callable[..., Any]:
+    """A call that is written down is so with who runs it."""
+    recording = RECORDING.get()
+    if recording is not None:
+        recording.backends.add(backend)
+    return launch
 
 
 def fused_launcher(
@@ -84,14 +95,15 @@ def fused_launcher(
     """The function that runs `op` in one, if whoever runs its `stage` has one for this problem;
     None: the stages have to be run one by one.
     """
-    return _fused_launcher(op, stage, device, requested(backend), intermediate)
+    found = _fused_launcher(op, stage, device, requested(backend), intermediate)
+    return None if found is None else _noted(*found)
 
 
 @functools.cache
 def _fused_launcher(
     op: str, stage: str, device: torch.device, name: str, intermediate: int
-) -> Callable[..., Any] | None:
+) -> tuple[str, Callable[..., Any]] | None:
     target = target_of(device)
     chosen = choose(Problem(stage, target), name, strict=False)
     unable = chosen.reasons(Problem(op, target, intermediate))
-    return None if unable else chosen.launcher(op)
+    return None if unable else (chosen.name, chosen.launcher(op))

@@ -176,11 +176,16 @@ def _name(dtype: object) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def _readable(x: Tensor) -> bool:
+    """Whether x's values can be looked at without waiting."""
+    return x.device.type == "cpu"
+
+
 def valid_values(op: str, argument: str, p: Tensor) -> None:
     """Scales must be finite and positive; looked at on a CPU only, where it costs no
     synchronization.
     """
-    if p.device.type != "cpu":
+    if not _readable(p):
         return
     bad = ~((p > 0) & (p < torch.inf))
     if bool(bad.any()):
@@ -190,7 +195,7 @@ def valid_values(op: str, argument: str, p: Tensor) -> None:
 
 def valid_offsets(op: str, offsets: Tensor, rows: int) -> None:
     """Offsets start at 0, never fall, and end within the rows; looked at on a CPU only."""
-    if offsets.device.type != "cpu":
+    if not _readable(offsets):
         return
     falls = bool((offsets.diff() < 0).any())
     if falls or offsets[0] != 0 or offsets[-1] > rows:

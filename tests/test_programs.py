@@ -1,4 +1,4 @@
-"""A plan remembered for one set of operands launches the next as a plan made for them would."""
+"""What was launched on some operands is launched on the next as a plan made for them would be."""
 
 from collections.abc import Callable
 from typing import Any
@@ -101,7 +101,13 @@ def _tensors(planned: tuple[Any, ...]) -> list[Tensor]:
 
 
 def _extents(planned: tuple[Any, ...]) -> list[tuple[int, int]]:
-    return [program._extent(x) for x in _tensors(planned)]
+    return [program.extent(x) for x in _tensors(planned)]
+
+
+def _recorded(planned: tuple[Any, ...]) -> Program:
+    found = record(_launches(planned), _tensors(planned))
+    assert found is not None
+    return found
 
 
 @pytest.fixture
@@ -123,8 +129,7 @@ def _run(remembered: Program, planned: tuple[Any, ...]) -> None:
 @pytest.mark.parametrize("m", [1, 16, 64, 300, 5000])
 @pytest.mark.parametrize("form", FORMS)
 def test_other_operands_of_the_same_form(form, m, called):
-    planned = form(m)
-    remembered = record(_launches(planned), _extents(planned))
+    remembered = _recorded(form(m))
     others = form(m)
     _run(remembered, others)
     expected = _launches(others)
@@ -152,7 +157,8 @@ def test_other_operands_of_the_same_form(form, m, called):
 def test_a_workspace_has_room_for_all_that_the_plan_made(called):
     planned = _linear(64)
     launches = _launches(planned)
-    remembered = record(launches, _extents(planned))
+    remembered = record(launches, _tensors(planned))
+    assert remembered is not None
     made = {
         x.data_ptr(): x.untyped_storage().nbytes()
         for launch in launches
@@ -166,10 +172,9 @@ def test_a_workspace_has_room_for_all_that_the_plan_made(called):
 
 def test_operands_that_overlap_are_not_told_apart():
     x = torch.zeros(64)
-    assert program._apart([program._extent(x[:32]), program._extent(x[32:])])
-    assert not program._apart([program._extent(x[:33]), program._extent(x[32:])])
-    assert not program._apart([program._extent(x), program._extent(x)])
-    assert program._apart([program._extent(x), program._extent(x[:0])])
+    assert record((), [x[:32], x[32:], x[:0]]) is not None
+    assert record((), [x[:33], x[32:]]) is None
+    assert record((), [x, x]) is None
 
 
 def test_descriptors_are_kept_by_address():

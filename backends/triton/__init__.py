@@ -3,10 +3,13 @@ CPU.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
-from nvfp4.backends.contract import Backend, Compilation, Problem, Workload, sm_of
+from torch import Tensor
+
+from nvfp4.backends.contract import Backend, Compilation, Problem, Replay, Workload, sm_of
 from nvfp4.backends.triton.architecture import is_blackwell
 
 OLDEST = (3, 6)
@@ -62,6 +65,13 @@ def _compile_ahead(workloads: Iterable[Workload], arch: str, workers: int) -> Co
     return Compilation(len(launches), compile_all(launches, works, sm, workers))
 
 
+def _replay(launches: Sequence[Any], tensors: Sequence[Tensor]) -> Replay | None:
+    from nvfp4.backends.triton.program import record
+
+    program = record(launches, tensors)
+    return program and program.run
+
+
 BACKEND = Backend(
     name="triton",
     ops=(
@@ -79,4 +89,5 @@ BACKEND = Backend(
     needs=_needs,
     only_by_name=_only_by_name,
     compile_ahead=_compile_ahead,
+    replay=_replay,
 )

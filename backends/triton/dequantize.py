@@ -71,4 +71,4 @@ def dequantize(
     data: Tensor, scales: Tensor, global_scale: Tensor, scale_layout: str, out: Tensor
 ) -> None:
     sm = target_of(out.device).sm
-    run(plan, data, scales.view(DATA_DTYPE), global_scale, scale_layout, out, sm)
+    run(plan(data, scales.view(DATA_DTYPE), global_scale, scale_layout, out, sm))

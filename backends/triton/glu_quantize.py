@@ -193,7 +193,7 @@ def glu_quantize(
     p_of = ""
     if p is None and gate_up.shape[1] // 2 > LONGEST_ROW:
         assert row_scales is not None
-        run(plan_row_scales, gate_up, limit, activation, row_scales)
+        run(plan_row_scales(gate_up, limit, activation, row_scales))
         p, row_scales, p_of = row_scales, None, "row"
     args = (gate_up, p, offsets, limit, activation, scale_layout, data, scales.view(DATA_DTYPE))
-    run(plan, *args, row_scales, target_of(gate_up.device).sm, p_of=p_of)
+    run(plan(*args, row_scales, target_of(gate_up.device).sm, p_of=p_of))

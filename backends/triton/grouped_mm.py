@@ -194,4 +194,4 @@ def grouped_mm(
 ) -> None:
     a_scales, b_scales = a_scales.view(DATA_DTYPE), b_scales.view(DATA_DTYPE)
     sm = target_of(a.device).sm
-    run(plan, a, b, a_scales, b_scales, alpha, row_scale, bias, offsets, out, sm)
+    run(*plan(a, b, a_scales, b_scales, alpha, row_scale, bias, offsets, out, sm))

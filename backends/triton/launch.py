@@ -68,10 +68,10 @@ class Launch(NamedTuple):
         return (self.kernel.fn, device, *options, *kinds)
 
     def loaded(self) -> tuple[Callable[..., None], tuple[Any, ...]]:
-        """Of a launch that has run on this device: the compiled kernel on its grid, and all that it
-        is called with. Triton's own way to it costs more of the host's time than the launch.
+        """Of a launch that has run: the compiled kernel on its grid, and all that it is called
+        with. Triton's own way to it costs more of the host's time than the launch.
         """
-        loaded = _LOADED[self._key(torch.cuda.current_device())]
+        loaded = _LOADED[self._key(self.device.index)]
         x, y, z = (*self.grid, 1, 1)[:3]
         return loaded.kernel[x, y, z], (*self.args, *loaded.constants)
 

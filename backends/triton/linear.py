@@ -108,6 +108,6 @@ def linear(
 ) -> None:
     if p is None and x.shape[1] > LONGEST_ROW:
         p = x.new_empty(x.shape[0], dtype=torch.float32)
-        run(plan_row_scales, x, p)
+        run(plan_row_scales(x, p))
     weight_scales, sm = weight_scales.view(DATA_DTYPE), target_of(x.device).sm
-    run(plan, x, weight, weight_scales, alpha, p, bias, out, sm)
+    run(*plan(x, weight, weight_scales, alpha, p, bias, out, sm))

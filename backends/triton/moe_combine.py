@@ -33,4 +33,4 @@ def plan(y: Tensor, topk_weights: Tensor, positions: Tensor, out: Tensor) -> Lau
 
 
 def moe_combine(y: Tensor, topk_weights: Tensor, positions: Tensor, out: Tensor) -> None:
-    run(plan, y, topk_weights, positions, out)
+    run(plan(y, topk_weights, positions, out))

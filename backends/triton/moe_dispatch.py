@@ -131,9 +131,9 @@ def moe_dispatch(
     offsets: Tensor,
     positions: Tensor,
 ) -> None:
-    run(route.plan, topk_ids, expert_offset, offsets, positions)
+    run(*route.plan(topk_ids, expert_offset, offsets, positions))
     if p is None and x.shape[1] > LONGEST_ROW:
         p = x.new_empty(x.shape[0], dtype=row_scale.dtype)
-        run(plan_row_scales, x, p)
+        run(plan_row_scales(x, p))
     outputs = (data, scales.view(DATA_DTYPE), row_scale, offsets, positions)
-    run(plan, x, topk_ids, p, expert_offset, *outputs, target_of(x.device).sm)
+    run(plan(x, topk_ids, p, expert_offset, *outputs, target_of(x.device).sm))

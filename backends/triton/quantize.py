@@ -73,4 +73,4 @@ def quantize(
     x: Tensor, global_scale: Tensor, scale_layout: str, data: Tensor, scales: Tensor
 ) -> None:
     scales, sm = scales.view(DATA_DTYPE), target_of(x.device).sm
-    run(plan, x, global_scale, scale_layout, data, scales, sm)
+    run(plan(x, global_scale, scale_layout, data, scales, sm))

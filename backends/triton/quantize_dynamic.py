@@ -81,8 +81,8 @@ def quantize_dynamic(
     x: Tensor, scale_layout: str, data: Tensor, scales: Tensor, global_scale: Tensor
 ) -> None:
     if x.shape[1] > LONGEST_ROW:
-        run(plan_row_scales, x, global_scale)
+        run(plan_row_scales(x, global_scale))
         quantize(x, global_scale, scale_layout, data, scales)
     else:
         scales, sm = scales.view(DATA_DTYPE), target_of(x.device).sm
-        run(plan, x, scale_layout, data, scales, global_scale, sm)
+        run(plan(x, scale_layout, data, scales, global_scale, sm))

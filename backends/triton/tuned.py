@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
+from nvfp4.backends.settings import TUNED
 from nvfp4.backends.triton.mm_config import HopperConfig, MmConfig
-
-TUNED = "NVFP4_TUNED"
 
 Config = MmConfig | HopperConfig
 

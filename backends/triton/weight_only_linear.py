@@ -115,4 +115,4 @@ def weight_only_linear(
     out: Tensor,
 ) -> None:
     sm = target_of(x.device).sm
-    run(plan, x, weight, weight_scales.view(DATA_DTYPE), alpha, bias, out, sm)
+    run(*plan(x, weight, weight_scales.view(DATA_DTYPE), alpha, bias, out, sm))
