@@ -26,9 +26,9 @@ def linear(x: Tensor, weights: Sequence[nvfp4.QuantizedTensor]) -> list[Call]:
     return [partial(layer, x) for layer in layers]
 
 
-def grouped(weights: Tensor, rows: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """Rows sorted by expert, about `rows` of them somebody's, and where each expert's end, int32
-    [E], times bf16 weights [E, N, K], quantized; checked against ours.
+def grouped(weights: Tensor, share: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """Rows sorted by expert, about that share of them somebody's, and where each expert's end,
+    int32 [E], times bf16 weights [E, N, K], quantized; checked against ours.
     """
     experts = [nvfp4.quantize_weight(w) for w in weights]
     layer = _layer(
@@ -42,6 +42,7 @@ def grouped(weights: Tensor, rows: int) -> Callable[[Tensor, Tensor], Tensor]:
     def multiply(x: Tensor, ends: Tensor) -> Tensor:
         offsets = torch.nn.functional.pad(ends, (1, 0)).long()
         config = {"gemm_type": "grouped_contiguous"}
+        rows = max(1, round(len(x) * share))  # what it chooses its tiles by
         return layer(x, expert_layout=offsets, compute_config=config, valid_shape_m=rows)
 
     x = torch.randn(2 * len(experts), weights.shape[2], device=weights.device, dtype=weights.dtype)

@@ -2,6 +2,7 @@
 weight-only one; routing and combination included, the peers' by torch.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -41,9 +42,7 @@ def moe(tokens: int, sizes: Sizes, device: str) -> Case:
     """
     hidden, intermediate, experts, of, top_k = sizes
     copies = 4 if device == "cuda" else 2
-    gate_up = _floats(experts, 2 * intermediate, hidden, device)
-    down = _floats(experts, hidden, intermediate, device)
-    w13, w2 = nvfp4.quantize_experts(gate_up, segments=2), nvfp4.quantize_experts(down)
+    w13, w2, peers = _weights(sizes, device)
     x = torch.randn(tokens, hidden, device=device, dtype=torch.bfloat16)
     weights = torch.rand(tokens, top_k, device=device)
     routings = [
@@ -61,22 +60,34 @@ def moe(tokens: int, sizes: Sizes, device: str) -> Case:
         if not error < 2**-6:
             raise AssertionError(f"moe {tokens}, {sizes}: relative error {error:.1e}")
 
-    def by_torch(*products: Product) -> list[Call]:
-        return [partial(_by_torch, x, weights, ids, experts, *products) for ids in routings]
-
     variants: dict[str, Sequence[Call]] = {
-        "nvfp4": [partial(run, index) for index in range(copies)],
-        "bf16 grouped": by_torch(partial(_grouped, gate_up), partial(_grouped, down)),
+        "nvfp4": [partial(run, index) for index in range(copies)]
     }
-    if humming.available(device):
-        rows = max(1, tokens * top_k * experts // of)
-        variants["humming"] = by_torch(*(humming.grouped(w, rows) for w in (gate_up, down)))
+    for peer, products in peers.items():
+        variants[peer] = [
+            partial(_by_torch, x, weights, ids, experts, *products) for ids in routings
+        ]
     local = sum(int((ids < experts).sum()) for ids in routings) / copies
     active = sum(len(ids[ids < experts].unique()) for ids in routings) / copies
     weight_bytes = active * 3 * hidden * intermediate * (1 / 2 + 1 / 16)
     flops = int(local * 6 * hidden * intermediate)
     moved = int(weight_bytes + 2 * x.nbytes)
     return Case("moe", f"{tokens}: {sizes}", moved, flops, variants, check)
+
+
+Peers = dict[str, tuple[Product, Product]]
+
+
+@functools.lru_cache(maxsize=1)
+def _weights(sizes: Sizes, device: str) -> tuple[nvfp4.ExpertWeights, nvfp4.ExpertWeights, Peers]:
+    """w13, w2, and both as each peer multiplies by them."""
+    gate_up = _floats(sizes.experts, 2 * sizes.intermediate, sizes.hidden, device)
+    down = _floats(sizes.experts, sizes.hidden, sizes.intermediate, device)
+    peers: Peers = {"bf16 grouped": (partial(_grouped, gate_up), partial(_grouped, down))}
+    if humming.available(device):
+        share = sizes.experts / sizes.of
+        peers["humming"] = humming.grouped(gate_up, share), humming.grouped(down, share)
+    return nvfp4.quantize_experts(gate_up, segments=2), nvfp4.quantize_experts(down), peers
 
 
 def _floats(experts: int, n: int, k: int, device: str) -> Tensor:

@@ -140,9 +140,15 @@ def _jobs(device: str, only: str) -> Iterator[Callable[[], cases.Case]]:
 
 
 def run(
-    only: str, rounds: int, commit: str, step: Callable[[str, int], Callable[[], None]]
+    only: str,
+    rounds: int,
+    commit: str,
+    step: Callable[[str, int], Callable[[], None]],
+    keep: Callable[[Results], None] = lambda results: None,
 ) -> Results:
-    """Run the benchmark on this machine; `only` names one op, "" runs all."""
+    """Run the benchmark on this machine; `only` names one op, "" runs all; what has been measured
+    so far is kept after each row.
+    """
     if only not in ("", *OPS):
         raise ValueError(f"nvfp4 bench: --op needs one of {', '.join(OPS)}, got {only!r}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -151,13 +157,6 @@ def run(
         seconds = compare(case.variants, device, rounds)["ceiling"].median
         ceilings[case.op] = (case.bytes_moved if case.op == "copy" else case.flops) / seconds
 
-    jobs = list(_jobs(device, only))
-    done = step("benchmark", len(jobs))
-    measured = []
-    with torch.inference_mode():
-        for make in jobs:
-            measured.append(_measure(make(), device, rounds, ceilings))
-            done()
     machine: dict[str, Any] = {
         "gpu": torch.cuda.get_device_name() if device == "cuda" else "none",
         "cpu": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -173,7 +172,16 @@ def run(
         machine["host, one launch by Triton"] = (
             f"{host_seconds(cases.bare_launch(device)) * 1e6:.0f} µs"
         )
-    return Results(machine, measured)
+
+    jobs = list(_jobs(device, only))
+    done = step("benchmark", len(jobs))
+    results = Results(machine, [])
+    with torch.inference_mode():
+        for make in jobs:
+            results.rows.append(_measure(make(), device, rounds, ceilings))
+            keep(results)
+            done()
+    return results
 
 
 def _measure(case: cases.Case, device: str, rounds: int, ceilings: dict[str, float]) -> Row:

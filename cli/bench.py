@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
-from nvfp4.bench.run import run
+from nvfp4.bench.run import Results, run
 from nvfp4.cli.errors import user_errors
 from nvfp4.cli.progress import steps
 
@@ -25,9 +25,12 @@ def bench(
     shapes and no claim.
     """
     with user_errors(), steps() as step:
-        results = run(op, rounds, commit, step)
-        if out is not None:
-            results.write(out, name)
+
+        def keep(results: Results) -> None:
+            if out is not None:
+                results.write(out, name)
+
+        results = run(op, rounds, commit, step, keep)
     if as_json:
         print(json.dumps(results.as_dict(), indent=1))
     else:
