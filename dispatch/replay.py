@@ -30,8 +30,6 @@ _ALLOCATIONS = (
     torch.ops.aten.new_empty.default,
     torch.ops.aten.new_empty_strided.default,
 )
-
-
 _ZEROS = (torch.ops.aten.zeros.default, torch.ops.aten.new_zeros.default)
 
 

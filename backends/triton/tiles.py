@@ -43,10 +43,14 @@ INTERPRETED = tl.constexpr(interpreting())
 FP8 = tl.constexpr(architecture.FP8)
 BLACKWELL = tl.constexpr(architecture.BLACKWELL)
 
-COUNTS_OF_ZEROS = tl.constexpr(-0x05000000)
 MAGNITUDE = tl.constexpr(0x7FFFFFFF)
 SIGN = tl.constexpr(-(2**31))
 INF_BITS = tl.constexpr(0x7F800000)
+
+ZEROS = tl.constexpr(-0x05000000)
+"""What _count makes of zeros in a word of eight: 2^23's bits, 0x4B000000, shifted to each nibble
+and summed in 32 bits.
+"""
 
 E2M1_F16_SCALE = tl.constexpr(2.0**14)
 """e2m1_to_f16 returns the value over 2^14: float16's exponent bias is 14 above E2M1's."""
@@ -169,7 +173,7 @@ def pack(x, is_nan, SM: tl.constexpr):
         words = (words << 4) + _count(x1)
         words = (words << 4) + _count(x0)
         signs = _signs(x0, x1, x2, x3, x4, x5, x6, x7)
-        return (words - COUNTS_OF_ZEROS) | tl.where(is_nan[:, :, None], 0, signs)
+        return (words - ZEROS) | tl.where(is_nan[:, :, None], 0, signs)
 
 
 @triton.jit
@@ -188,7 +192,7 @@ def _eighths(x):
 
 @triton.jit
 def _count(x):
-    """float32 -> int32: a magnitude's code, 0..7, added to COUNT_OF_ZERO."""
+    """float32 -> int32: a magnitude's code, 0..7, in the lowest bits of 2^23's; NaN's is 7."""
     # Codes count halves up to 2, then ones from 2 on, then twos: each the least of the three
     # counts, which a float32 from 2^23 on, where it has no fraction, rounds as E2M1 does. The
     # products are exact, so that a fused multiply-add rounds as an addition does. As integers such
