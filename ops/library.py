@@ -36,5 +36,5 @@ def define(name: str, signature: str, outputs: Callable[..., Any], run: Callable
     qualified = f"nvfp4::{name}"
     schema = " ".join(signature.split())
     torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(qualified, ("cpu", "cuda"), _for_inference(replayed(run)))
+    torch.library.impl(qualified, ("cpu", "cuda"), replayed(_for_inference(run)))
     torch.library.register_fake(qualified, outputs)
