@@ -147,8 +147,14 @@ def pack(x, is_nan, SM: tl.constexpr):
     """float32 [R, C/16, 16] -> int32 [R, C/16, 2], eight codes a word: nearest even, saturating at
     6. Of a block that has a NaN, is_nan [R, C/16], all codes are 6.
     """
+    if INTERPRETED:  # where each operation costs, however small its tensors
+        nibble = (tl.arange(0, BLOCK) % 8) * 4
+        signs = tl.where(is_nan[:, :, None], 0, (x.to(tl.int32, bitcast=True) >> 31) & 8)
+        codes = ((_count(x) & 7) | signs) << nibble[None, None, :]
+        # In disjoint nibbles a sum is a union.
+        return tl.sum(codes.reshape(x.shape[0], x.shape[1], 2, 8), axis=3)
     x0, x1, x2, x3, x4, x5, x6, x7 = _eighths(x)
-    if SM >= BLACKWELL and not INTERPRETED:
+    if SM >= BLACKWELL:
         return tl.inline_asm_elementwise(
             """{
             .reg .b8 a, b, c, d;
@@ -206,45 +212,37 @@ def _count(x):
 
 @triton.jit
 def _line(x, SLOPE: tl.constexpr, OFFSET: tl.constexpr):
-    slope = tl.full(x.shape, SLOPE, tl.float32)
-    return tl.fma(x, slope, tl.full(x.shape, 2.0**23 + OFFSET, tl.float32))
+    if INTERPRETED:  # which makes an fma with great care
+        return x * SLOPE + (2.0**23 + OFFSET)
+    else:
+        slope = tl.full(x.shape, SLOPE, tl.float32)
+        return tl.fma(x, slope, tl.full(x.shape, 2.0**23 + OFFSET, tl.float32))
 
 
 @triton.jit
 def _signs(x0, x1, x2, x3, x4, x5, x6, x7):
     """float32 -> int32: the sign of element i at bit 4 i + 3."""
-    if INTERPRETED:
-        return (
-            _sign(x0, 0) | _sign(x1, 1) | _sign(x2, 2) | _sign(x3, 3)
-            | _sign(x4, 4) | _sign(x5, 5) | _sign(x6, 6) | _sign(x7, 7)
-        )  # fmt: skip
-    else:
-        # The upper bytes first, of the even elements and of the odd ones: half the instructions.
-        return tl.inline_asm_elementwise(
-            """{
-            .reg .b32 even, odd, upper;
-            prmt.b32 even, $1, $3, 0x0073;
-            prmt.b32 upper, $5, $7, 0x0073;
-            prmt.b32 even, even, upper, 0x5410;
-            prmt.b32 odd, $2, $4, 0x0073;
-            prmt.b32 upper, $6, $8, 0x0073;
-            prmt.b32 odd, odd, upper, 0x5410;
-            shr.u32 even, even, 4;
-            and.b32 even, even, 0x08080808;
-            and.b32 odd, odd, 0x80808080;
-            or.b32 $0, even, odd;
-            }""",
-            "=r,f,f,f,f,f,f,f,f",
-            [x0, x1, x2, x3, x4, x5, x6, x7],
-            dtype=tl.int32,
-            is_pure=True,
-            pack=1,
-        )
-
-
-@triton.jit
-def _sign(x, NIBBLE: tl.constexpr):
-    return ((x.to(tl.int32, bitcast=True) >> 31) & 8) << 4 * NIBBLE
+    # The upper bytes first, of the even elements and of the odd ones: half the instructions.
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b32 even, odd, upper;
+        prmt.b32 even, $1, $3, 0x0073;
+        prmt.b32 upper, $5, $7, 0x0073;
+        prmt.b32 even, even, upper, 0x5410;
+        prmt.b32 odd, $2, $4, 0x0073;
+        prmt.b32 upper, $6, $8, 0x0073;
+        prmt.b32 odd, odd, upper, 0x5410;
+        shr.u32 even, even, 4;
+        and.b32 even, even, 0x08080808;
+        and.b32 odd, odd, 0x80808080;
+        or.b32 $0, even, odd;
+        }""",
+        "=r,f,f,f,f,f,f,f,f",
+        [x0, x1, x2, x3, x4, x5, x6, x7],
+        dtype=tl.int32,
+        is_pure=True,
+        pack=1,
+    )
 
 
 # ---- the recipe of spec/quantize.py ---------------------------------------------------------
