@@ -6,6 +6,7 @@ tiles by how much a thread has: one block is soonest done.
 
 from typing import NamedTuple
 
+from nvfp4.backends.triton import interpreting
 from nvfp4.backends.triton.launch import next_power_of_2
 from nvfp4.spec.format import BLOCK
 from nvfp4.spec.swizzle import TILE_BLOCKS
@@ -31,7 +32,10 @@ class Tile(NamedTuple):
 
 
 def choose_tile(k: int, elements: int, widest: int, num_warps: int) -> Tile:
-    """A tile of `elements` for a known global scale: as wide as K and `widest` allow."""
+    """A tile of `elements` for a known global scale: as wide as K and `widest` allow. Where it is
+    interpreted, a program costs the same however large its tile.
+    """
+    elements *= 4 if interpreting() else 1
     columns = min(max(next_power_of_2(k), MIN_COLUMNS), widest)
     return Tile(max(1, elements // columns), columns, num_warps)
 
