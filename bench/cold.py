@@ -18,6 +18,7 @@ import typer
 
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton.tuned import machine
+from nvfp4.bench.run import commit_of
 
 CALLS = """
 import json, sys, time
@@ -92,10 +93,12 @@ def main(
     k: int = 7168,
     max_m: int = 256,
     out: Annotated[Path | None, typer.Option(help="A file of JSON; a .md beside it.")] = None,
+    commit: Annotated[str, typer.Option(help="What is measured; default: asked of git.")] = "",
 ) -> None:
     """Of an [N, K] weight and M tokens."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     about = machine(device) | {
+        "commit": commit or commit_of(),
         "cpus": os.cpu_count(),
         "command": f"python -m nvfp4.bench.cold --m {m} --n {n} --k {k} --max-m {max_m}",
     }

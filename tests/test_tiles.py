@@ -7,7 +7,7 @@ import triton.language as tl
 from cases import same_bits
 
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton import tiles
+from nvfp4.backends.triton import floats, tiles
 from nvfp4.spec import glu, packing, rounding
 
 COUNT = 1 << 14
@@ -22,16 +22,16 @@ def _apply(x, y, out, FUNCTION: tl.constexpr, N: tl.constexpr, SM: tl.constexpr)
     elif FUNCTION == "e2m1":
         blocks = a.reshape(1, N // 16, 16)
         is_nan = tl.max((blocks != blocks).to(tl.int32), axis=2) > 0
-        words = tiles.pack(blocks, is_nan, SM).reshape(N // 8)
+        words = floats.pack(blocks, is_nan, SM).reshape(N // 8)
         tl.store(out + tl.arange(0, N // 8), words)
     elif FUNCTION == "e4m3":
-        tl.store(out + at, tiles.f32_to_e4m3(a, SM))
+        tl.store(out + at, floats.f32_to_e4m3(a, SM))
     elif FUNCTION == "bfloat16":
-        tl.store(out + at, tiles.from_f32(a, tl.bfloat16))
+        tl.store(out + at, floats.from_f32(a, tl.bfloat16))
     elif FUNCTION == "e4m3_to_f16":
-        tl.store(out + at, tiles.e4m3_to_f16(a, SM).to(tl.float32))
+        tl.store(out + at, floats.e4m3_to_f16(a, SM).to(tl.float32))
     else:
-        tl.store(out + at, tiles.e2m1_to_f16(a).to(tl.float32) * tiles.E2M1_F16_SCALE)
+        tl.store(out + at, floats.e2m1_to_f16(a).to(tl.float32) * floats.E2M1_F16_SCALE)
 
 
 def _run(function: str, x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype, device: str):

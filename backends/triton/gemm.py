@@ -15,17 +15,17 @@ import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.triton import architecture
-from nvfp4.backends.triton.mm_config import K_GROUP
-from nvfp4.backends.triton.tiles import (
+from nvfp4.backends.triton.floats import (
     BLOCK,
     E2M1_F16_SCALE,
     INTERPRETED,
     e2m1_to_f16,
     e4m3_to_f16,
     from_f32,
-    scale_offsets,
     to_f32,
 )
+from nvfp4.backends.triton.mm_config import K_GROUP
+from nvfp4.backends.triton.tiles import scale_offsets
 
 GROUP = tl.constexpr(K_GROUP)
 HOPPER = tl.constexpr(architecture.HOPPER)

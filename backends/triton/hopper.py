@@ -26,7 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.core import _aggregate as aggregate
 
-from nvfp4.backends.triton import tiles
+from nvfp4.backends.triton import floats
 from nvfp4.backends.triton.gemm import planes_ptx
 from nvfp4.backends.triton.mm_config import HOPPER_BN, K_GROUP, HopperConfig
 from nvfp4.spec.swizzle import TILE_ROWS
@@ -56,7 +56,7 @@ QUADS = gl.constexpr(HOPPER_BN * K_GROUP // 64)
 
 ODD_PTX = gl.constexpr(planes_ptx(True, "$0", "$1", "$2", "$3"))
 EVEN_PTX = gl.constexpr(planes_ptx(False, "$0", "$1", "$2", "$3"))
-UNSCALE = gl.constexpr(tiles.E2M1_F16_SCALE.value**2)
+UNSCALE = gl.constexpr(floats.E2M1_F16_SCALE.value**2)
 CONSUMERS_REGISTERS, COPIERS_REGISTERS = gl.constexpr(232), gl.constexpr(40)
 
 # ---- layouts --------------------------------------------------------------------------------

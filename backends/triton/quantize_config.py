@@ -1,7 +1,8 @@
 """How the quantizers cut a tensor into tiles.
 
-Measured on an H200: bench/results/h200_tiles.json, of many rows; of few (1 and 64), a script timed
-tiles by how much a thread has: one block is soonest done.
+Measured on an H200: of many rows in bench/results/h200_tiles.json. Of few no table is kept: there a
+thread is given one block, which is soonest done (`python -m nvfp4.bench.sweep quantizers --shapes
+1x7168,64x7168` times them).
 """
 
 from typing import NamedTuple
