@@ -50,7 +50,8 @@ def moe(tokens: int, sizes: Sizes, device: str) -> Case:
     ]
 
     def run(index: int, backend: str = "") -> Tensor:
-        return nvfp4.moe(x, weights, routings[index], w13, w2, backend=backend)
+        ids = routings[index]
+        return nvfp4.moe(x, weights, ids, w13, w2, backend=backend, global_num_experts=of)
 
     def check() -> None:
         poison(device, tokens * hidden * 2)

@@ -69,15 +69,17 @@ def compare(variants: Mapping[str, Sequence[Call]], device: str, rounds: int) ->
 
 
 def host_seconds(call: Call, repeats: int = 200) -> float:
-    """The CPU's time to issue one call, the device's own work not waited for."""
-    for _ in range(10):
-        call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    elapsed = time.perf_counter() - begin
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return elapsed / repeats
+    """The CPU's time to issue one call, the device's own work not waited for: it is given a few
+    calls at a time, of which its queue holds more.
+    """
+    few = min(repeats, 10)
+    rounds, elapsed = repeats // few, 0.0
+    for index in range(rounds + 1):
+        begin = time.perf_counter()
+        for _ in range(few):
+            call()
+        if index:  # the first warms up
+            elapsed += time.perf_counter() - begin
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    return elapsed / (rounds * few)

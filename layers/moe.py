@@ -26,7 +26,7 @@ class MoE(PackedModule):
 
     Expert parallelism: a rank holds the experts expert_offset .. expert_offset + E - 1 and gives
     their part of the sum; ids of others (and -1) contribute nothing. The ranks' outputs are to be
-    added.
+    added. global_num_experts: over all ranks, for the choice of tiles; 0: these are all.
     """
 
     w13: Tensor
@@ -48,9 +48,11 @@ class MoE(PackedModule):
         swiglu_limit: float | None = None,
         activation: str = SILU,
         backend: str = "",
+        global_num_experts: int = 0,
     ) -> None:
         super().__init__(backend)
         self.expert_offset = expert_offset
+        self.global_num_experts = global_num_experts
         self.swiglu_limit = swiglu_limit
         self.activation = activation
         self._register(
@@ -135,6 +137,7 @@ class MoE(PackedModule):
             self.swiglu_limit,
             self.activation,
             self.backend,
+            self.global_num_experts or self.experts,
         )
 
     def packed(self) -> tuple[ExpertWeights, ExpertWeights]:
@@ -161,6 +164,7 @@ class MoE(PackedModule):
             self.swiglu_limit,
             self.backend,
             activation=self.activation,
+            global_num_experts=self.global_num_experts,
         )
 
     def warmup(

@@ -102,18 +102,22 @@ def first_layer(
     gate_up_dtype: torch.dtype,
     backend: str,
     outputs: Quantized,
+    likely_rows: int | None = None,
 ) -> None:
-    """Fill `outputs`, rows of nobody left alone."""
+    """Fill `outputs`, rows of nobody left alone. likely_rows: as the launchers' grouped_mm."""
     a, b, _, _, alpha, _ = operands
     n = b.shape[1]
     if global_scale is not None:
         together = gcd(n // 2, n // alpha.shape[1])  # columns of gate, or up, that share a factor
         fused = fused_launcher("grouped_mm_glu_quantize", "grouped_mm", a.device, backend, together)
         if fused is not None:
-            fused(*operands, offsets, global_scale, limit, activation, gate_up_dtype, *outputs)
+            args = global_scale, limit, activation, gate_up_dtype, *outputs, likely_rows
+            fused(*operands, offsets, *args)
             return
     gate_up = a.new_empty((a.shape[0], n), dtype=gate_up_dtype)
-    launcher("grouped_mm", a.device, backend, stage=True)(*operands, None, offsets, gate_up)
+    launcher("grouped_mm", a.device, backend, stage=True)(
+        *operands, None, offsets, gate_up, likely_rows
+    )
     launcher("glu_quantize", a.device, backend, stage=True)(
         gate_up, global_scale, offsets, limit, activation, SWIZZLED, *outputs
     )

@@ -25,7 +25,8 @@ SIGNATURE = """(Tensor x, Tensor topk_weights, Tensor topk_ids,
     Tensor w13, Tensor w13_scales, Tensor w13_global_scale,
     Tensor w2, Tensor w2_scales, Tensor w2_global_scale,
     Tensor? x_global_scale=None, Tensor? h_global_scale=None, int expert_offset=0,
-    float? swiglu_limit=None, str backend="", *, str activation="silu") -> Tensor"""
+    float? swiglu_limit=None, str backend="", *, str activation="silu",
+    int global_num_experts=0) -> Tensor"""
 
 STAGES = ("moe_dispatch", "grouped_mm", "glu_quantize", "moe_combine")
 
@@ -47,6 +48,7 @@ def _outputs(
     backend: str = "",
     *,
     activation: str = SILU,
+    global_num_experts: int = 0,
 ) -> Tensor:
     check = Checker("moe", x)
     _, hidden = check_tokens(check, x, topk_ids)
@@ -65,6 +67,9 @@ def _outputs(
     check.static_scale("x_global_scale", x_global_scale)
     check.static_scale("h_global_scale", h_global_scale, experts)
     check.glu(swiglu_limit, activation)
+    if global_num_experts and global_num_experts < experts:
+        need = f"0, or at least the {experts} experts that are here"
+        check.fail("global_num_experts", need, global_num_experts)
     return x.new_empty(x.shape)
 
 
@@ -85,11 +90,12 @@ def _run(
     backend: str = "",
     *,
     activation: str = SILU,
+    global_num_experts: int = 0,
 ) -> Tensor:
     out = _outputs(
         x, topk_weights, topk_ids, w13, w13_scales, w13_global_scale, w2, w2_scales,
         w2_global_scale, x_global_scale, h_global_scale, expert_offset, swiglu_limit,
-        activation=activation,
+        activation=activation, global_num_experts=global_num_experts,
     )  # fmt: skip
     for name, p in (
         ("w13_global_scale", w13_global_scale),
@@ -103,6 +109,7 @@ def _run(
     if not out.numel():
         return out
     experts, rows = w13.shape[0], topk_ids.numel()
+    likely_rows = -(-rows * experts // (global_num_experts or experts))
     x_p, h_p = vector(x_global_scale), vector(h_global_scale)
 
     quantized = empty_grouped(x, rows, experts, x.shape[1])
@@ -112,11 +119,11 @@ def _run(
     )
     h = empty_grouped(x, rows, experts, 2 * w2.shape[2])
     first = prepared(data, w13, scales, w13_scales, w13_global_scale, p)
-    first_layer(first, offsets, h_p, swiglu_limit, activation, x.dtype, backend, h)
+    first_layer(first, offsets, h_p, swiglu_limit, activation, x.dtype, backend, h, likely_rows)
 
     y = x.new_empty((rows, x.shape[1]))
     second = prepared(h[0], w2, h[1], w2_scales, w2_global_scale, h[2])
-    launcher("grouped_mm", x.device, backend, stage=True)(*second, None, offsets, y)
+    launcher("grouped_mm", x.device, backend, stage=True)(*second, None, offsets, y, likely_rows)
     combine(y, topk_weights.contiguous(), positions, out)
     return out
 
@@ -136,6 +143,7 @@ def moe(
     swiglu_limit: float | None = None,
     activation: str = SILU,
     backend: str = "",
+    global_num_experts: int = 0,
 ) -> Tensor:
     """A mixture of experts on tokens x [M, H]: [M, H] in x's dtype.
 
@@ -153,9 +161,11 @@ def moe(
         h_global_scale: of act(gate) * up; [], [1] or [E]; None: each row its own.
         swiglu_limit: gate = min(gate, L) before the activation, up = clamp(up, -L, L).
         activation: "silu" or "gelu_tanh".
+        global_num_experts: how many the router chooses from, over all ranks; 0: those here. Tiles
+            are chosen for this rank's share of the rows; results do not depend on it.
     """
     return torch.ops.nvfp4.moe(
         x, topk_weights, topk_ids, w13.data, w13.scales, w13.global_scale, w2.data, w2.scales,
         w2.global_scale, x_global_scale, h_global_scale, expert_offset, swiglu_limit, backend,
-        activation=activation,
+        activation=activation, global_num_experts=global_num_experts,
     )  # fmt: skip

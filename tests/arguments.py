@@ -19,7 +19,7 @@ SCHEMAS = {
     "grouped_mm_glu_quantize": 'nvfp4::grouped_mm_glu_quantize(Tensor a, Tensor b, Tensor a_scales, Tensor b_scales, Tensor alpha, Tensor offsets, Tensor? global_scale=None, float? limit=None, str activation="silu", ScalarType? gate_up_dtype=None, str backend="", *, Tensor? row_scale=None) -> (Tensor data, Tensor scales, Tensor row_scale_out)',
     "moe_dispatch": 'nvfp4::moe_dispatch(Tensor x, Tensor topk_ids, int num_experts, Tensor? x_global_scale=None, int expert_offset=0, str backend="") -> (Tensor data, Tensor scales, Tensor row_scale, Tensor offsets, Tensor positions)',
     "moe_combine": 'nvfp4::moe_combine(Tensor y, Tensor topk_weights, Tensor positions, ScalarType? out_dtype=None, str backend="") -> Tensor',
-    "moe": 'nvfp4::moe(Tensor x, Tensor topk_weights, Tensor topk_ids, Tensor w13, Tensor w13_scales, Tensor w13_global_scale, Tensor w2, Tensor w2_scales, Tensor w2_global_scale, Tensor? x_global_scale=None, Tensor? h_global_scale=None, int expert_offset=0, float? swiglu_limit=None, str backend="", *, str activation="silu") -> Tensor',
+    "moe": 'nvfp4::moe(Tensor x, Tensor topk_weights, Tensor topk_ids, Tensor w13, Tensor w13_scales, Tensor w13_global_scale, Tensor w2, Tensor w2_scales, Tensor w2_global_scale, Tensor? x_global_scale=None, Tensor? h_global_scale=None, int expert_offset=0, float? swiglu_limit=None, str backend="", *, str activation="silu", int global_num_experts=0) -> Tensor',
 }
 NAMES = tuple(SCHEMAS)
 

@@ -281,12 +281,14 @@ def test_ranks_hold_slices(device):
     whole = _moe(device, h_global_scale=torch.linspace(0.001, 0.002, E, device=device))
     ranks = [whole.local(rank, 2) for rank in range(2)]
     assert [rank.expert_offset for rank in ranks] == [0, 2]
+    assert [rank.global_num_experts for rank in ranks] == [4, 4]
     for name, tensor in whole.state_dict().items():
         same_bits(torch.cat([rank.state_dict()[name] for rank in ranks]), tensor)
     own = ranks[1].w13
     assert own.untyped_storage().nbytes() == own.nbytes  # not a view that keeps the whole
     quarter = ranks[1].local(1, 2)
     assert quarter.experts == 1 and quarter.expert_offset == 3
+    assert quarter.global_num_experts == 4
 
 
 @pytest.mark.parametrize(

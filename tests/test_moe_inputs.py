@@ -5,8 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from arguments import arguments
+from cases import skip_if_it_cannot
 
 import nvfp4
+from nvfp4.backends.triton import grouped_mm
+from nvfp4.backends.triton.mm_config import choose_grouped_config
 
 OPS = torch.ops.nvfp4
 Change = Callable[[torch.Tensor], object]
@@ -80,6 +83,26 @@ def test_an_activation_that_there_is_not():
     args = arguments("moe", 6, "cpu")
     with pytest.raises(ValueError, match="activation needs one of 'silu', 'gelu_tanh', got 'tanh'"):
         OPS.moe(*args, activation="tanh")
+
+
+def test_fewer_experts_in_all_than_here():
+    need = "global_num_experts needs 0, or at least the 5 experts that are here, got 4"
+    with pytest.raises(ValueError, match=need):
+        OPS.moe(*arguments("moe", 6, "cpu"), global_num_experts=4)
+
+
+@pytest.mark.parametrize("of, likely", [(0, 12), (5, 12), (15, 4)])
+def test_tiles_are_chosen_for_a_rank_s_share_of_the_rows(monkeypatch, of, likely):
+    skip_if_it_cannot("triton", "cpu")
+    seen = []
+
+    def choose(rows: int, *rest: int):
+        seen.append(rows)
+        return choose_grouped_config(rows, *rest)
+
+    monkeypatch.setattr(grouped_mm, "choose_grouped_config", choose)
+    OPS.moe(*arguments("moe", 6, "cpu"), backend="triton", global_num_experts=of)
+    assert seen == [likely, likely]
 
 
 def test_a_backend_that_cannot():

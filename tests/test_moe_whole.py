@@ -134,11 +134,13 @@ def test_slices_of_experts_add_up(backend, device):
     w13, w2 = experts_of(pattern)
     args = [moved(t, device) for t in (x.float(), weights, ids)]
 
-    def run(first: int, count: int) -> Tensor:
+    def run(first: int, count: int, of: int = 0) -> Tensor:
         part = [w.slice(first, count).to(device) for w in (w13, w2)]
-        return nvfp4.moe(*args, *part, expert_offset=first, backend=backend)
+        options = {"expert_offset": first, "backend": backend, "global_num_experts": of}
+        return nvfp4.moe(*args, *part, **options)
 
     torch.testing.assert_close(run(0, 3) + run(3, 3), run(0, 6), rtol=2**-22, atol=0)
+    same_bits(run(3, 3, of=6), run(3, 3))
 
 
 def test_gate_and_up_keep_their_own_global_scales(device):

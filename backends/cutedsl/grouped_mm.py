@@ -19,18 +19,21 @@ def grouped_mm(
     bias: Tensor | None,
     offsets: Tensor,
     out: Tensor,
+    likely_rows: int | None = None,
     tile: Tile | None = None,
     sms: int = 0,
 ) -> None:
     """out [R, N]: rows of expert e are (A B[e]^T) * (row_scale[m] * alpha[e, segment of n]) +
     bias[e, n]; rows from offsets[E] on are left alone.
 
-    tile: default the one chosen; sms: to run on, default all.
+    likely_rows: how many are expected to be somebody's, by which a tile is chosen; default all.
+    tile: default that one; sms: to run on, default all.
     """
     sms = sms or multiprocessors(out.device)
     (rows, n), experts, k = out.shape, b.shape[0], 2 * b.shape[2]
     if tile is None:
-        tile = choose_grouped_config(rows, experts, n, k, out.element_size(), sms).tile
+        rows, size = likely_rows or rows, out.element_size()
+        tile = choose_grouped_config(rows, experts, n, k, size, sms).tile
     launch = plan_grouped(a, b, a_scales, b_scales, alpha, row_scale, bias, offsets, out, tile, sms)
     if out.is_cuda:
         run(launch)

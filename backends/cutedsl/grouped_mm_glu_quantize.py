@@ -27,6 +27,7 @@ def grouped_mm_glu_quantize(
     data: Tensor,
     scales: Tensor,
     global_scale: Tensor,
+    likely_rows: int | None = None,
     tile: Tile | None = None,
     sms: int = 0,
 ) -> None:
@@ -34,12 +35,15 @@ def grouped_mm_glu_quantize(
     the halves of grouped_mm's columns, rounded to dtype. Of data and global_scale the rows from
     offsets[E] on are left alone; of scales the tiles that the experts' rows take are written whole.
 
-    tile: default the one chosen; sms: to run on, default all.
+    likely_rows: how many are expected to be somebody's, by which a tile is chosen; default all.
+    tile: default that one; sms: to run on, default all.
     """
     sms = sms or multiprocessors(data.device)
     if tile is None:
         experts, n, half_k = b.shape
-        tile = choose_grouped_config(a.shape[0], experts, n, 2 * half_k, sms=sms, glu=True).tile
+        tile = choose_grouped_config(
+            likely_rows or a.shape[0], experts, n, 2 * half_k, sms=sms, glu=True
+        ).tile
     launch = plan_glu(
         a, b, a_scales, b_scales, alpha, row_scale, offsets, p, limit, activation, dtype,
         data, scales, global_scale, tile, sms,

@@ -16,6 +16,7 @@ def grouped_mm(
     bias: Tensor | None,
     offsets: Tensor,
     out: Tensor,
+    likely_rows: int | None = None,
 ) -> None:
     """Expert by expert, for which the host reads the offsets; nobody's rows are left alone."""
     (_, n, half_k), edges = b.shape, offsets.tolist()

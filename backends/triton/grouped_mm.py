@@ -101,18 +101,21 @@ def plan(
     out: Tensor,
     sm: int,
     config: MmConfig | HopperConfig | None = None,
+    likely_rows: int | None = None,
 ) -> tuple[Launch, ...]:
     """a [R, K/2], b [E, N, K/2], scales as bytes, a's grouped, b's [E, Np, Kp]; alpha float32 [E,
-    S], row_scale float32 [R], bias [E, N], offsets int32 [E+1], out [R, N]; sm: the architecture.
+    S], row_scale float32 [R], bias [E, N], offsets int32 [E+1], out [R, N]; sm: the architecture;
+    likely_rows: how many are expected to be somebody's, by which tiles are chosen; default all.
     """
     (rows, n), experts, k = out.shape, b.shape[0], a.shape[1] * 2
+    likely_rows = likely_rows or rows
     first: tuple[Launch, ...] = ()
     if is_blackwell(sm):
-        config = config or choose_grouped_config(rows, experts, k, sm)
+        config = config or choose_grouped_config(likely_rows, experts, k, sm)
     else:
         words, b = words_of(a), words_of(b)
         aligned = b.is_contiguous() and not (b.data_ptr() | b_scales.data_ptr()) % 16
-        config = config or choose_grouped_config(rows, experts, k, sm if aligned else LEAST)
+        config = config or choose_grouped_config(likely_rows, experts, k, sm if aligned else LEAST)
         if isinstance(config, HopperConfig):
             shape = most_tiles(rows, experts, config.BM), 3
             tiles = torch.empty(shape, dtype=torch.int32, device=out.device)
@@ -191,7 +194,9 @@ def grouped_mm(
     bias: Tensor | None,
     offsets: Tensor,
     out: Tensor,
+    likely_rows: int | None = None,
 ) -> None:
     a_scales, b_scales = a_scales.view(DATA_DTYPE), b_scales.view(DATA_DTYPE)
     sm = target_of(a.device).sm
-    run(*plan(a, b, a_scales, b_scales, alpha, row_scale, bias, offsets, out, sm))
+    factors = alpha, row_scale, bias
+    run(*plan(a, b, a_scales, b_scales, *factors, offsets, out, sm, likely_rows=likely_rows))

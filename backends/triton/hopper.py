@@ -3,8 +3,9 @@
 A program's warps have roles. One warp has weights copied to shared memory, one activations, by the
 tensor memory accelerator. Two groups of four warps are consumers: each decodes its 64 rows of
 weights, in registers, and multiplies. They take turns at the tensor cores, so that one decodes
-while the other multiplies ("ping-pong"). Products, the order of K and of its sums, and so the bits,
-are those of gemm.multiply.
+while the other multiplies ("ping-pong"); or an SM has two programs with fewer registers, and the
+other program does. Products, the order of K and of its sums, and so the bits, are those of
+gemm.multiply.
 
 A step's wgmmas are issued all at once, with nothing computed between: otherwise ptxas has each wait
 for the one before.
@@ -57,7 +58,18 @@ QUADS = gl.constexpr(HOPPER_BN * K_GROUP // 64)
 ODD_PTX = gl.constexpr(planes_ptx(True, "$0", "$1", "$2", "$3"))
 EVEN_PTX = gl.constexpr(planes_ptx(False, "$0", "$1", "$2", "$3"))
 UNSCALE = gl.constexpr(floats.E2M1_F16_SCALE.value**2)
-CONSUMERS_REGISTERS, COPIERS_REGISTERS = gl.constexpr(232), gl.constexpr(40)
+
+REGISTERS = {1: 168, 2: 80}
+"""Of a thread when a program starts, by how many programs share an SM's. Three groups of four warps
+then divide them otherwise.
+"""
+
+
+@constexpr_function
+def registers(PER_SM):
+    """The second consumer's, and either copier's; the first consumer has what is left."""
+    return [232, 40, 40] if PER_SM == 1 else [104, 24, 24]
+
 
 # ---- layouts --------------------------------------------------------------------------------
 
@@ -77,6 +89,8 @@ SCALES_BYTES = gl.constexpr(  # [BN, BLOCKS], swizzled as the format has them
         [[0, 1], [0, 2], [32, 0], [64, 0], [1, 0], [2, 0], [4, 0], [8, 0], [16, 0], [0, 4]]
     )
 )
+
+STORED = gl.constexpr(gl.BlockedLayout([8, 1], [8, 4], [1, 4], [0, 1]))  # sums, [ROWS, BM]
 
 # A consumer's words [ROWS, WORDS], as wgmma wants its left operand in registers, in words for
 # elements. A thread so has, of each plane of nibbles that it decodes, what it multiplies.
@@ -274,20 +288,23 @@ def decode(pipe, slot, C: gl.constexpr, BM: gl.constexpr):
 
 
 @gluon.jit
-def multiply(pipe, place, count, C: gl.constexpr, BM: gl.constexpr):
+def multiply(pipe, place, count, C: gl.constexpr, BM: gl.constexpr, PER_SM: gl.constexpr):
     """Rows [BM] of A times consumer C's of B, over `count` steps of K from `place` in the rings on:
     float32 [ROWS, BM].
     """
     FIRST: gl.constexpr = 1 - C  # consumer 0's: before it nobody had a turn
+    TURNS: gl.constexpr = PER_SM == 1  # else another program decodes while this one multiplies
     acc = gl.full([ROWS, BM], 0.0, gl.float32, sums_layout(BM))
     for _ in range(count):
         first, second = decode(pipe, pipe.b_ring.await_full(place), C, BM)
         pipe.b_ring.release(place)
         a = pipe.a.index(pipe.a_ring.await_full(place)).permute([1, 0])
-        mbarrier.wait(pipe.turns.index(C), (place % 2 ^ FIRST).to(gl.int32))
+        if TURNS:
+            mbarrier.wait(pipe.turns.index(C), (place % 2 ^ FIRST).to(gl.int32))
         acc = warpgroup_mma(first, a.slice(0, HALF), acc, is_async=True)
         acc = warpgroup_mma(second, a.slice(HALF, HALF), acc, is_async=True)
-        mbarrier.arrive(pipe.turns.index(1 - C), count=1)
+        if TURNS:
+            mbarrier.arrive(pipe.turns.index(1 - C), count=1)
         acc, first, second = warpgroup_mma_wait(0, [acc, first, second])
         pipe.a_ring.release(place)
         place += 1
@@ -305,28 +322,53 @@ def rows_and_columns(R: gl.constexpr, C: gl.constexpr, layout: gl.constexpr):
 
 
 @gluon.jit
-def store(acc, ends, first_m, first_n, M, ALPHA_OF_ROWS: gl.constexpr, BM: gl.constexpr):
+def _places(ends, first_m, first_n, M, BM: gl.constexpr):
+    """n [ROWS, 1] and m [1, BM] of a tile, and those that are read: within the matrix."""
+    n, m = rows_and_columns(ROWS, BM, STORED)
+    n += first_n
+    m += first_m
+    return n, m, gl.minimum(n, ends[4] - 1), gl.minimum(m, M - 1)
+
+
+@constexpr_function
+def early(BM, PER_SM):
+    """Whether registers hold a tile's factors while it is multiplied."""
+    return BM * PER_SM <= 32
+
+
+@gluon.jit
+def load_factors(ends, first_m, first_n, M, ALPHA_OF_ROWS: gl.constexpr, BM: gl.constexpr):
+    """alpha of a tile, and row_scale, if there is one."""
+    alpha, row_scale, bias, out, N, alpha_stride, row_scale_stride, segment = ends
+    n, m, n_read, m_read = _places(ends, first_m, first_n, M, BM)
+    if ALPHA_OF_ROWS:
+        factor = gl.load(alpha + (m_read.to(gl.int64) * alpha_stride + n_read // segment))
+    else:
+        factor = gl.load(alpha + n_read // segment)
+    if row_scale is not None:
+        return factor, gl.load(row_scale + m_read * row_scale_stride)
+    else:
+        return (factor,)
+
+
+@gluon.jit
+def store(acc, ends, factors, first_m, first_n, M, ALPHA_OF_ROWS: gl.constexpr, BM: gl.constexpr):
     """out[m, n] = acc[n, m] * alpha * row_scale (+ bias), for m < M and n < N; as gemm.store. One
     part after the other goes through shared memory, of which there is little.
     """
     if BM > 64:
         lower, upper = acc.reshape([ROWS, 2, BM // 2]).permute([0, 2, 1]).split()
-        store(lower, ends, first_m, first_n, M, ALPHA_OF_ROWS, BM // 2)
-        store(upper, ends, first_m + BM // 2, first_n, M, ALPHA_OF_ROWS, BM // 2)
+        store(lower, ends, None, first_m, first_n, M, ALPHA_OF_ROWS, BM // 2)
+        store(upper, ends, None, first_m + BM // 2, first_n, M, ALPHA_OF_ROWS, BM // 2)
     else:
         alpha, row_scale, bias, out, N, alpha_stride, row_scale_stride, segment = ends
-        layout: gl.constexpr = gl.BlockedLayout([8, 1], [8, 4], [1, 4], [0, 1])
-        acc = gl.convert_layout(acc, layout)
-        n, m = rows_and_columns(ROWS, BM, layout)
-        n += first_n
-        m += first_m
-        n_read, m_read = gl.minimum(n, N - 1), gl.minimum(m, M - 1)
-        if ALPHA_OF_ROWS:
-            factor = gl.load(alpha + (m_read.to(gl.int64) * alpha_stride + n_read // segment))
-        else:
-            factor = gl.load(alpha + n_read // segment)
+        acc = gl.convert_layout(acc, STORED)
+        if factors is None:
+            factors = load_factors(ends, first_m, first_n, M, ALPHA_OF_ROWS, BM)
+        factor = factors[0]
         if row_scale is not None:
-            factor = factor * gl.load(row_scale + m_read * row_scale_stride)
+            factor = factor * factors[1]
+        n, m, n_read, m_read = _places(ends, first_m, first_n, M, BM)
         if bias is not None:
             added, _ = gl.broadcast(gl.load(bias + n_read).to(gl.float32), acc)
             factor, _ = gl.broadcast(factor, acc)

@@ -1,9 +1,9 @@
 """The GEMM on Hopper: out = (A B^T) * alpha + bias, with A decoded and B as it is stored.
 
-There are as many programs as SMs. Either each has every so many-th tile, or all steps of all tiles
-are shared out evenly among them, so that none waits for a last, half-empty wave ("stream-K": Osama
-et al., 2023). The sum of a tile that several programs have steps of is then made by the one that
-has the last, in a fixed order: the same bits each time.
+There are as many programs as the SMs hold. Either each has every so many-th tile, or all steps of
+all tiles are shared out evenly among them, so that none waits for a last, half-empty wave
+("stream-K": Osama et al., 2023). The sum of a tile that several programs have steps of is then made
+by the one that has the last, in a fixed order: the same bits each time.
 """
 
 from typing import NamedTuple
@@ -15,17 +15,19 @@ from triton.experimental.gluon import language as gl
 
 from nvfp4.backends.triton.hopper import (
     BN,
-    CONSUMERS_REGISTERS,
-    COPIERS_REGISTERS,
+    REGISTERS,
     ROWS,
     await_previous,
     barrier,
     copy_activations,
     copy_weights,
     describe,
+    early,
     first_place,
+    load_factors,
     multiply,
     pipeline,
+    registers,
     rows_and_columns,
     store,
     sums_layout,
@@ -134,8 +136,13 @@ def _collect(acc, sums, tile, tiles, steps, C: gl.constexpr, BM: gl.constexpr):
     while gl.atomic_add(arrived + (2 * tile + C), 0, sem="acquire") < program - first:
         pass
     quads = _as_stored(acc, BM)
-    for each in range(first, program):
-        quads += gl.load(_places(partial_sums, each, C, BM), cache_modifier=".cg")
+    AT_ONCE: gl.constexpr = max(1, min(4, 32 // BM))  # as many as registers hold
+    for begin in range(first, program, AT_ONCE):
+        for i in gl.static_range(AT_ONCE):
+            each = begin + i
+            places = _places(partial_sums, gl.minimum(each, program - 1), C, BM)
+            part = gl.load(places, cache_modifier=".cg")
+            quads = gl.where(each < program, quads + part, quads)
     return _as_multiplied(quads, BM)
 
 
@@ -170,32 +177,51 @@ def _weights_role(
 
 
 @gluon.jit
-def _consumer_role(
-    pipe, ends, sums, size, C: gl.constexpr, ALPHA_OF_ROWS: gl.constexpr, BM: gl.constexpr,
-    SPLIT: gl.constexpr, BAND: gl.constexpr,
+def _multiply_part(
+    pipe, ends, sums, size, place, tile, step, count, C: gl.constexpr, ALPHA_OF_ROWS: gl.constexpr,
+    BM: gl.constexpr, SPLIT: gl.constexpr, BAND: gl.constexpr, PER_SM: gl.constexpr,
 ):  # fmt: skip
+    """Consumer C's rows of `count` steps of a tile, from `place` in the rings on."""
     M, N, steps = size
     tiles_m, tiles_n = gl.cdiv(M, BM), gl.cdiv(N, BN)
-    begin, end = _share(tiles_m * tiles_n, steps, SPLIT)
+    factors = None
+    if early(BM, PER_SM):
+        m, n = _tile_at(tile, tiles_m, tiles_n, BAND)
+        factors = load_factors(ends, m * BM, n * BN + C * ROWS, M, ALPHA_OF_ROWS, BM)
+    acc = multiply(pipe, place, count, C, BM, PER_SM)
+    if SPLIT and step + count < steps:
+        _leave(acc, sums, tile, C, BM)
+    else:
+        if SPLIT and step > 0:
+            acc = _collect(acc, sums, tile, tiles_m * tiles_n, steps, C, BM)
+        m, n = _tile_at(tile, tiles_m, tiles_n, BAND)
+        store(acc, ends, factors, m * BM, n * BN + C * ROWS, M, ALPHA_OF_ROWS, BM)
+
+
+@gluon.jit
+def _consumer_role(
+    pipe, ends, sums, size, C: gl.constexpr, ALPHA_OF_ROWS: gl.constexpr, BM: gl.constexpr,
+    SPLIT: gl.constexpr, BAND: gl.constexpr, PER_SM: gl.constexpr,
+):  # fmt: skip
+    M, N, steps = size
+    begin, end = _share(gl.cdiv(M, BM) * gl.cdiv(N, BN), steps, SPLIT)
     place = first_place()
+    await_previous()
     while begin < end:
         tile, step, count, begin, end = _part(begin, end, steps, SPLIT)
-        acc = multiply(pipe, place, count, C, BM)
+        _multiply_part(
+            pipe, ends, sums, size, place, tile, step, count, C, ALPHA_OF_ROWS, BM, SPLIT, BAND,
+            PER_SM,
+        )  # fmt: skip
         place += count
-        if SPLIT and step + count < steps:
-            _leave(acc, sums, tile, C, BM)
-        else:
-            if SPLIT and step > 0:
-                acc = _collect(acc, sums, tile, tiles_m * tiles_n, steps, C, BM)
-            m, n = _tile_at(tile, tiles_m, tiles_n, BAND)
-            store(acc, ends, m * BM, n * BN + C * ROWS, M, ALPHA_OF_ROWS, BM)
 
 
 @gluon.jit(do_not_specialize=["M", "steps", "row_scale_stride"])
 def _hopper_mm_kernel(
     a, words, scales, alpha, row_scale, bias, out, partial_sums, arrived, M, N, steps,
     alpha_stride, row_scale_stride, segment, ALPHA_OF_ROWS: gl.constexpr, BM: gl.constexpr,
-    A_SLOTS: gl.constexpr, B_SLOTS: gl.constexpr, SPLIT: gl.constexpr, BAND: gl.constexpr,
+    A_SLOTS: gl.constexpr, B_SLOTS: gl.constexpr, SPLIT: gl.constexpr, PER_SM: gl.constexpr,
+    BAND: gl.constexpr,
 ):  # fmt: skip
     pipe = pipeline(BM, A_SLOTS, B_SLOTS)
     size = (M, N, steps)
@@ -203,13 +229,13 @@ def _hopper_mm_kernel(
     sums = (partial_sums, arrived)
     gl.warp_specialize(
         [
-            (_consumer_role, (pipe, ends, sums, size, 0, ALPHA_OF_ROWS, BM, SPLIT, BAND)),
-            (_consumer_role, (pipe, ends, sums, size, 1, ALPHA_OF_ROWS, BM, SPLIT, BAND)),
+            (_consumer_role, (pipe, ends, sums, size, 0, ALPHA_OF_ROWS, BM, SPLIT, BAND, PER_SM)),
+            (_consumer_role, (pipe, ends, sums, size, 1, ALPHA_OF_ROWS, BM, SPLIT, BAND, PER_SM)),
             (_weights_role, (pipe, words, scales, size, BM, SPLIT, BAND)),
             (_activations_role, (pipe, a, size, BM, SPLIT, BAND)),
         ],
         [4, 1, 1],
-        [CONSUMERS_REGISTERS, COPIERS_REGISTERS, COPIERS_REGISTERS],
+        registers(PER_SM),
     )
 
 
@@ -227,9 +253,9 @@ class Shares(NamedTuple):
 def share_out(m: int, n: int, k: int, config: HopperConfig, device: torch.device) -> Shares:
     tiles = cdiv(m, config.BM) * cdiv(n, HOPPER_BN)
     if not config.split:
-        return Shares(min(sms(device), tiles))
+        return Shares(min(config.per_sm * sms(device), tiles))
     steps = tiles * (k // K_GROUP)
-    programs = min(sms(device), steps)
+    programs = min(config.per_sm * sms(device), steps)
     if steps * programs >= 2**31:
         raise ValueError(f"{config} shares out too many steps for 32 bits: {m} x {n} x {k}")
     sums = torch.empty(programs, HOPPER_BN, config.BM, device=device)
@@ -265,9 +291,11 @@ def plan_multiply(
             "A_SLOTS": config.a_slots,
             "B_SLOTS": config.b_slots,
             "SPLIT": config.split,
+            "PER_SM": config.per_sm,
             "BAND": BAND,
         },
         num_warps=4,
         num_stages=1,
+        most_registers=REGISTERS[config.per_sm],
         overlaps=True,
     )  # fmt: skip

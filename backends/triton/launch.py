@@ -27,6 +27,8 @@ class Launch(NamedTuple):
     constants: dict[str, Any]
     num_warps: int = 4
     num_stages: int = 3
+    most_registers: int | None = None
+    """A thread. None: as many as it takes."""
     overlaps: bool = False
     """May start before the kernel before has ended, and waits itself (gemm.await_previous)."""
 
@@ -36,6 +38,7 @@ class Launch(NamedTuple):
         return {
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
+            "maxnreg": self.most_registers,
             "enable_fp_fusion": False,
             "launch_pdl": self.overlaps,
         }
@@ -64,8 +67,8 @@ class Launch(NamedTuple):
 
     def _key(self, device: int) -> tuple[Any, ...]:
         kinds = map(kind, self.args, specialized(self.kernel))
-        options = (self.num_warps, self.num_stages, self.overlaps, *self.constants.values())
-        return (self.kernel.fn, device, *options, *kinds)
+        options = self.num_warps, self.num_stages, self.most_registers, self.overlaps
+        return (self.kernel.fn, device, *options, *self.constants.values(), *kinds)
 
     def loaded(self) -> tuple[Callable[..., None], tuple[Any, ...]]:
         """Of a launch that has run: the compiled kernel on its grid, and all that it is called

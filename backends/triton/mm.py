@@ -29,6 +29,20 @@ from nvfp4.backends.triton.tuned import tuned_config
 from nvfp4.spec.format import DATA_DTYPE
 
 
+@triton.jit
+def _factor(
+    alpha, row_scale, m_read, n_read, alpha_stride, row_scale_stride, segment,
+    HAS_ROW_SCALE: tl.constexpr,
+):  # fmt: skip
+    """What a tile's sums are multiplied by, [BN, BM]."""
+    factor = tl.load(
+        alpha + m_read[None, :].to(tl.int64) * alpha_stride + (n_read // segment)[:, None]
+    )
+    if HAS_ROW_SCALE:
+        factor *= tl.load(row_scale + m_read * row_scale_stride)[None, :]
+    return factor
+
+
 @triton.jit(do_not_specialize=["M", "row_scale_stride"])
 def _mm_kernel(
     a, b, a_scales, b_scales, alpha, row_scale, bias, out, partial_sums, arrived, M, N, K,
@@ -45,6 +59,10 @@ def _mm_kernel(
     share = tl.cdiv(tl.cdiv(K, BK), SPLITS) * BK
     begin = tl.program_id(2) * share
     await_previous(SM)
+    if SPLITS > 1:  # of few rows: loaded while they are multiplied
+        factor = _factor(
+            alpha, row_scale, m_read, n_read, alpha_stride, row_scale_stride, segment, HAS_ROW_SCALE
+        )
     acc = multiply(
         a, m_read, a_scales, m_read, a_stride, b, n_read, b_scales, n_read, b_stride, scale_stride,
         begin, tl.minimum(begin + share, K), K, SM, EVEN_K, BM, BN, BK,
@@ -55,11 +73,10 @@ def _mm_kernel(
         if not leave(acc, sums, tl.program_id(2), arrived + tile, BM, BN, SPLITS):
             return
         acc = sum_of_splits(sums, BM, BN, SPLITS)
-    factor = tl.load(
-        alpha + m_read[None, :].to(tl.int64) * alpha_stride + (n_read // segment)[:, None]
-    )
-    if HAS_ROW_SCALE:
-        factor *= tl.load(row_scale + m_read * row_scale_stride)[None, :]
+    else:
+        factor = _factor(
+            alpha, row_scale, m_read, n_read, alpha_stride, row_scale_stride, segment, HAS_ROW_SCALE
+        )
     store(acc, factor, bias, out, m, n, M, N, n_read, HAS_BIAS, BM, BN)
 
 

@@ -26,14 +26,15 @@ class MmConfig(NamedTuple):
 
 class HopperConfig(NamedTuple):
     """hopper.py's tiles: BM rows of A times HOPPER_BN of B; slots of a step of either, a power of
-    two. split: as many programs as there are SMs share all steps of all tiles, and a tile's sum is
-    split where a share ends.
+    two. split: the programs share all steps of all tiles, and a tile's sum is split where a share
+    ends. per_sm: an SM's programs at a time, of which there are no more than that.
     """
 
     BM: int
     a_slots: int
     b_slots: int
     split: bool = False
+    per_sm: int = 1
 
 
 HOPPER_BN = 128
@@ -62,32 +63,47 @@ SPEED = {SMALL: 0.6, LARGE: 1.0}
 with steps of 256, which spill on sm_80): the larger a tile, the less is decoded for each.
 """
 
-HOPPER_FEWEST = {
-    8: MmConfig(8, 64, 256, 4, 3, splits=4),
-    16: MmConfig(16, 32, 256, 2, 3, splits=4),
-}
-"""By the most tokens. Of these Triton 3.6 multiplies by mma.sync, which is faster there than wgmma;
-but its sums may have another last bit than wgmma's (2 of 49,152 did), as split ones do.
-"""
+FEW_WEIGHTS = 25e6
+"""Up to so many 9 to 16 tokens are multiplied by mma.sync, too."""
+
+AT_ONCE = 5 * SMS
+"""Programs of _fewest's for 8 tokens that run at a time, as their registers allow."""
 
 
 class Cost(NamedTuple):
-    """Microseconds of a Hopper tile: a step of K, when every SM has one; sums that meet."""
+    """Microseconds of a Hopper tile: a step of K, when every SM has its programs, over their
+    number; sums that meet.
+    """
 
     step: float
     meeting: float
 
 
 COST = {  # bench/results/h200_hopper_tiles.json
+    HopperConfig(8, 4, 4, per_sm=2): Cost(0.34, 4),
     HopperConfig(16, 8, 8): Cost(0.45, 5),
+    HopperConfig(16, 4, 4, per_sm=2): Cost(0.35, 4),
     HopperConfig(32, 8, 8): Cost(0.46, 5.5),
+    HopperConfig(32, 4, 4, per_sm=2): Cost(0.37, 5),
     HopperConfig(64, 4, 8): Cost(0.56, 6),
     HopperConfig(128, 4, 4): Cost(0.79, 7.5),
     HopperConfig(256, 2, 4): Cost(1.27, 13),
 }
 """On an H200. The products alone would take 1.17 with 256 tokens and half with 128: there the L2
 cache, which gives an SM some 50 KB a microsecond, sets the time, and below it is decoding that
-does.
+does: one step after the other leaves an SM waiting, so that two programs share it, as long as their
+sums leave room. With 8 rows the weights then come at 88 % of the rate of a copy.
+"""
+
+GROUPED = {  # bench/results/h200_grouped_tiles.json
+    4: HopperConfig(8, 4, 4, per_sm=2),
+    12: HopperConfig(16, 4, 4, per_sm=2),
+    28: HopperConfig(32, 4, 4, per_sm=2),
+    64: HopperConfig(64, 4, 8),
+    160: HopperConfig(128, 4, 4),
+}
+"""Tiles for experts by the most rows that they have on average: what an expert has more than a tile
+holds decodes its weights once more.
 """
 
 MOST_SPLIT = 3 * SMS
@@ -109,6 +125,20 @@ def _fastest(m: int, n: int, tiles: Iterable[MmConfig]) -> MmConfig:
     return min(tiles, key=time)
 
 
+def _fewest(m: int, n: int, k: int) -> MmConfig:
+    """For up to 16 tokens on Hopper. Triton 3.6 multiplies these by mma.sync, which is faster there
+    than wgmma; but its sums may have another last bit than wgmma's (2 of 49,152 did), as split ones
+    do. bench/results/h200_few_tokens.json.
+    """
+    if m > 8:
+        return MmConfig(16, 32, 256, 2, 3, splits=3)
+    tiles, steps = -(-n // 64), -(-k // 256)
+    waves = -(-3 * tiles // AT_ONCE)  # of at least 3 splits, all but full
+    splits = min(8, waves * AT_ONCE // tiles)
+    share = -(-steps // splits)
+    return MmConfig(8, 64, 256, 4, 3, splits=-(-steps // share))
+
+
 def _choose_on_hopper(m: int, n: int, k: int, may_split: bool) -> HopperConfig:
     if m > 128:
         m = -(-m // 128) * 128  # of more than a few, the numbers that are warmed up (contract.py)
@@ -120,7 +150,8 @@ def _choose_on_hopper(m: int, n: int, k: int, may_split: bool) -> HopperConfig:
             if tiles > MOST_SPLIT:
                 return math.inf
             return tiles * steps * cost.step / SMS + TILE + cost.meeting
-        return -(-tiles // SMS) * (steps * cost.step + TILE)
+        waves = -(-tiles // (config.per_sm * SMS))
+        return waves * (steps * config.per_sm * cost.step + TILE)
 
     whole = list(COST)
     split = [tile._replace(split=True) for tile in whole] if may_split else []
@@ -139,8 +170,8 @@ def choose_config(
     if sm >= 100:
         return _choose_on_blackwell(m)
     # Measured on an H200 (bench/results/h200_linear_tiles.json).
-    if sm == 90 and m <= 16 and may_split:
-        return HOPPER_FEWEST[8 if m <= 8 else 16]
+    if sm == 90 and may_split and (m <= 8 or m <= 16 and n * k <= FEW_WEIGHTS):
+        return _fewest(m, n, k)
     if sm == 90 and k % K_GROUP == 0:
         return _choose_on_hopper(m, n, k, may_split)
     if m <= 16:
@@ -159,8 +190,8 @@ def _choose_on_blackwell(m: int) -> MmConfig:
 
 
 def choose_grouped_config(rows: int, experts: int, k: int, sm: int) -> MmConfig | HopperConfig:
-    """Tiles for `rows` rows of `experts` experts, from how many each would have: who has more, and
-    how many of the rows are nobody's, only the device knows.
+    """Tiles for about `rows` rows of `experts` experts, from how many each would have: who has
+    more, only the device knows.
     """
     mean = -(-rows // min(rows, experts))
     if sm >= 100:
@@ -179,6 +210,7 @@ def choose_grouped_config(rows: int, experts: int, k: int, sm: int) -> MmConfig 
 
 
 def _choose_grouped_on_hopper(mean: int) -> HopperConfig:
-    few = {16: 16, 28: 32, 64: 64, 160: 128}
-    bm = next((bm for most, bm in few.items() if mean <= most), 256)
-    return next(tile for tile in COST if bm == tile.BM)
+    for most, tile in GROUPED.items():
+        if mean <= most:
+            return tile
+    return HopperConfig(256, 2, 4)

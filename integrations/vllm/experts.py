@@ -93,6 +93,7 @@ class NvFp4ExpertsMethod(FusedMoEMethodBase):
             _first_expert(layer),
             self.moe.swiglu_limit,
             self.moe.activation.value,
+            global_num_experts=layer.global_num_experts,
         )
         f = self.format
         for shards in (GATE_UP, DOWN):
