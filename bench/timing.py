@@ -72,14 +72,13 @@ def host_seconds(call: Call, repeats: int = 200) -> float:
     """The CPU's time to issue one call, the device's own work not waited for: it is given a few
     calls at a time, of which its queue holds more.
     """
-    few = min(repeats, 10)
-    rounds, elapsed = repeats // few, 0.0
-    for index in range(rounds + 1):
+    few = min(repeats, 50)
+    seconds = []
+    for _ in range(1 + repeats // few):
         begin = time.perf_counter()
         for _ in range(few):
             call()
-        if index:  # the first warms up
-            elapsed += time.perf_counter() - begin
+        seconds.append((time.perf_counter() - begin) / few)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-    return elapsed / (rounds * few)
+    return statistics.median(seconds[1:])  # the first warm up

@@ -136,13 +136,8 @@ def _collect(acc, sums, tile, tiles, steps, C: gl.constexpr, BM: gl.constexpr):
     while gl.atomic_add(arrived + (2 * tile + C), 0, sem="acquire") < program - first:
         pass
     quads = _as_stored(acc, BM)
-    AT_ONCE: gl.constexpr = max(1, min(4, 32 // BM))  # as many as registers hold
-    for begin in range(first, program, AT_ONCE):
-        for i in gl.static_range(AT_ONCE):
-            each = begin + i
-            places = _places(partial_sums, gl.minimum(each, program - 1), C, BM)
-            part = gl.load(places, cache_modifier=".cg")
-            quads = gl.where(each < program, quads + part, quads)
+    for each in range(first, program):
+        quads += gl.load(_places(partial_sums, each, C, BM), cache_modifier=".cg")
     return _as_multiplied(quads, BM)
 
 

@@ -86,6 +86,7 @@ COST = {  # bench/results/h200_hopper_tiles.json
     HopperConfig(32, 8, 8): Cost(0.46, 5.5),
     HopperConfig(32, 4, 4, per_sm=2): Cost(0.37, 5),
     HopperConfig(64, 4, 8): Cost(0.56, 6),
+    HopperConfig(64, 2, 4, per_sm=2): Cost(0.43, 7.8),
     HopperConfig(128, 4, 4): Cost(0.79, 7.5),
     HopperConfig(256, 2, 4): Cost(1.27, 13),
 }
@@ -99,7 +100,7 @@ GROUPED = {  # bench/results/h200_grouped_tiles.json
     4: HopperConfig(8, 4, 4, per_sm=2),
     12: HopperConfig(16, 4, 4, per_sm=2),
     28: HopperConfig(32, 4, 4, per_sm=2),
-    64: HopperConfig(64, 4, 8),
+    64: HopperConfig(64, 2, 4, per_sm=2),
     160: HopperConfig(128, 4, 4),
 }
 """Tiles for experts by the most rows that they have on average: what an expert has more than a tile
