@@ -37,6 +37,8 @@ def main(results: Annotated[Path, typer.Argument(help="What bench --out has writ
         axis.set(xscale="log", yscale="log", xlabel="tokens", title=f"nvfp4::{op}")
         axis.set_ylabel("times as fast as")
         axis.set_xticks(sorted(set(tokens)), [str(count) for count in sorted(set(tokens))])
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
         axis.legend()
     machine = found["machine"]
     figure.suptitle(f"{machine.get('gpu', machine['cpu'])}, commit {machine['commit']}")

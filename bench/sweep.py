@@ -164,7 +164,7 @@ _LINEAR = {
 def linear_configs(m: int, k: int) -> Iterator[Config]:
     most = next(most for most in _LINEAR if m <= most)
     for tile in _LINEAR[most]:
-        for splits in (1, 4) if m <= 16 else (1,):
+        for splits in (1, 3, 4, 5, 6, 8) if m <= 16 else (1,):
             yield MmConfig(*tile, splits=splits)
     if target_of(DEVICE).sm == 90 and k % K_GROUP == 0:
         for config in COST:
@@ -173,7 +173,9 @@ def linear_configs(m: int, k: int) -> Iterator[Config]:
                 yield config._replace(split=True)
 
 
-def _grouped_configs() -> Iterator[Config]:
+def _grouped_configs(k: int) -> Iterator[Config]:
+    if target_of(DEVICE).sm == 90 and k % K_GROUP == 0:
+        yield from COST
     for bm, bn, bk, warps, stages in (
         (8, 64, 256, 4, 4), (8, 32, 256, 2, 4), (16, 64, 256, 4, 4), (16, 32, 256, 2, 3),
         (32, 64, 256, 4, 3), (64, 64, 256, 4, 3), (64, 128, 128, 4, 3), (64, 128, 256, 8, 3),
@@ -202,7 +204,7 @@ def _tiles(op: str, k: int) -> Iterator[Tile]:
 
 def _configs(kind: str, op: str, shape: tuple[int, ...]) -> Iterator[Any]:
     if kind == "grouped":
-        return _grouped_configs()
+        return _grouped_configs(shape[3])
     if kind == "linear":
         return linear_configs(shape[0], shape[2])
     return _mm_configs(shape[0]) if kind == "mm" else _tiles(op, shape[1])

@@ -79,7 +79,7 @@ class Cost(NamedTuple):
     meeting: float
 
 
-COST = {  # bench/results/h200_hopper_tiles.json
+COST = {  # bench/results/h200_hopper_tiles.json; with two programs, h200_two_programs.json
     HopperConfig(8, 4, 4, per_sm=2): Cost(0.34, 4),
     HopperConfig(16, 8, 8): Cost(0.45, 5),
     HopperConfig(16, 4, 4, per_sm=2): Cost(0.35, 4),
@@ -96,7 +96,7 @@ does: one step after the other leaves an SM waiting, so that two programs share 
 sums leave room. With 8 rows the weights then come at 88 % of the rate of a copy.
 """
 
-GROUPED = {  # bench/results/h200_grouped_tiles.json
+GROUPED = {  # bench/results/h200_two_programs.json, h200_grouped_tiles.json
     4: HopperConfig(8, 4, 4, per_sm=2),
     12: HopperConfig(16, 4, 4, per_sm=2),
     28: HopperConfig(32, 4, 4, per_sm=2),
@@ -129,7 +129,7 @@ def _fastest(m: int, n: int, tiles: Iterable[MmConfig]) -> MmConfig:
 def _fewest(m: int, n: int, k: int) -> MmConfig:
     """For up to 16 tokens on Hopper. Triton 3.6 multiplies these by mma.sync, which is faster there
     than wgmma; but its sums may have another last bit than wgmma's (2 of 49,152 did), as split ones
-    do. bench/results/h200_few_tokens.json.
+    do. bench/results/h200_two_programs.json.
     """
     if m > 8:
         return MmConfig(16, 32, 256, 2, 3, splits=3)
