@@ -136,6 +136,9 @@ def main(sm: int) -> None:
         compiled = compile_launch(launch, sm)
         assert compiled.asm["cubin"]
         assert compiled.metadata.shared <= SHARED_MEMORY[sm], (name, compiled.metadata.shared)
+        if "PER_SM" in launch.constants:  # so many programs fit into an SM, each with 1 KiB's rent
+            together = launch.constants["PER_SM"] * (compiled.metadata.shared + 1024)
+            assert together <= 228 * 1024, (name, launch.constants, together)
         found[name].update(_instructions(compiled.asm["ptx"]))
         stack[name] = max(stack[name], stack_bytes(compiled.asm["cubin"]))
     print(json.dumps({"instructions": found, "stack": stack}))

@@ -94,7 +94,15 @@ def check_glu(routing: Routing, case: GluCase, sms: int = 3) -> None:
     got = [torch.full_like(data, BYTE), torch.zeros_like(scales.view(torch.uint8))]
     got = [got[0], got[1].view(scales.dtype), torch.full((rows,), POISON)]
     grouped_mm_glu_quantize(
-        *inputs, x.offsets, p, case.limit, case.activation, case.dtype, *got, case.tile, sms
+        *inputs,
+        x.offsets,
+        p,
+        case.limit,
+        case.activation,
+        case.dtype,
+        *got,
+        tile=case.tile,
+        sms=sms,
     )
     for one, other in zip(got, (data, scales, global_scale), strict=True):
         same_bits(one, other)
@@ -157,7 +165,7 @@ def test_scale_tiles_are_written_whole():
     for tile in GLU:
         scales.view(torch.uint8).fill_(BYTE)
         grouped_mm_glu_quantize(
-            *inputs, torch.ones(1), None, SILU, torch.bfloat16, *outputs, tile, 2
+            *inputs, torch.ones(1), None, SILU, torch.bfloat16, *outputs, tile=tile, sms=2
         )
         tiles = scales.view(torch.uint8).view(5, 2, 32, 4, 4).permute(0, 3, 2, 1, 4).reshape(5, -1)
         used = [(tile != BYTE).all().item() for tile in tiles]
