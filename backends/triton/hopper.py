@@ -359,7 +359,7 @@ def load_factors(ends, first_m, first_n, M, ALPHA_OF_ROWS: gl.constexpr, BM: gl.
     if bias is not None:
         columns = (gl.load(at), gl.load(bias + n).to(gl.float32))
     else:
-        columns = (gl.load(at),)
+        columns = (gl.load(at),)  # type: ignore[assignment]
     if row_scale is not None:
         return columns, _row_scales(row_scale, row_scale_stride, first_m, M, BM)
     else:
