@@ -93,17 +93,8 @@ def check_glu(routing: Routing, case: GluCase, sms: int = 3) -> None:
 
     got = [torch.full_like(data, BYTE), torch.zeros_like(scales.view(torch.uint8))]
     got = [got[0], got[1].view(scales.dtype), torch.full((rows,), POISON)]
-    grouped_mm_glu_quantize(
-        *inputs,
-        x.offsets,
-        p,
-        case.limit,
-        case.activation,
-        case.dtype,
-        *got,
-        tile=case.tile,
-        sms=sms,
-    )
+    form = case.limit, case.activation, case.dtype
+    grouped_mm_glu_quantize(*inputs, x.offsets, p, *form, *got, tile=case.tile, sms=sms)
     for one, other in zip(got, (data, scales, global_scale), strict=True):
         same_bits(one, other)
 
