@@ -169,7 +169,7 @@ def test_memory_is_bounded_by_the_largest_tensor(tmp_path, source, monkeypatch):
     before, largest = _own_memory(), 2 * 1024 * 4096
     summary = convert(folder, tmp_path / "out", Options(), no_bar)
     assert summary.bytes_before > 28 * largest
-    assert max(seen) - before < 6 * largest, f"{(max(seen) - before) / largest:.1f} tensors"
+    assert max(seen) - before < 8 * largest, f"{(max(seen) - before) / largest:.1f} tensors"
     # That a converter which keeps what it reads would be noticed:
     read, kept, before = Source.read, [], _own_memory()
     monkeypatch.setattr(Source, "read", lambda *args: kept.append(read(*args).clone()) or kept[-1])
