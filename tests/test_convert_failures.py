@@ -1,5 +1,6 @@
 """python -m nvfp4 convert: what a crash leaves, what is refused, how much memory it takes."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -169,7 +170,7 @@ def test_memory_is_bounded_by_the_largest_tensor(tmp_path, source, monkeypatch):
     before, largest = _own_memory(), 2 * 1024 * 4096
     summary = convert(folder, tmp_path / "out", Options(), no_bar)
     assert summary.bytes_before > 28 * largest
-    assert max(seen) - before < 8 * largest, f"{(max(seen) - before) / largest:.1f} tensors"
+    assert max(seen) - before < 6 * largest, f"{(max(seen) - before) / largest:.1f} tensors"
     # That a converter which keeps what it reads would be noticed:
     read, kept, before = Source.read, [], _own_memory()
     monkeypatch.setattr(Source, "read", lambda *args: kept.append(read(*args).clone()) or kept[-1])
@@ -178,5 +179,6 @@ def test_memory_is_bounded_by_the_largest_tensor(tmp_path, source, monkeypatch):
 
 
 def _own_memory():
+    ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps, of tests before too, is not it
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))

@@ -59,14 +59,14 @@ ODD_PTX = gl.constexpr(planes_ptx(True, "$0", "$1", "$2", "$3"))
 EVEN_PTX = gl.constexpr(planes_ptx(False, "$0", "$1", "$2", "$3"))
 UNSCALE = gl.constexpr(floats.E2M1_F16_SCALE.value**2)
 
-REGISTERS = {1: 168, 2: 80}
+FIRST_REGISTERS = {1: 168, 2: 80}
 """Of a thread when a program starts, by how many programs share an SM's. Three groups of four warps
 then divide them otherwise.
 """
 
 
 @constexpr_function
-def registers(PER_SM):
+def registers_of_roles(PER_SM):
     """The second consumer's, and either copier's; the first consumer has what is left."""
     return [232, 40, 40] if PER_SM == 1 else [104, 24, 24]
 

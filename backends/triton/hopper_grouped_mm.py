@@ -11,7 +11,7 @@ from triton.experimental.gluon import language as gl
 
 from nvfp4.backends.triton.hopper import (
     BN,
-    REGISTERS,
+    FIRST_REGISTERS,
     ROWS,
     await_previous,
     copy_activations,
@@ -22,7 +22,7 @@ from nvfp4.backends.triton.hopper import (
     load_factors,
     multiply,
     pipeline,
-    registers,
+    registers_of_roles,
     store,
 )
 from nvfp4.backends.triton.launch import Launch, cdiv
@@ -121,7 +121,7 @@ def _hopper_grouped_mm_kernel(
             (_activations_role, (pipe, a, tiles, count, N, steps)),
         ],
         [4, 1, 1],
-        registers(PER_SM),
+        registers_of_roles(PER_SM),
     )
 
 
@@ -156,6 +156,6 @@ def plan_multiply(
         },
         num_warps=4,
         num_stages=1,
-        most_registers=REGISTERS[config.per_sm],
+        most_registers=FIRST_REGISTERS[config.per_sm],
         overlaps=True,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from triton.experimental.gluon import language as gl
 
 from nvfp4.backends.triton.hopper import (
     BN,
-    REGISTERS,
+    FIRST_REGISTERS,
     ROWS,
     await_previous,
     barrier,
@@ -27,7 +27,7 @@ from nvfp4.backends.triton.hopper import (
     load_factors,
     multiply,
     pipeline,
-    registers,
+    registers_of_roles,
     rows_and_columns,
     store,
     sums_layout,
@@ -230,7 +230,7 @@ def _hopper_mm_kernel(
             (_activations_role, (pipe, a, size, BM, SPLIT, BAND)),
         ],
         [4, 1, 1],
-        registers(PER_SM),
+        registers_of_roles(PER_SM),
     )
 
 
@@ -291,6 +291,6 @@ def plan_multiply(
         },
         num_warps=4,
         num_stages=1,
-        most_registers=REGISTERS[config.per_sm],
+        most_registers=FIRST_REGISTERS[config.per_sm],
         overlaps=True,
     )  # fmt: skip

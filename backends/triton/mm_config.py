@@ -102,6 +102,7 @@ GROUPED = {  # bench/results/h200_two_programs.json, h200_grouped_tiles.json
     28: HopperConfig(32, 4, 4, per_sm=2),
     64: HopperConfig(64, 2, 4, per_sm=2),
     160: HopperConfig(128, 4, 4),
+    math.inf: HopperConfig(256, 2, 4),
 }
 """Tiles for experts by the most rows that they have on average: what an expert has more than a tile
 holds decodes its weights once more.
@@ -198,7 +199,7 @@ def choose_grouped_config(rows: int, experts: int, k: int, sm: int) -> MmConfig 
     if sm >= 100:
         return _choose_on_blackwell(mean)
     if sm == 90 and k % K_GROUP == 0:
-        return _choose_grouped_on_hopper(mean)
+        return next(tile for most, tile in GROUPED.items() if mean <= most)
     # Measured on an H200 (bench/results/h200_grouped_tiles.json). Each tile decodes its weights
     # anew: as soon as an expert fills them, the largest win.
     if mean <= 16:
@@ -208,10 +209,3 @@ def choose_grouped_config(rows: int, experts: int, k: int, sm: int) -> MmConfig 
     if mean <= 96:
         return MmConfig(64, 128, 128, 4, 3)
     return LARGE
-
-
-def _choose_grouped_on_hopper(mean: int) -> HopperConfig:
-    for most, tile in GROUPED.items():
-        if mean <= most:
-            return tile
-    return HopperConfig(256, 2, 4)
