@@ -90,6 +90,9 @@ SCALES_BYTES = gl.constexpr(  # [BN, BLOCKS], swizzled as the format has them
     )
 )
 
+PART = gl.constexpr(64)
+"""Of a tile's columns, as many as are stored at once."""
+
 STORED = gl.constexpr(gl.BlockedLayout([8, 1], [8, 4], [1, 4], [0, 1]))  # sums, [ROWS, BM]
 
 # A consumer's words [ROWS, WORDS], as wgmma wants its left operand in registers, in words for
@@ -321,59 +324,89 @@ def rows_and_columns(R: gl.constexpr, C: gl.constexpr, layout: gl.constexpr):
     return gl.expand_dims(row, 1), gl.expand_dims(column, 0)
 
 
-@gluon.jit
-def _places(ends, first_m, first_n, M, BM: gl.constexpr):
-    """n [ROWS, 1] and m [1, BM] of a tile, and those that are read: within the matrix."""
-    n, m = rows_and_columns(ROWS, BM, STORED)
-    n += first_n
-    m += first_m
-    return n, m, gl.minimum(n, ends[4] - 1), gl.minimum(m, M - 1)
-
-
 @constexpr_function
-def early(BM, PER_SM):
+def early(BM, PER_SM, ALPHA_OF_ROWS):
     """Whether registers hold a tile's factors while it is multiplied."""
-    return BM * PER_SM <= 32
+    if PER_SM > 1:
+        return BM <= 16
+    return not ALPHA_OF_ROWS or BM // PART.value <= 1
+
+
+@gluon.jit
+def _row_scales(row_scale, stride, first_m, M, BM: gl.constexpr):
+    """[1, BM]; of more than a part of a tile, of its lower half and of its upper one."""
+    if BM > PART:
+        return (
+            _row_scales(row_scale, stride, first_m, M, BM // 2),
+            _row_scales(row_scale, stride, first_m + BM // 2, M, BM // 2),
+        )
+    else:
+        m = gl.expand_dims(gl.arange(0, BM, gl.SliceLayout(0, STORED)), 0) + first_m
+        return gl.load(row_scale + gl.minimum(m, M - 1) * stride)
 
 
 @gluon.jit
 def load_factors(ends, first_m, first_n, M, ALPHA_OF_ROWS: gl.constexpr, BM: gl.constexpr):
-    """alpha of a tile, and row_scale, if there is one."""
+    """What a tile's sums are multiplied by, and the bias: ((alpha, bias), row_scale), without those
+    that there are not.
+    """
     alpha, row_scale, bias, out, N, alpha_stride, row_scale_stride, segment = ends
-    n, m, n_read, m_read = _places(ends, first_m, first_n, M, BM)
+    n, m = rows_and_columns(ROWS, BM, STORED)
+    n = gl.minimum(n + first_n, N - 1)
+    at = alpha + n // segment
     if ALPHA_OF_ROWS:
-        factor = gl.load(alpha + (m_read.to(gl.int64) * alpha_stride + n_read // segment))
+        at += gl.minimum(m + first_m, M - 1).to(gl.int64) * alpha_stride
+    if bias is not None:
+        columns = (gl.load(at), gl.load(bias + n).to(gl.float32))
     else:
-        factor = gl.load(alpha + n_read // segment)
+        columns = (gl.load(at),)  # type: ignore[assignment]
     if row_scale is not None:
-        return factor, gl.load(row_scale + m_read * row_scale_stride)
+        return columns, _row_scales(row_scale, row_scale_stride, first_m, M, BM)
     else:
-        return (factor,)
+        return (columns,)
+
+
+@gluon.jit
+def _half(factors, row_scale, H: gl.constexpr):
+    """Of a tile's factors those of its lower half, or of its upper one."""
+    if row_scale is not None:
+        return factors[0], factors[1][H]
+    else:
+        return factors
 
 
 @gluon.jit
 def store(acc, ends, factors, first_m, first_n, M, ALPHA_OF_ROWS: gl.constexpr, BM: gl.constexpr):
     """out[m, n] = acc[n, m] * alpha * row_scale (+ bias), for m < M and n < N; as gemm.store. One
-    part after the other goes through shared memory, of which there is little.
+    part after the other goes through shared memory, of which there is little; their factors have
+    come before, if each row has not its own alphas.
     """
-    if BM > 64:
+    alpha, row_scale, bias, out, N, alpha_stride, row_scale_stride, segment = ends
+    if BM > PART and ALPHA_OF_ROWS:
         lower, upper = acc.reshape([ROWS, 2, BM // 2]).permute([0, 2, 1]).split()
-        store(lower, ends, None, first_m, first_n, M, ALPHA_OF_ROWS, BM // 2)
-        store(upper, ends, None, first_m + BM // 2, first_n, M, ALPHA_OF_ROWS, BM // 2)
+        store(lower, ends, None, first_m, first_n, M, True, BM // 2)
+        store(upper, ends, None, first_m + BM // 2, first_n, M, True, BM // 2)
+    elif factors is None:
+        factors = load_factors(ends, first_m, first_n, M, ALPHA_OF_ROWS, BM)
+        store(acc, ends, factors, first_m, first_n, M, ALPHA_OF_ROWS, BM)
+    elif BM > PART:
+        lower, upper = acc.reshape([ROWS, 2, BM // 2]).permute([0, 2, 1]).split()
+        below, above = _half(factors, row_scale, 0), _half(factors, row_scale, 1)
+        store(lower, ends, below, first_m, first_n, M, False, BM // 2)
+        store(upper, ends, above, first_m + BM // 2, first_n, M, False, BM // 2)
     else:
-        alpha, row_scale, bias, out, N, alpha_stride, row_scale_stride, segment = ends
         acc = gl.convert_layout(acc, STORED)
-        if factors is None:
-            factors = load_factors(ends, first_m, first_n, M, ALPHA_OF_ROWS, BM)
-        factor = factors[0]
+        factor = factors[0][0]
         if row_scale is not None:
             factor = factor * factors[1]
-        n, m, n_read, m_read = _places(ends, first_m, first_n, M, BM)
         if bias is not None:
-            added, _ = gl.broadcast(gl.load(bias + n_read).to(gl.float32), acc)
+            added, _ = gl.broadcast(factors[0][1], acc)
             factor, _ = gl.broadcast(factor, acc)
             acc = gl.fma(acc, factor, added)
         else:
             acc = acc * factor
+        n, m = rows_and_columns(ROWS, BM, STORED)
+        n += first_n
+        m += first_m
         at = out + m.to(gl.int64) * N + n
         gl.store(at, acc.to(out.dtype.element_ty), mask=(m < M) & (n < N))
