@@ -93,6 +93,16 @@ def quantizer(op: str, rows: int, k: int, device: str) -> Case:
     return Case(op, f"{rows}x{k}", rows * width * 2 + packed_bytes, 0, {"nvfp4": calls}, check)
 
 
+def furthest(got: Tensor, want: Tensor) -> float:
+    """Of the columns of two outputs [M, N], the largest error relative to its column, or to what
+    columns are at an average: one row of weights that was wrong is found among thousands.
+    """
+    got, want = got.double(), want.double()
+    columns = want.norm(dim=0)
+    average = columns.square().mean().sqrt()
+    return float(((got - want).norm(dim=0) / columns.clamp(min=average)).max())
+
+
 def linear(m: int, n: int, k: int, device: str) -> Case:
     """nvfp4::linear, activation quantization included, against bf16, dequantize + bf16, itself
     with activations in bf16, and humming where it is installed.
@@ -110,10 +120,9 @@ def linear(m: int, n: int, k: int, device: str) -> Case:
     def check() -> None:
         for index, activation in product(range(min(copies, 3)), ("nvfp4", "bf16")):
             poison(device, m * n * 2)
-            got = run(index, activation).double()
-            want = run(index, activation, "reference").double()
-            error = float((got - want).norm() / want.norm())
-            if not error < 2**-8:  # both round to bf16, half an ulp (2^-9) each
+            got, want = run(index, activation), run(index, activation, "reference")
+            error = furthest(got, want)
+            if not error < 2**-6:  # both round to bf16, and may be one of its steps apart (2^-7)
                 raise AssertionError(
                     f"linear {m}x{n}x{k} ({activation}): relative error {error:.1e} against the "
                     "reference"

@@ -3,6 +3,10 @@
 A variant is a list of calls that do the same job on different copies of the data, so that the cache
 is cold. On a GPU a variant's calls are captured into one CUDA graph and replayed; the variants take
 turns within a round, so that a drift of the machine meets all of them alike.
+
+Large GEMMs take all the power that a GPU may have, and it then lowers its clock, by a fifth on an
+H200, within some 60 milliseconds. A turn is therefore longer than that: else a variant would be
+timed at the clock that those before it leave, and one that takes less power would pay for others.
 """
 
 import statistics
@@ -13,6 +17,12 @@ from typing import NamedTuple
 import torch
 
 Call = Callable[[], object]
+
+LONG = 50e-6
+"""Seconds of a call that may be at the limit of power; shorter ones mostly wait."""
+
+TURN = 0.1
+"""Seconds that calls so long are replayed before they are timed."""
 
 
 class Timing(NamedTuple):
@@ -40,7 +50,14 @@ def _graph_replay(calls: Sequence[Call]) -> Callable[[], float]:
         end.synchronize()
         return begin.elapsed_time(end) * 1e-3 / len(calls)
 
-    return once
+    def turn() -> float:
+        started = time.perf_counter()
+        seconds = once()
+        while seconds >= LONG and time.perf_counter() - started < TURN:
+            seconds = once()
+        return seconds
+
+    return turn
 
 
 def _host_loop(calls: Sequence[Call]) -> Callable[[], float]:

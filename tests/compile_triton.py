@@ -35,7 +35,7 @@ from nvfp4.backends.triton import (
 from nvfp4.backends.triton.ahead import compile_launch
 from nvfp4.backends.triton.architecture import is_blackwell
 from nvfp4.backends.triton.launch import Launch
-from nvfp4.backends.triton.mm_config import COST
+from nvfp4.backends.triton.mm_config import COST, GROUPED
 from nvfp4.spec.format import FLOAT_DTYPES, SCALE_LAYOUTS
 from nvfp4.spec.glu import ACTIVATIONS
 from nvfp4.spec.grouped import grouped_scales_shape
@@ -94,7 +94,7 @@ def _hopper_tiles(sm: int) -> Iterator[tuple[str, Launch]]:
         for rows in (m, n)
     )
     factors, out = (_meta(1, 2), _meta(m), _meta(n)), _meta(m, n, dtype=torch.bfloat16)
-    for config, split in itertools.product(COST, (False, True)):
+    for config, split in itertools.product({*COST, *GROUPED.values()}, (False, True)):
         tile = config._replace(split=split)
         yield "mm", mm.plan(a, b, a_scales, b_scales, *factors, out, sm, tile)[-1]
 

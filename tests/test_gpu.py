@@ -7,15 +7,54 @@ import torch
 from cases import activations, same_bits
 
 import nvfp4
+from nvfp4.backends.contract import target_of
 from nvfp4.backends.settings import BATCH_INVARIANT
+from nvfp4.backends.triton import mm
+from nvfp4.backends.triton.mm_config import COST, GROUPED
+from nvfp4.spec.swizzle import swizzled_shape
 
 pytestmark = pytest.mark.gpu
 
 OPS = torch.ops.nvfp4
 
+HOPPER_TILES = [
+    tile._replace(split=split)
+    for tile in sorted({*COST, *GROUPED.values()})
+    for split in (False, True)
+]
+
 
 def _weight(n: int, k: int) -> nvfp4.QuantizedTensor:
     return nvfp4.quantize_weight(torch.randn(n, k, device="cuda", dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("tile", HOPPER_TILES, ids=str)
+def test_what_is_copied_ahead_overwrites_nothing_that_is_still_read(tile):
+    """Programs of several tiles each, again and again: the exact result, always. A slot of weights
+    given back while they were on their way to registers was overwritten in one run of three.
+    """
+    sm = target_of(torch.device("cuda")).sm
+    if sm != 90:
+        pytest.skip(f"needs sm_90, got sm_{sm}")
+    torch.manual_seed(0)
+    m, n, k = 16 * tile.BM, 4096, 2048
+
+    def operand(rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Scales of 1/2, 1 and 2 make every partial sum a float32."""
+        data = torch.randint(0, 256, (rows, k // 2), dtype=torch.uint8, device="cuda")
+        choice = torch.randint(0, 3, swizzled_shape(rows, k), device="cuda")
+        scales = torch.tensor([0x30, 0x38, 0x40], dtype=torch.uint8, device="cuda")[choice]
+        one = torch.ones((), device="cuda")
+        return data, scales, OPS.dequantize(data, scales.view(torch.float8_e4m3fn), one)
+
+    (a, a_scales, x), (b, b_scales, w) = operand(m), operand(n)
+    want = x.float() @ w.float().T
+    alpha = torch.ones(1, 1, device="cuda")
+    for _ in range(20):
+        out = torch.full_like(want, float("nan"))
+        for launch in mm.plan(a, b, a_scales, b_scales, alpha, None, None, out, sm, tile):
+            launch.run()
+        same_bits(out, want)
 
 
 @pytest.mark.parametrize("m", [1, 17, 128, 300])

@@ -20,7 +20,7 @@ from nvfp4.backends.contract import Workload, target_of
 from nvfp4.backends.settings import BATCH_INVARIANT
 from nvfp4.backends.triton.hopper_mm import share_out
 from nvfp4.backends.triton.mm import plan
-from nvfp4.backends.triton.mm_config import COST, K_GROUP, HopperConfig, choose_config
+from nvfp4.backends.triton.mm_config import COST, GROUPED, K_GROUP, HopperConfig, choose_config
 from nvfp4.backends.triton.quantize_config import choose_rounding_tile
 from nvfp4.spec.format import FLOAT_DTYPES
 
@@ -111,7 +111,9 @@ def test_every_form_of_alpha(backend, device, form, with_bias):
 
 CONFIGS = {choose_config(m, n, k, sm) for m in (1, 9, 17, 33, 65, 257, 513, 4096)
            for n in (64, 9216) for k in (4000, 4096) for sm in (80, 90)}  # fmt: skip
-CONFIGS |= {config._replace(split=split) for config in COST for split in (False, True)}
+CONFIGS |= {
+    config._replace(split=split) for config in (*COST, *GROUPED.values()) for split in (False, True)
+}
 
 
 TILES = [(config, k) for config in sorted(CONFIGS, key=str)

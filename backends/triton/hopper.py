@@ -19,6 +19,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import constexpr_function
 from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
     mbarrier,
     tma,
     warpgroup_mma,
@@ -300,6 +301,7 @@ def multiply(pipe, place, count, C: gl.constexpr, BM: gl.constexpr, PER_SM: gl.c
     acc = gl.full([ROWS, BM], 0.0, gl.float32, sums_layout(BM))
     for _ in range(count):
         first, second = decode(pipe, pipe.b_ring.await_full(place), C, BM)
+        fence_async_shared()  # what is in flight to registers would else be overwritten by a copy
         pipe.b_ring.release(place)
         a = pipe.a.index(pipe.a_ring.await_full(place)).permute([1, 0])
         if TURNS:
@@ -325,11 +327,11 @@ def rows_and_columns(R: gl.constexpr, C: gl.constexpr, layout: gl.constexpr):
 
 
 @constexpr_function
-def early(BM, PER_SM, ALPHA_OF_ROWS):
+def early(BM, PER_SM, ALPHA_OF_ROWS, SPLIT):
     """Whether registers hold a tile's factors while it is multiplied."""
     if PER_SM > 1:
         return BM <= 16
-    return not ALPHA_OF_ROWS or BM // PART.value <= 1
+    return PART.value >= BM or not ALPHA_OF_ROWS and (2 * PART.value >= BM or not SPLIT)
 
 
 @gluon.jit
@@ -378,24 +380,24 @@ def _half(factors, row_scale, H: gl.constexpr):
 @gluon.jit
 def store(acc, ends, factors, first_m, first_n, M, ALPHA_OF_ROWS: gl.constexpr, BM: gl.constexpr):
     """out[m, n] = acc[n, m] * alpha * row_scale (+ bias), for m < M and n < N; as gemm.store. One
-    part after the other goes through shared memory, of which there is little; their factors have
-    come before, if each row has not its own alphas.
+    part after the other goes through shared memory, of which there is little; their factors come
+    together, if registers hold them.
     """
     alpha, row_scale, bias, out, N, alpha_stride, row_scale_stride, segment = ends
-    if BM > PART and ALPHA_OF_ROWS:
+    if BM > PART:
         lower, upper = acc.reshape([ROWS, 2, BM // 2]).permute([0, 2, 1]).split()
-        store(lower, ends, None, first_m, first_n, M, True, BM // 2)
-        store(upper, ends, None, first_m + BM // 2, first_n, M, True, BM // 2)
-    elif factors is None:
-        factors = load_factors(ends, first_m, first_n, M, ALPHA_OF_ROWS, BM)
-        store(acc, ends, factors, first_m, first_n, M, ALPHA_OF_ROWS, BM)
-    elif BM > PART:
-        lower, upper = acc.reshape([ROWS, 2, BM // 2]).permute([0, 2, 1]).split()
-        below, above = _half(factors, row_scale, 0), _half(factors, row_scale, 1)
-        store(lower, ends, below, first_m, first_n, M, False, BM // 2)
-        store(upper, ends, above, first_m + BM // 2, first_n, M, False, BM // 2)
+        next_m = first_m + BM // 2
+        if factors is None:
+            store(lower, ends, None, first_m, first_n, M, ALPHA_OF_ROWS, BM // 2)
+            store(upper, ends, None, next_m, first_n, M, ALPHA_OF_ROWS, BM // 2)
+        else:
+            below, above = _half(factors, row_scale, 0), _half(factors, row_scale, 1)
+            store(lower, ends, below, first_m, first_n, M, ALPHA_OF_ROWS, BM // 2)
+            store(upper, ends, above, next_m, first_n, M, ALPHA_OF_ROWS, BM // 2)
     else:
         acc = gl.convert_layout(acc, STORED)
+        if factors is None:
+            factors = load_factors(ends, first_m, first_n, M, ALPHA_OF_ROWS, BM)
         factor = factors[0][0]
         if row_scale is not None:
             factor = factor * factors[1]

@@ -82,7 +82,7 @@ def _multiply_tile(
         bias += expert.to(gl.int64) * N
     ends = (alpha, row_scale, bias, out, N, 0, 1, segment)
     factors = None
-    if early(BM, PER_SM, False):
+    if early(BM, PER_SM, False, False):
         factors = load_factors(ends, row, first_n, end, False, BM)
     acc = multiply(pipe, place, steps, C, BM, PER_SM)
     store(acc, ends, factors, row, first_n, end, False, BM)

@@ -180,7 +180,7 @@ def _multiply_part(
     M, N, steps = size
     tiles_m, tiles_n = gl.cdiv(M, BM), gl.cdiv(N, BN)
     factors = None
-    if early(BM, PER_SM, ALPHA_OF_ROWS):
+    if early(BM, PER_SM, ALPHA_OF_ROWS, SPLIT):
         m, n = _tile_at(tile, tiles_m, tiles_n, BAND)
         factors = load_factors(ends, m * BM, n * BN + C * ROWS, M, ALPHA_OF_ROWS, BM)
     acc = multiply(pipe, place, count, C, BM, PER_SM)

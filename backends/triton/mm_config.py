@@ -63,7 +63,7 @@ SPEED = {SMALL: 0.6, LARGE: 1.0}
 with steps of 256, which spill on sm_80): the larger a tile, the less is decoded for each.
 """
 
-FEW_WEIGHTS = 25e6
+FEW_WEIGHTS = 20e6
 """Up to so many 9 to 16 tokens are multiplied by mma.sync, too."""
 
 AT_ONCE = 5 * SMS
@@ -79,21 +79,23 @@ class Cost(NamedTuple):
     meeting: float
 
 
-COST = {  # bench/results/h200_hopper_tiles.json; with two programs, h200_two_programs.json
+COST = {  # bench/results/h200_hopper_tiles.json, h200_two_programs.json, h200_slots.json
     HopperConfig(8, 4, 4, per_sm=2): Cost(0.34, 4),
     HopperConfig(16, 8, 8): Cost(0.45, 5),
     HopperConfig(16, 4, 4, per_sm=2): Cost(0.35, 4),
-    HopperConfig(32, 8, 8): Cost(0.46, 5.5),
+    HopperConfig(16, 2, 2, per_sm=2): Cost(0.375, 2.9),
+    HopperConfig(32, 4, 4): Cost(0.46, 5.5),
     HopperConfig(32, 4, 4, per_sm=2): Cost(0.37, 5),
-    HopperConfig(64, 4, 8): Cost(0.56, 6),
-    HopperConfig(64, 2, 4, per_sm=2): Cost(0.43, 7.8),
-    HopperConfig(128, 4, 4): Cost(0.79, 7.5),
+    HopperConfig(64, 4, 4): Cost(0.56, 5.7),
+    HopperConfig(64, 2, 2, per_sm=2): Cost(0.43, 7.6),
+    HopperConfig(128, 2, 2): Cost(0.79, 5.9),
     HopperConfig(256, 2, 4): Cost(1.27, 13),
 }
 """On an H200. The products alone would take 1.17 with 256 tokens and half with 128: there the L2
 cache, which gives an SM some 50 KB a microsecond, sets the time, and below it is decoding that
 does: one step after the other leaves an SM waiting, so that two programs share it, as long as their
-sums leave room. With 8 rows the weights then come at 88 % of the rate of a copy.
+sums leave room. With 8 rows the weights then come at 88 % of the rate of a copy. Few slots do where
+few steps are a program's: with fewer it is sooner under way.
 """
 
 GROUPED = {  # bench/results/h200_two_programs.json, h200_grouped_tiles.json
