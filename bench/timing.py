@@ -18,11 +18,8 @@ import torch
 
 Call = Callable[[], object]
 
-LONG = 50e-6
-"""Seconds of a call that may be at the limit of power; shorter ones mostly wait."""
-
 TURN = 0.1
-"""Seconds that calls so long are replayed before they are timed."""
+"""Seconds that a variant is replayed before it is timed."""
 
 
 class Timing(NamedTuple):
@@ -53,7 +50,7 @@ def _graph_replay(calls: Sequence[Call]) -> Callable[[], float]:
     def turn() -> float:
         started = time.perf_counter()
         seconds = once()
-        while seconds >= LONG and time.perf_counter() - started < TURN:
+        while time.perf_counter() - started < TURN:
             seconds = once()
         return seconds
 

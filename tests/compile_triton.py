@@ -1,5 +1,6 @@
-"""Compile every Triton kernel for one architecture; print the PTX instructions, and the bytes of
-stack of a thread (what spills), as JSON.
+"""Compile every Triton kernel for one architecture; print the PTX instructions, the bytes of stack
+of a thread (what spills), and of Hopper's pipelines the slots that are given back in their loops,
+all and too early, as JSON.
 
     python tests/compile_triton.py SM
 
@@ -143,9 +144,25 @@ def _instructions(ptx: str) -> Iterator[str]:
         yield "fma exact" if exact else name
 
 
+def _given_back(sass: str) -> tuple[int, int]:
+    """How often a slot is given back by who has read it to registers; how often while it may still
+    be on its way there, so that a copy ahead overwrites it: a barrier for threads does not wait for
+    that, and arriving at one for copies does not either.
+    """
+    slots, early, reading = 0, 0, False
+    for name in re.findall(r"(LDSM|FENCE\.VIEW\.ASYNC|HGMMA|SYNCS\.ARRIVE)", sass):
+        if name == "SYNCS.ARRIVE":
+            early += reading
+        else:
+            reading = name == "LDSM"
+            slots += reading
+    return slots, early
+
+
 def main(sm: int) -> None:
     found: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     stack: dict[str, int] = collections.defaultdict(int)
+    slots, early = 0, 0
     tiles = _hopper_tiles(sm) if sm == 90 else ()
     for name, launch in itertools.chain(_quantizers(sm), _gemms(sm), tiles, _experts(sm)):
         compiled = compile_launch(launch, sm)
@@ -159,9 +176,14 @@ def main(sm: int) -> None:
             together = per_sm * (compiled.metadata.shared + 1024)
             assert together <= 228 * 1024, (name, launch.constants, together)
             spilled = max(0, spilled - 32)
+        if "B_SLOTS" in launch.constants:
+            read, too_early = _given_back(compiled.asm["sass"])
+            assert read, launch.constants
+            slots, early = slots + read, early + too_early
         found[name].update(_instructions(compiled.asm["ptx"]))
         stack[name] = max(stack[name], spilled)
-    print(json.dumps({"instructions": found, "stack": stack}))
+    slots_given_back = {"all": slots, "early": early}
+    print(json.dumps({"instructions": found, "stack": stack, "slots": slots_given_back}))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,8 @@ def test_every_kernel_compiles_to_the_instructions_meant(sm):
         for forbidden in ("div.full", "div.approx", "rcp.approx"):
             assert not has("linear", forbidden), forbidden
         assert has("linear", "cvt", "e4m3") == (sm >= 89)
+    # Nothing that is still read is overwritten by a copy ahead.
+    assert found["slots"]["early"] == 0 and (found["slots"]["all"] > 0) == (sm == 90)
     # The GEMMs run on the tensor cores meant, and keep their sums in registers.
     assert not any(stack[gemm] for gemm in stack if gemm.endswith(("mm", "linear")))
     for gemm in ("mm", "grouped_mm"):
