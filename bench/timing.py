@@ -4,14 +4,15 @@ A variant is a list of calls that do the same job on different copies of the dat
 is cold. On a GPU a variant's calls are captured into one CUDA graph and replayed; the variants take
 turns within a round, so that a drift of the machine meets all of them alike.
 
-Large GEMMs take all the power that a GPU may have, and it then lowers its clock, by a fifth on an
-H200, within some 60 milliseconds. A turn is therefore longer than that: else a variant would be
-timed at the clock that those before it leave, and one that takes less power would pay for others.
+Large GEMMs take all the power that a GPU may have, and it then lowers its clock, but not at once. A
+turn therefore lasts: else a variant would be timed at the clock that those before it leave, and one
+that takes less power would pay for others.
 """
 
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ import torch
 Call = Callable[[], object]
 
 TURN = 0.1
-"""Seconds that a variant is replayed before it is timed."""
+"""Seconds that a variant is replayed before it is timed, at least, on a GPU."""
 
 
 class Timing(NamedTuple):
@@ -30,7 +31,7 @@ class Timing(NamedTuple):
     greatest: float
 
 
-def _graph_replay(calls: Sequence[Call]) -> Callable[[], float]:
+def _graph_replay(calls: Sequence[Call], seconds: float) -> Callable[[], float]:
     for call in calls:  # compile, and let allocators and libraries settle
         call()
     torch.cuda.synchronize()
@@ -49,10 +50,10 @@ def _graph_replay(calls: Sequence[Call]) -> Callable[[], float]:
 
     def turn() -> float:
         started = time.perf_counter()
-        seconds = once()
-        while time.perf_counter() - started < TURN:
-            seconds = once()
-        return seconds
+        last = once()
+        while time.perf_counter() - started < seconds:
+            last = once()
+        return last
 
     return turn
 
@@ -69,9 +70,11 @@ def _host_loop(calls: Sequence[Call]) -> Callable[[], float]:
     return once
 
 
-def compare(variants: Mapping[str, Sequence[Call]], device: str, rounds: int) -> dict[str, Timing]:
+def compare(
+    variants: Mapping[str, Sequence[Call]], device: str, rounds: int, turn: float = TURN
+) -> dict[str, Timing]:
     """Time every variant, interleaved."""
-    prepare = _graph_replay if device == "cuda" else _host_loop
+    prepare = partial(_graph_replay, seconds=turn) if device == "cuda" else _host_loop
     timers = {name: prepare(calls) for name, calls in variants.items()}
     seconds: dict[str, list[float]] = {name: [] for name in timers}
     for once in timers.values():

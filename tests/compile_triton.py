@@ -154,8 +154,8 @@ def _given_back(sass: str) -> tuple[int, int]:
         if name == "SYNCS.ARRIVE":
             early += reading
         else:
+            slots += name == "LDSM" and not reading
             reading = name == "LDSM"
-            slots += reading
     return slots, early
 
 

@@ -17,14 +17,12 @@ from nvfp4.backends.triton.hopper import (
     copy_activations,
     copy_weights,
     describe,
-    early,
     first_place,
-    load_factors,
     multiply,
     pipeline,
     registers_of_roles,
-    store,
 )
+from nvfp4.backends.triton.hopper_store import early, load_factors, store
 from nvfp4.backends.triton.launch import Launch, cdiv
 from nvfp4.backends.triton.mm_config import HOPPER_BN, K_GROUP, HopperConfig, sms
 from nvfp4.spec.swizzle import TILE_ROWS
@@ -82,7 +80,7 @@ def _multiply_tile(
         bias += expert.to(gl.int64) * N
     ends = (alpha, row_scale, bias, out, N, 0, 1, segment)
     factors = None
-    if early(BM, PER_SM, False, False):
+    if early(BM, PER_SM):
         factors = load_factors(ends, row, first_n, end, False, BM)
     acc = multiply(pipe, place, steps, C, BM, PER_SM)
     store(acc, ends, factors, row, first_n, end, False, BM)

@@ -22,16 +22,13 @@ from nvfp4.backends.triton.hopper import (
     copy_activations,
     copy_weights,
     describe,
-    early,
     first_place,
-    load_factors,
     multiply,
     pipeline,
     registers_of_roles,
-    rows_and_columns,
-    store,
     sums_layout,
 )
+from nvfp4.backends.triton.hopper_store import early, load_factors, rows_and_columns, store
 from nvfp4.backends.triton.launch import Launch, cdiv
 from nvfp4.backends.triton.mm_config import HOPPER_BN, K_GROUP, HopperConfig, sms
 

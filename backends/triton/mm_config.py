@@ -94,8 +94,8 @@ COST = {  # bench/results/h200_hopper_tiles.json, h200_two_programs.json, h200_s
 """On an H200. The products alone would take 1.17 with 256 tokens and half with 128: there the L2
 cache, which gives an SM some 50 KB a microsecond, sets the time, and below it is decoding that
 does: one step after the other leaves an SM waiting, so that two programs share it, as long as their
-sums leave room. With 8 rows the weights then come at 88 % of the rate of a copy. Few slots do where
-few steps are a program's: with fewer it is sooner under way.
+sums leave room. With 8 rows the weights then came at 88 % of the rate of a copy
+(h200_two_programs.json). Where a program has few steps, fewer slots were faster.
 """
 
 GROUPED = {  # bench/results/h200_two_programs.json, h200_grouped_tiles.json
