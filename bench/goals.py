@@ -19,17 +19,35 @@ GOALS = {
 }
 """By tokens: how many times as fast as a peer, geometric means over the weight shapes."""
 
+SLOWEST = {"": 0.95, "weight-only ": 1.0}
+"""How many times as fast as humming the slowest of all cells is, with activations in NVFP4 or in
+bf16.
+"""
 
-def _mean(rows: list[dict[str, Any]], peer: str) -> float | None:
-    """Of ours to a peer's speed; of "weight-only …", of ours with activations in bf16. None: the
+WEIGHTS = ("16384x7168", 8, 3.0)
+"""Of a weight shape, with up to so many tokens: TB/s of weights."""
+
+
+def _ratios(rows: list[dict[str, Any]], peer: str) -> list[float]:
+    """Of ours to a peer's speed; of "weight-only …", of ours with activations in bf16. Empty: the
     peer did not run.
     """
     own, _, name = peer.rpartition(" ")
     ratios = [row["ratios"] for row in rows]
     if any(name not in r for r in ratios):
-        return None
-    over = [r[name] / (r["weight-only"] if own else 1) for r in ratios]
-    return prod(over) ** (1 / len(over))
+        return []
+    return [r[name] / (r["weight-only"] if own else 1) for r in ratios]
+
+
+def _mean(rows: list[dict[str, Any]], peer: str) -> float | None:
+    over = _ratios(rows, peer)
+    return prod(over) ** (1 / len(over)) if over else None
+
+
+def _terabytes(row: dict[str, Any]) -> float:
+    """Of weights a second: half a byte each, and a byte for 16."""
+    _, n, k = map(int, row["shape"].split("x"))
+    return n * k * 9 / 16 / row["microseconds"] / 1e6
 
 
 def _cell(got: float | None, goal: float | None = None) -> str:
@@ -56,7 +74,19 @@ def table(found: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     machine = found["machine"]
     facts = (machine["gpu"], *(f"{name} {machine[name]}" for name in ("torch", "triton", "commit")))
-    return "\n".join(lines) + f"\n\nGeometric means over the shapes; {', '.join(facts)}.\n"
+    lines += ["", f"Geometric means over the shapes; {', '.join(facts)}.", ""]
+    for mode, goal in SLOWEST.items():
+        slowest = min(_ratios(found["rows"], f"{mode}humming"), default=None)
+        lines.append(
+            f"- the slowest cell {mode}vs humming: {_cell(slowest, goal)} (goal {goal:.2f})"
+        )
+    shape, most, goal = WEIGHTS
+    for row in found["rows"]:
+        tokens, _, weights = row["shape"].partition("x")
+        if weights == shape and int(tokens) <= most:
+            cell = _cell(_terabytes(row), goal)
+            lines.append(f"- weights of {shape} at M = {tokens}: {cell} TB/s (goal {goal:.1f})")
+    return "\n".join(lines) + "\n"
 
 
 def main(results: Annotated[Path, typer.Argument(help="What bench --out has written.")]) -> None:

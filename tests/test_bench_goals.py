@@ -21,6 +21,10 @@ def _rows(text: str) -> list[list[str]]:
     return [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines()]
 
 
+def _table_of(text: str) -> str:
+    return text[: text.index("\n\n")]
+
+
 def test_the_table_of_goals_is_of_the_results():
     assert (RESULTS / f"{LINEAR}_goals.md").read_text() == _table()
 
@@ -41,7 +45,30 @@ def test_what_is_not_reached_is_red(factor, mark):
 
     machine = dict.fromkeys(("gpu", "torch", "triton", "commit"), "none")
     text = table({"rows": [row(tokens) for tokens in GOALS], "machine": machine})
-    assert text.count(mark) == 2 * len(GOALS)
+    assert _table_of(text).count(mark) == 2 * len(GOALS)
+
+
+@pytest.mark.parametrize(
+    "humming, weight_only, marks", [(0.96, 0.95, "🟢🟢"), (0.94, 0.96, "🔴🔴")]
+)
+def test_the_slowest_cells_are_judged(humming, weight_only, marks):
+    ratios = {"bf16": 2.0, "humming": 2.0, "weight-only": 1.0}
+    slow = {"bf16": 2.0, "humming": humming, "weight-only": weight_only}
+    rows = [{"op": "linear", "shape": "8x64x64", "ratios": r} for r in (ratios, slow)]
+    machine = dict.fromkeys(("gpu", "torch", "triton", "commit"), "none")
+    text = table({"rows": rows, "machine": machine})
+    assert "".join(re.findall("[🟢🔴]", text.removeprefix(_table_of(text)))) == marks
+
+
+@pytest.mark.parametrize("microseconds, cell", [(20.0, "🟢 3.30"), (30.0, "🔴 2.20")])
+def test_the_rate_of_weights_is_judged(microseconds, cell):
+    rows = [
+        {"shape": f"{m}x16384x7168", "ratios": {"weight-only": 1.0}, "microseconds": microseconds}
+        for m in (1, 16)
+    ]
+    machine = dict.fromkeys(("gpu", "torch", "triton", "commit"), "none")
+    text = table({"rows": rows, "machine": machine})
+    assert text.count(f"M = 1: {cell} TB/s") == text.count("TB/s") == 1
 
 
 def test_a_peer_that_did_not_run_is_no_goal_reached():
