@@ -18,9 +18,9 @@ pytestmark = pytest.mark.gpu
 OPS = torch.ops.nvfp4
 
 HOPPER_TILES = [
-    tile._replace(split=split)
+    tile._replace(split=split, lead=lead)
     for tile in sorted({*COST, *GROUPED.values()})
-    for split in (False, True)
+    for split, lead in ((False, 0), (True, 0), (True, 3))
 ]
 
 
