@@ -174,7 +174,6 @@ def linear_configs(m: int, k: int) -> Iterator[Config]:
         for config in COST:
             if m / 4 <= config.BM < 2 * max(m, 16):
                 yield config
-                yield config.splitting()
                 yield config._replace(split=True)
 
 

@@ -2,8 +2,6 @@
 arithmetic allows.
 """
 
-import itertools
-
 import oracle
 import pytest
 import torch
@@ -20,7 +18,7 @@ from cases import (
 import nvfp4
 from nvfp4.backends.contract import Workload, target_of
 from nvfp4.backends.settings import BATCH_INVARIANT
-from nvfp4.backends.triton.hopper_mm import first_step, program_at, share_out
+from nvfp4.backends.triton.hopper_mm import share_out
 from nvfp4.backends.triton.mm import plan
 from nvfp4.backends.triton.mm_config import COST, GROUPED, K_GROUP, HopperConfig, choose_config
 from nvfp4.backends.triton.quantize_config import choose_rounding_tile
@@ -114,9 +112,7 @@ def test_every_form_of_alpha(backend, device, form, with_bias):
 CONFIGS = {choose_config(m, n, k, sm) for m in (1, 9, 17, 33, 65, 257, 513, 4096)
            for n in (64, 9216) for k in (4000, 4096) for sm in (80, 90)}  # fmt: skip
 CONFIGS |= {
-    config._replace(split=split, lead=lead)
-    for config in (*COST, *GROUPED.values())
-    for split, lead in ((False, 0), (True, 0), (True, 3))
+    config._replace(split=split) for config in (*COST, *GROUPED.values()) for split in (False, True)
 }
 
 
@@ -155,21 +151,6 @@ def test_every_tile_of_triton(device, config, k):
     for launch in plan(*(t.to(device) for t in operands), alpha, None, None, out, sm, config):
         launch.run()
     same_bits(out, (_values(a) @ _values(b).T * 0.25).float())
-
-
-@pytest.mark.parametrize("tiles, steps, lead", [(1, 1, 0), (1, 56, 3), (48, 28, 4), (32, 56, 4),
-                                                (7, 2, 1), (131, 16, 5), (300, 28, 0)])  # fmt: skip
-@pytest.mark.parametrize("most", [1, 7, 132, 264])
-def test_shares_of_split_sums(tiles, steps, lead, most):
-    """Every step is one program's, none has none, and who adds a tile's sums knows whose."""
-    programs = min(most, tiles * (steps - lead))
-    begins = [first_step.fn(p, programs, tiles, steps, lead) for p in range(programs + 1)]
-    assert begins[0] == 0 and begins[-1] == tiles * steps
-    sizes = [end - begin for begin, end in itertools.pairwise(begins)]
-    assert min(sizes) > 0 and max(sizes) - min(sizes) <= 1 + lead * -(-tiles // programs)
-    for tile in range(tiles):
-        first = program_at.fn(tile, programs, tiles, steps, lead)
-        assert begins[first] <= tile * steps < begins[first + 1]
 
 
 def test_steps_that_32_bits_do_not_count_are_not_shared_out():

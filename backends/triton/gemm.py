@@ -34,9 +34,9 @@ BLACKWELL = tl.constexpr(architecture.BLACKWELL)
 # Plane i is nibble i of the words. Of two words of four codes, in `words`, these make the planes of
 # the odd nibbles, or of the even ones, times the two float16 scales in `scales`. A byte of `codes`
 # holds one code as the upper byte of a float16: the sign on top, the other bits three down from
-# there. Its other bits are what was there, until a plane is cut out. What can be shifted left is:
-# that is a multiplication, which has units of its own.
+# there. Its other bits are what was there, until a plane is cut out.
 _PLANES = """
+    shr.b32 rest, {codes}, 3;
     lop3.b32 codes, {codes}, rest, 0x80808080, 0xE4;  // the third's ones choose the first
     and.b32 plane, codes, 0x8E008E00;
     mul.rn.f16x2 {upper}, plane, {scales};
@@ -47,11 +47,9 @@ _PLANES = """
 
 def planes_ptx(odd: bool, lower: str, upper: str, words: str, scales: str) -> str:
     registers = "{.reg .b32 codes, rest, plane, even;"
-    if odd:
-        shifts, codes = f"shr.b32 rest, {words}, 3;", words
-    else:
-        shifts, codes = f"shl.b32 even, {words}, 4; shl.b32 rest, {words}, 1;", "even"
-    return registers + shifts + _PLANES.format(**locals()) + "}"
+    even = "" if odd else f"shl.b32 even, {words}, 4;"
+    codes = words if odd else "even"
+    return registers + even + _PLANES.format(**locals()) + "}"
 
 
 DECODE_PTX = tl.constexpr(

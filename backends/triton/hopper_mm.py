@@ -3,8 +3,7 @@
 There are as many programs as the SMs hold. Either each has every so many-th tile, or all steps of
 all tiles are shared out evenly among them, so that none waits for a last, half-empty wave
 ("stream-K": Osama et al., 2023). The sum of a tile that several programs have steps of is then made
-by the one that has the last, in a fixed order: the same bits each time. That one has some steps
-more than its share, to multiply while the others' sums are on their way.
+by the one that has the last, in a fixed order: the same bits each time.
 """
 
 from typing import NamedTuple
@@ -51,31 +50,23 @@ def _tile_at(tile, tiles_m, tiles_n, BAND: gl.constexpr):
 
 
 @gluon.jit
-def first_step(program, programs, tiles, steps, lead):
-    """A program's first, of all tiles' steps (fewer than share_out allows). A tile's last `lead`
-    are not shared out: they go with the one before them.
-    """
-    shared = steps - lead
-    step = program * (tiles * shared) // programs
-    return step // shared * steps + step % shared
+def _first_step(program, steps):
+    """A program's first, of all steps (fewer than share_out allows)."""
+    return program * steps // gl.num_programs(0)
 
 
 @gluon.jit
-def program_at(tile, programs, tiles, steps, lead):
-    """Which program has a tile's first step: the last whose own first is not beyond it."""
-    shared = steps - lead
-    return ((tile * shared + 1) * programs - 1) // (tiles * shared)
+def _program_at(step, steps):
+    """Which program has a step: the last whose first is not beyond it."""
+    return ((step + 1) * gl.num_programs(0) - 1) // steps
 
 
 @gluon.jit
-def _share(tiles, steps, lead, SPLIT: gl.constexpr):
+def _share(tiles, steps, SPLIT: gl.constexpr):
     """Which of all tiles' steps a program has: begin, and end."""
-    program, programs = gl.program_id(0), gl.num_programs(0)
+    program = gl.program_id(0)
     if SPLIT:
-        return (
-            first_step(program, programs, tiles, steps, lead),
-            first_step(program + 1, programs, tiles, steps, lead),
-        )
+        return _first_step(program, tiles * steps), _first_step(program + 1, tiles * steps)
     else:
         return program * steps, tiles * steps
 
@@ -130,7 +121,7 @@ def _leave(acc, sums, tile, C: gl.constexpr, BM: gl.constexpr):
 
 
 @gluon.jit
-def _collect(acc, sums, tile, tiles, steps, lead, C: gl.constexpr, BM: gl.constexpr):
+def _collect(acc, sums, tile, tiles, steps, C: gl.constexpr, BM: gl.constexpr):
     """A tile's sums: those of the program that has its last step, then the others', in order.
 
     They are waited for: those programs come earlier in the grid, left these sums first of all, and
@@ -138,7 +129,7 @@ def _collect(acc, sums, tile, tiles, steps, lead, C: gl.constexpr, BM: gl.conste
     """
     partial_sums, arrived = sums
     program = gl.program_id(0)
-    first = program_at(tile, gl.num_programs(0), tiles, steps, lead)
+    first = _program_at(tile * steps, tiles * steps)
     while gl.atomic_add(arrived + (2 * tile + C), 0, sem="acquire") < program - first:
         pass
     quads = _as_stored(acc, BM)
@@ -152,9 +143,9 @@ def _collect(acc, sums, tile, tiles, steps, lead, C: gl.constexpr, BM: gl.conste
 
 @gluon.jit
 def _activations_role(pipe, a, size, BM: gl.constexpr, SPLIT: gl.constexpr, BAND: gl.constexpr):
-    M, N, steps, lead = size
+    M, N, steps = size
     tiles_m, tiles_n = gl.cdiv(M, BM), gl.cdiv(N, BN)
-    begin, end = _share(tiles_m * tiles_n, steps, lead, SPLIT)
+    begin, end = _share(tiles_m * tiles_n, steps, SPLIT)
     await_previous()
     place = first_place()
     while begin < end:
@@ -167,9 +158,9 @@ def _activations_role(pipe, a, size, BM: gl.constexpr, SPLIT: gl.constexpr, BAND
 def _weights_role(
     pipe, words, scales, size, BM: gl.constexpr, SPLIT: gl.constexpr, BAND: gl.constexpr
 ):
-    M, N, steps, lead = size
+    M, N, steps = size
     tiles_m, tiles_n = gl.cdiv(M, BM), gl.cdiv(N, BN)
-    begin, end = _share(tiles_m * tiles_n, steps, lead, SPLIT)
+    begin, end = _share(tiles_m * tiles_n, steps, SPLIT)
     place = first_place()
     while begin < end:
         tile, step, count, begin, end = _part(begin, end, steps, SPLIT)
@@ -183,7 +174,7 @@ def _multiply_part(
     BM: gl.constexpr, SPLIT: gl.constexpr, BAND: gl.constexpr, PER_SM: gl.constexpr,
 ):  # fmt: skip
     """Consumer C's rows of `count` steps of a tile, from `place` in the rings on."""
-    M, N, steps, lead = size
+    M, N, steps = size
     tiles_m, tiles_n = gl.cdiv(M, BM), gl.cdiv(N, BN)
     factors = None
     if early(BM, PER_SM, ALPHA_OF_ROWS, SPLIT):
@@ -194,7 +185,7 @@ def _multiply_part(
         _leave(acc, sums, tile, C, BM)
     else:
         if SPLIT and step > 0:
-            acc = _collect(acc, sums, tile, tiles_m * tiles_n, steps, lead, C, BM)
+            acc = _collect(acc, sums, tile, tiles_m * tiles_n, steps, C, BM)
         m, n = _tile_at(tile, tiles_m, tiles_n, BAND)
         store(acc, ends, factors, m * BM, n * BN + C * ROWS, M, ALPHA_OF_ROWS, BM)
 
@@ -204,8 +195,8 @@ def _consumer_role(
     pipe, ends, sums, size, C: gl.constexpr, ALPHA_OF_ROWS: gl.constexpr, BM: gl.constexpr,
     SPLIT: gl.constexpr, BAND: gl.constexpr, PER_SM: gl.constexpr,
 ):  # fmt: skip
-    M, N, steps, lead = size
-    begin, end = _share(gl.cdiv(M, BM) * gl.cdiv(N, BN), steps, lead, SPLIT)
+    M, N, steps = size
+    begin, end = _share(gl.cdiv(M, BM) * gl.cdiv(N, BN), steps, SPLIT)
     place = first_place()
     await_previous()
     while begin < end:
@@ -217,15 +208,15 @@ def _consumer_role(
         place += count
 
 
-@gluon.jit(do_not_specialize=["M", "steps", "lead", "row_scale_stride"])
+@gluon.jit(do_not_specialize=["M", "steps", "row_scale_stride"])
 def _hopper_mm_kernel(
     a, words, scales, alpha, row_scale, bias, out, partial_sums, arrived, M, N, steps,
-    lead, alpha_stride, row_scale_stride, segment, ALPHA_OF_ROWS: gl.constexpr, BM: gl.constexpr,
+    alpha_stride, row_scale_stride, segment, ALPHA_OF_ROWS: gl.constexpr, BM: gl.constexpr,
     A_SLOTS: gl.constexpr, B_SLOTS: gl.constexpr, SPLIT: gl.constexpr, PER_SM: gl.constexpr,
     BAND: gl.constexpr,
 ):  # fmt: skip
     pipe = pipeline(BM, A_SLOTS, B_SLOTS)
-    size = (M, N, steps, lead)
+    size = (M, N, steps)
     ends = (alpha, row_scale, bias, out, N, alpha_stride, row_scale_stride, segment)
     sums = (partial_sums, arrived)
     gl.warp_specialize(
@@ -241,13 +232,12 @@ def _hopper_mm_kernel(
 
 
 class Shares(NamedTuple):
-    """How the steps are shared out. lead: first_step's. partial_sums: float32 [programs, BN, BM],
-    what each leaves of its last tile; arrived: int32 [2 * tiles], how many have left theirs, zeroed
-    by the kernel before. None where each tile is one program's.
+    """How the steps are shared out. partial_sums: float32 [programs, BN, BM], what each leaves of
+    its last tile; arrived: int32 [2 * tiles], how many have left theirs, zeroed by the kernel
+    before. None where each tile is one program's.
     """
 
     programs: int
-    lead: int = 0
     partial_sums: Tensor | None = None
     arrived: Tensor | None = None
 
@@ -256,15 +246,12 @@ def share_out(m: int, n: int, k: int, config: HopperConfig, device: torch.device
     tiles = cdiv(m, config.BM) * cdiv(n, HOPPER_BN)
     if not config.split:
         return Shares(min(config.per_sm * sms(device), tiles))
-    programs = config.per_sm * sms(device)
-    # Programs of more than a tile leave their sums long before these are wanted.
-    lead = min(config.lead, k // K_GROUP // 2) if tiles < programs else 0
-    steps = tiles * (k // K_GROUP - lead)
-    programs = min(programs, steps)
+    steps = tiles * (k // K_GROUP)
+    programs = min(config.per_sm * sms(device), steps)
     if steps * programs >= 2**31:
         raise ValueError(f"{config} shares out too many steps for 32 bits: {m} x {n} x {k}")
     sums = torch.empty(programs, HOPPER_BN, config.BM, device=device)
-    return Shares(programs, lead, sums, torch.empty(2 * tiles, dtype=torch.int32, device=device))
+    return Shares(programs, sums, torch.empty(2 * tiles, dtype=torch.int32, device=device))
 
 
 def plan_multiply(
@@ -287,7 +274,7 @@ def plan_multiply(
         (shares.programs,),
         (
             *describe(a, words, scales, config), alpha, row_scale, bias, out,
-            shares.partial_sums, shares.arrived, m, n, k // K_GROUP, shares.lead, alpha.shape[1],
+            shares.partial_sums, shares.arrived, m, n, k // K_GROUP, alpha.shape[1],
             int(row_scale is not None and row_scale.numel() > 1), n // alpha.shape[1],
         ),
         {

@@ -27,8 +27,7 @@ class MmConfig(NamedTuple):
 class HopperConfig(NamedTuple):
     """hopper.py's tiles: BM rows of A times HOPPER_BN of B; slots of a step of either, a power of
     two. split: the programs share all steps of all tiles, and a tile's sum is split where a share
-    ends; who adds the parts has `lead` steps more. per_sm: an SM's programs at a time, of which
-    there are no more than that.
+    ends. per_sm: an SM's programs at a time, of which there are no more than that.
     """
 
     BM: int
@@ -36,11 +35,6 @@ class HopperConfig(NamedTuple):
     b_slots: int
     split: bool = False
     per_sm: int = 1
-    lead: int = 0
-
-    def splitting(self) -> "HopperConfig":
-        """The same, with split sums, and a lead as long as these take to arrive."""
-        return self._replace(split=True, lead=round(ARRIVAL / (COST[self].step * self.per_sm)))
 
 
 HOPPER_BN = 128
@@ -84,9 +78,6 @@ class Cost(NamedTuple):
     step: float
     meeting: float
 
-
-ARRIVAL = 2.2
-"""Microseconds until a program's sums can be added to another's."""
 
 COST = {  # bench/results/h200_hopper_tiles.json, h200_two_programs.json, h200_slots.json
     HopperConfig(8, 4, 4, per_sm=2): Cost(0.34, 4),
@@ -157,7 +148,7 @@ def _choose_on_hopper(m: int, n: int, k: int, may_split: bool) -> HopperConfig:
         m = -(-m // 128) * 128  # of more than a few, the numbers that are warmed up (contract.py)
 
     def time(config: HopperConfig) -> float:
-        cost = COST[config._replace(split=False, lead=0)]
+        cost = COST[config._replace(split=False)]
         tiles, steps = -(-m // config.BM) * -(-n // HOPPER_BN), k // K_GROUP
         if config.split:
             if tiles > MOST_SPLIT:
@@ -167,7 +158,7 @@ def _choose_on_hopper(m: int, n: int, k: int, may_split: bool) -> HopperConfig:
         return waves * (steps * config.per_sm * cost.step + TILE)
 
     whole = list(COST)
-    split = [tile.splitting() for tile in whole] if may_split else []
+    split = [tile._replace(split=True) for tile in whole] if may_split else []
     return min((*whole, *split), key=time)
 
 
