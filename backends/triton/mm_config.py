@@ -72,24 +72,25 @@ AT_ONCE = 5 * SMS
 
 class Cost(NamedTuple):
     """Microseconds of a Hopper tile: a step of K, when every SM has its programs, over their
-    number; sums that meet.
+    number; sums that meet, beside PART for each.
     """
 
     step: float
     meeting: float
 
 
-COST = {  # bench/results/h200_hopper_tiles.json, h200_two_programs.json, h200_slots.json
-    HopperConfig(8, 4, 4, per_sm=2): Cost(0.34, 4),
-    HopperConfig(16, 8, 8): Cost(0.45, 5),
-    HopperConfig(16, 4, 4, per_sm=2): Cost(0.35, 4),
-    HopperConfig(16, 2, 2, per_sm=2): Cost(0.375, 2.9),
-    HopperConfig(32, 4, 4): Cost(0.46, 5.5),
-    HopperConfig(32, 4, 4, per_sm=2): Cost(0.37, 5),
-    HopperConfig(64, 4, 4): Cost(0.56, 5.7),
-    HopperConfig(64, 2, 2, per_sm=2): Cost(0.43, 7.6),
-    HopperConfig(128, 2, 2): Cost(0.79, 5.9),
-    HopperConfig(256, 2, 4): Cost(1.27, 13),
+COST = {  # bench/results/h200_hopper_tiles.json, h200_two_programs.json, h200_slots.json,
+    # h200_split_tiles.json
+    HopperConfig(8, 4, 4, per_sm=2): Cost(0.34, 2),
+    HopperConfig(16, 8, 8): Cost(0.45, 4),
+    HopperConfig(16, 4, 4, per_sm=2): Cost(0.35, 2),
+    HopperConfig(16, 2, 2, per_sm=2): Cost(0.375, 0.9),
+    HopperConfig(32, 4, 4): Cost(0.46, 4.5),
+    HopperConfig(32, 4, 4, per_sm=2): Cost(0.37, 3),
+    HopperConfig(64, 4, 4): Cost(0.56, 4.7),
+    HopperConfig(64, 2, 2, per_sm=2): Cost(0.47, 3.6),
+    HopperConfig(128, 2, 2): Cost(0.79, 4.9),
+    HopperConfig(256, 2, 4): Cost(1.27, 12),
 }
 """On an H200. The products alone would take 1.17 with 256 tokens and half with 128: there the L2
 cache, which gives an SM some 50 KB a microsecond, sets the time, and below it is decoding that
@@ -117,6 +118,9 @@ read: 516 TFLOP/s instead of 700 with 8192 x 16384 x 7168.
 
 TILE = 2
 """Microseconds that a tile takes beside its steps."""
+
+PART = 0.6
+"""Microseconds that each part of a split sum takes."""
 
 
 def _fastest(m: int, n: int, tiles: Iterable[MmConfig]) -> MmConfig:
@@ -153,7 +157,8 @@ def _choose_on_hopper(m: int, n: int, k: int, may_split: bool) -> HopperConfig:
         if config.split:
             if tiles > MOST_SPLIT:
                 return math.inf
-            return tiles * steps * cost.step / SMS + TILE + cost.meeting
+            parts = config.per_sm * SMS / tiles
+            return tiles * steps * cost.step / SMS + TILE + cost.meeting + PART * parts
         waves = -(-tiles // (config.per_sm * SMS))
         return waves * (steps * config.per_sm * cost.step + TILE)
 
