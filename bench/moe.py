@@ -22,6 +22,10 @@ Product = Callable[[Tensor, Tensor], Tensor]
 """Of rows sorted by expert, and where each expert's end, int32 [E]."""
 
 
+FEW = 16
+"""Tokens: all their routings are checked, of more the first."""
+
+
 class Sizes(NamedTuple):
     """`experts` are here, of `of` that the router chooses top_k from."""
 
@@ -54,12 +58,17 @@ def moe(tokens: int, sizes: Sizes, device: str) -> Case:
         return nvfp4.moe(x, weights, ids, w13, w2, backend=backend, global_num_experts=of)
 
     def check() -> None:
-        poison(device, tokens * hidden * 2)
-        got, want = run(0).double(), run(0, "reference").double()
-        error = float((got - want).norm() / want.norm())
-        # Both round gate and up to bf16, and a last bit there now and then moves a 4-bit code.
-        if not error < 2**-6:
-            raise AssertionError(f"moe {tokens}, {sizes}: relative error {error:.1e}")
+        for index in range(copies if tokens <= FEW else 1):
+            poison(device, tokens * hidden * 2)
+            got, want = run(index).double(), run(index, "reference").double()
+            # Both round gate and up to bf16, and a last bit there now and then moves a 4-bit code.
+            # Zeros where no choice is of an expert that is here.
+            error, allowed = float((got - want).norm()), 2**-6 * float(want.norm())
+            if not error <= allowed:
+                raise AssertionError(
+                    f"moe {tokens}, {sizes}: error {error:.1e} against the reference, at most "
+                    f"{allowed:.1e} is right"
+                )
 
     variants: dict[str, Sequence[Call]] = {
         "nvfp4": [partial(run, index) for index in range(copies)]

@@ -178,6 +178,7 @@ def run(
     results = Results(machine, [])
     with torch.inference_mode():
         for make in jobs:
+            torch.manual_seed(0)
             results.rows.append(_measure(make(), device, rounds, ceilings))
             keep(results)
             done()

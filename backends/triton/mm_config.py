@@ -83,14 +83,14 @@ COST = {  # bench/results/h200_hopper_tiles.json, h200_two_programs.json, h200_s
     # h200_split_tiles.json
     HopperConfig(8, 4, 4, per_sm=2): Cost(0.34, 2),
     HopperConfig(16, 8, 8): Cost(0.45, 4),
-    HopperConfig(16, 4, 4, per_sm=2): Cost(0.35, 2),
-    HopperConfig(16, 2, 2, per_sm=2): Cost(0.375, 0.9),
+    HopperConfig(16, 4, 4, per_sm=2): Cost(0.37, 1.6),
+    HopperConfig(16, 2, 2, per_sm=2): Cost(0.405, 0.5),
     HopperConfig(32, 4, 4): Cost(0.46, 4.5),
-    HopperConfig(32, 4, 4, per_sm=2): Cost(0.37, 3),
-    HopperConfig(64, 4, 4): Cost(0.56, 4.7),
-    HopperConfig(64, 2, 2, per_sm=2): Cost(0.47, 3.6),
-    HopperConfig(128, 2, 2): Cost(0.79, 4.9),
-    HopperConfig(256, 2, 4): Cost(1.27, 12),
+    HopperConfig(32, 4, 4, per_sm=2): Cost(0.375, 2.8),
+    HopperConfig(64, 4, 4): Cost(0.565, 4.2),
+    HopperConfig(64, 2, 2, per_sm=2): Cost(0.5, 3.5),
+    HopperConfig(128, 2, 2): Cost(0.84, 5.1),
+    HopperConfig(256, 2, 4): Cost(1.335, 12),
 }
 """On an H200. The products alone would take 1.17 with 256 tokens and half with 128: there the L2
 cache, which gives an SM some 50 KB a microsecond, sets the time, and below it is decoding that
@@ -119,7 +119,7 @@ read: 516 TFLOP/s instead of 700 with 8192 x 16384 x 7168.
 TILE = 2
 """Microseconds that a tile takes beside its steps."""
 
-PART = 0.6
+PART = 0.45
 """Microseconds that each part of a split sum takes."""
 
 
