@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import import_module
@@ -85,6 +86,18 @@ class Recording:
 
 RECORDING: ContextVar[Recording | None] = ContextVar("nvfp4 recording", default=None)
 """Where a backend that can replay its launches writes them down."""
+
+
+@contextmanager
+def recorded() -> Iterator[Recording]:
+    """The calls within are run, and written down."""
+    recording = Recording()
+    token = RECORDING.set(recording)
+    try:
+        yield recording
+    finally:
+        RECORDING.reset(token)
+
 
 Replay = Callable[[list[int], torch.device], None]
 """Launches what was written down on tensors at other addresses, of the current device."""

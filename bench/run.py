@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
+from nvfp4.backends.contract import recorded
+from nvfp4.backends.triton.launch import Launch
 from nvfp4.bench import cases
 from nvfp4.bench.moe import Sizes, moe
-from nvfp4.bench.timing import compare, host_seconds
+from nvfp4.bench.timing import Call, compare, host_seconds
 from nvfp4.ops import explain
 
 QUANTIZERS = ("quantize", "quantize_dynamic", "silu_mul_quantize", "dequantize")
@@ -32,14 +34,15 @@ CPU_EXPERTS = (Sizes(128, 64, 4, 8, 2),)
 
 @dataclass(frozen=True)
 class Row:
-    """One measured op. Times in microseconds; `of_ceiling` is the fraction of this run's copy rate
-    (memory-bound ops) or bf16 matmul rate (GEMMs); `ratios` are peer time / our time: over 1, ours
-    is faster.
+    """One measured op. configuration: the kernels that were launched, and their tiles. Times in
+    microseconds; `of_ceiling` is the fraction of this run's copy rate (memory-bound ops) or bf16
+    matmul rate (GEMMs); `ratios` are peer time / our time: over 1, ours is faster.
     """
 
     op: str
     shape: str
     backend: str
+    configuration: str
     microseconds: float
     least: float
     greatest: float
@@ -73,8 +76,8 @@ class Results:
             "host µs",
         ]
         lines = [
-            _line([*head, *(f"vs {peer}" for peer in peers)]),
-            _line(["---"] * (len(head) + len(peers))),
+            _line([*head, *(f"vs {peer}" for peer in peers), "configuration"]),
+            _line(["---"] * (len(head) + len(peers) + 1)),
         ]
         for row in self.rows:
             cells = [
@@ -88,9 +91,8 @@ class Results:
                 f"{row.of_ceiling:.0%}",
                 f"{row.host_microseconds:.0f}",
             ]
-            lines.append(
-                _line([*cells, *(f"{row.ratios[p]:.2f}" if p in row.ratios else "" for p in peers)])
-            )
+            ratios = (f"{row.ratios[p]:.2f}" if p in row.ratios else "" for p in peers)
+            lines.append(_line([*cells, *ratios, row.configuration]))
         facts = "\n".join(f"- {name}: {value}" for name, value in self.machine.items())
         return "\n".join(lines) + f"\n\n{facts}\n"
 
@@ -185,6 +187,23 @@ def run(
     return results
 
 
+def configuration_of(call: Call) -> str:
+    """The kernels of a call, each with what it was compiled for: its tile, above all."""
+    with recorded() as recording:
+        call()
+    return "; ".join(map(_described, recording.launches))
+
+
+def _described(launch: Launch) -> str:
+    name = launch.kernel.fn.__name__.removeprefix("_").removesuffix("_kernel")
+    told = [
+        name if value is True else f"{name}={value}"
+        for name, value in launch.constants.items()
+        if value not in (False, None, "")
+    ]
+    return f"{name}({', '.join((*told, f'num_warps={launch.num_warps}'))})"
+
+
 def _measure(case: cases.Case, device: str, rounds: int, ceilings: dict[str, float]) -> Row:
     case.check()
     timings = compare(case.variants, device, rounds)
@@ -195,6 +214,7 @@ def _measure(case: cases.Case, device: str, rounds: int, ceilings: dict[str, flo
         op=case.op,
         shape=case.shape,
         backend=explain(case.op, device).backend,
+        configuration=configuration_of(case.variants["nvfp4"][0]),
         microseconds=ours.median * 1e6,
         least=ours.least * 1e6,
         greatest=ours.greatest * 1e6,

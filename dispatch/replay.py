@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nvfp4.backends.contract import RECORDING, Recording, Replay
+from nvfp4.backends.contract import RECORDING, Recording, Replay, recorded
 from nvfp4.backends.settings import asked
 from nvfp4.dispatch.registry import BACKENDS
 from nvfp4.dispatch.select import requested
@@ -77,8 +77,9 @@ def replayed(run: Run) -> Run:
             else:
                 form.append(x)
         device = tensors[0].device
-        # Of tensors at one address, no address tells which is meant.
-        if not _launches_alone(device) or len(set(addresses)) < len(addresses):
+        # What is written down runs. Of tensors at one address, no address tells which is meant.
+        written = RECORDING.get() is not None
+        if written or not _launches_alone(device) or len(set(addresses)) < len(addresses):
             return run(*args, **kwargs)
         key = (*form, *kwargs, requested(""), *asked())
         if key not in known:
@@ -128,13 +129,8 @@ def _record(
     run: Run, args: Sequence[Any], kwargs: dict[str, Any], tensors: Sequence[Tensor]
 ) -> tuple[Any, Call | None]:
     """What a call returns, and the call to remember; None if it cannot be replayed."""
-    recording = Recording()
-    token = RECORDING.set(recording)
-    try:
-        with _Watch(recording) as watch:
-            outputs = run(*args, **kwargs)
-    finally:
-        RECORDING.reset(token)
+    with recorded() as recording, _Watch(recording) as watch:
+        outputs = run(*args, **kwargs)
     results = outputs if isinstance(outputs, tuple) else (outputs,)
     makers = [b.replay for b in BACKENDS if b.name in recording.backends]
     if watch.works or len(makers) != 1 or makers[0] is None:

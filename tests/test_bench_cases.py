@@ -1,10 +1,13 @@
-"""What the benchmark takes for right, and the tiles that a sweep is told."""
+"""What the benchmark takes for right, and says was launched; the tiles that a sweep is told."""
 
 import torch
 
-from nvfp4.backends.triton.mm_config import HopperConfig, MmConfig
+import nvfp4
+from nvfp4.backends.triton.mm_config import HopperConfig, MmConfig, choose_config
 from nvfp4.bench.cases import furthest
+from nvfp4.bench.run import configuration_of
 from nvfp4.bench.sweep import tiles_from
+from nvfp4.ops import explain
 
 
 def test_one_step_of_one_wrong_row_of_weights_is_found():
@@ -37,3 +40,13 @@ def test_tiles_that_a_sweep_is_told():
         MmConfig(16, 32, 256, 2, 3, splits=3),
         MmConfig(16, 64, 256, 4, 3),
     ]
+
+
+def test_the_tile_that_was_launched_is_told():
+    a, w = nvfp4.quantize(torch.randn(3, 128), torch.ones(1)), torch.randn(64, 128)
+    b = nvfp4.quantize_weight(w)
+    told = configuration_of(lambda: nvfp4.mm(a, b, backend="reference"))
+    assert told == ""
+    if explain("mm", "cpu", "triton").backend == "triton":
+        told = configuration_of(lambda: nvfp4.mm(a, b, backend="triton"))
+        assert "mm(" in told and f"BM={choose_config(3, 64, 128, 0).BM}" in told

@@ -13,7 +13,7 @@ from cases import same_bits
 from torch import Tensor
 
 from nvfp4.backends import settings
-from nvfp4.backends.contract import RECORDING
+from nvfp4.backends.contract import RECORDING, recorded
 from nvfp4.backends.triton.launch import Launch
 from nvfp4.dispatch import replay
 from nvfp4.ops import checks
@@ -192,6 +192,15 @@ def test_an_error_is_not_remembered(op):
     op.call(torch.zeros(4, 8))
     op.call(torch.zeros(4, 8))
     assert op.runs == 3 and RECORDING.get() is None
+
+
+def test_what_is_written_down_is_run(op):
+    op.call(torch.zeros(4, 8))
+    for runs in (2, 3):
+        with recorded() as recording:
+            op.call(torch.zeros(4, 8))
+        assert recording.launches == ["double"] and op.runs == runs
+    assert not op.replays
 
 
 def test_a_tensor_given_twice_is_run(op):
