@@ -154,7 +154,8 @@ def _mm_configs(m: int) -> Iterator[MmConfig]:
 _LINEAR = {
     8: ((8, 64, 256, 4, 3), (8, 64, 256, 4, 4), (8, 32, 256, 2, 4), (8, 128, 256, 4, 3),
         (16, 64, 256, 4, 4), (16, 32, 256, 2, 4)),
-    16: ((16, 64, 256, 4, 3), (16, 64, 256, 4, 4), (16, 32, 256, 2, 3), (16, 64, 256, 2, 3)),
+    16: ((16, 64, 256, 4, 3), (16, 64, 256, 4, 4), (16, 32, 256, 2, 3), (16, 64, 256, 2, 3),
+         (16, 64, 128, 4, 3), (16, 32, 256, 4, 3)),
     32: ((32, 64, 256, 4, 3), (32, 64, 256, 4, 4), (32, 128, 256, 8, 3)),
     64: ((64, 64, 256, 4, 3), (64, 128, 256, 8, 3), (64, 128, 128, 4, 3), (64, 64, 256, 4, 2)),
     256: ((64, 64, 256, 4, 2), (64, 64, 256, 4, 3), (64, 128, 128, 4, 3), (64, 128, 256, 8, 3),
@@ -167,9 +168,11 @@ _LINEAR = {
 
 def linear_configs(m: int, k: int) -> Iterator[Config]:
     most = next(most for most in _LINEAR if m <= most)
+    few = m <= 16
     for tile in _LINEAR[most]:
-        for splits in (1, 3, 4, 5, 6, 8) if m <= 16 else (1,):
-            yield MmConfig(*tile, splits=splits)
+        for splits in (1, 3, 4, 5, 6, 8) if few else (1,):
+            for registers in (None, 80, 64) if few and DEVICE.type == "cuda" else (None,):
+                yield MmConfig(*tile, splits, registers)
     if target_of(DEVICE).sm == 90 and k % K_GROUP == 0:
         for config in COST:
             if m / 4 <= config.BM < 2 * max(m, 16):

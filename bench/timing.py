@@ -35,7 +35,7 @@ class Timing(NamedTuple):
     greatest: float
 
 
-def _graph(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
+def _captured(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for call in calls:
@@ -43,8 +43,8 @@ def _graph(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def _replay(graph: torch.cuda.CUDAGraph) -> float:
-    """Its seconds."""
+def _seconds(graph: torch.cuda.CUDAGraph) -> float:
+    """Of one replay."""
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     begin.record()
     graph.replay()
@@ -57,17 +57,17 @@ def _graph_replay(calls: Sequence[Call], seconds: float) -> Callable[[], float]:
     for call in calls:  # compile, and let allocators and libraries settle
         call()
     torch.cuda.synchronize()
-    graph = _graph(calls)
-    _replay(graph)
-    repeats = math.ceil(SHORTEST / _replay(graph))
+    graph = _captured(calls)
+    _seconds(graph)
+    repeats = math.ceil(SHORTEST / _seconds(graph))
     if repeats > 1:
-        graph = _graph([*calls] * repeats)
+        graph = _captured([*calls] * repeats)
 
     def turn() -> float:
         started = time.perf_counter()
-        last = _replay(graph)
+        last = _seconds(graph)
         while time.perf_counter() - started < seconds:
-            last = _replay(graph)
+            last = _seconds(graph)
         return last / (repeats * len(calls))
 
     return turn

@@ -147,6 +147,7 @@ def plan(
         },
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        most_registers=config.most_registers,
     )  # fmt: skip
     return (*first, multiply)
 

@@ -202,6 +202,7 @@ def _plan_multiply(
         },
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        most_registers=config.most_registers,
         overlaps=overlaps(sm),
     )  # fmt: skip
 

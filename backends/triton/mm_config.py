@@ -13,7 +13,7 @@ K_GROUP = 128
 
 class MmConfig(NamedTuple):
     """BM x BN outputs a program, BK of K a step. splits: so many programs a tile, each with a part
-    of K.
+    of K. most_registers: a thread's, so that more programs run at a time; None: what it takes.
     """
 
     BM: int
@@ -22,6 +22,7 @@ class MmConfig(NamedTuple):
     num_warps: int
     num_stages: int
     splits: int = 1
+    most_registers: int | None = None
 
 
 class HopperConfig(NamedTuple):
