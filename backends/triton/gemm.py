@@ -172,7 +172,8 @@ def multiply(
 @triton.jit
 def await_previous(SM: tl.constexpr):
     """Before the first read of what the kernel before wrote, and before any write: wait for its
-    end. Then the kernel after this one may start, and wait in turn.
+    end. Then the kernel after this one may start, and wait in turn. Not sooner: it may read weights
+    before it waits (hopper.copy_weights), and these the kernel before this one may have written.
     """
     if SM >= HOPPER:
         tl.extra.cuda.gdc_wait()
