@@ -195,13 +195,18 @@ def configuration_of(call: Call) -> str:
 
 
 def _described(launch: Launch) -> str:
-    name = launch.kernel.fn.__name__.removeprefix("_").removesuffix("_kernel")
+    kernel = launch.kernel.fn.__name__.removeprefix("_").removesuffix("_kernel")
+    options = {
+        "num_warps": launch.num_warps,
+        "num_stages": launch.num_stages,
+        "most_registers": launch.most_registers,
+    }
     told = [
         name if value is True else f"{name}={value}"
-        for name, value in launch.constants.items()
+        for name, value in (launch.constants | options).items()
         if value not in (False, None, "")
     ]
-    return f"{name}({', '.join((*told, f'num_warps={launch.num_warps}'))})"
+    return f"{kernel}({', '.join(told)})"
 
 
 def _measure(case: cases.Case, device: str, rounds: int, ceilings: dict[str, float]) -> Row:

@@ -18,9 +18,13 @@ from emulated_ptx import (
     run,
     tensor_map,
 )
-from faults import BOX, FAULTS, LOADED, PUT, TMEM
+from memory_faults import MEMORY_FAULTS
+from order_faults import ORDER_FAULTS
+from right_kernels import BOX, LOADED, PUT, TMEM
 
 from nvfp4.backends.cutedsl.emulator import Deadlock, Hazard, Kind
+
+FAULTS = [*MEMORY_FAULTS, *ORDER_FAULTS]
 
 
 def launch(body: str, options: dict[str, Any]) -> None:

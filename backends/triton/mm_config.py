@@ -81,7 +81,7 @@ class Cost(NamedTuple):
 
 
 COST = {  # bench/results/h200_hopper_tiles.json, h200_two_programs.json, h200_slots.json,
-    # h200_split_tiles.json
+    # h200_split_tiles.json; with 256 tokens, h200_linear.json
     HopperConfig(8, 4, 4, per_sm=2): Cost(0.34, 2),
     HopperConfig(16, 8, 8): Cost(0.45, 4),
     HopperConfig(16, 4, 4, per_sm=2): Cost(0.37, 1.6),
