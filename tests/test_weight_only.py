@@ -12,7 +12,9 @@ from nvfp4.spec.format import FLOAT_DTYPES
 pytestmark = pytest.mark.op("weight_only_linear")
 
 OPS = torch.ops.nvfp4
-SHAPES = [(1, 48, 16), (3, 200, 176), (17, 64, 640), (70, 144, 384), (300, 256, 1152)]
+SHAPES = [
+    (1, 48, 16), (3, 200, 176), (17, 64, 640), (70, 144, 384), (300, 256, 1152), (600, 272, 1152),
+]  # fmt: skip
 
 
 def _weight(n: int, k: int) -> nvfp4.QuantizedTensor:
@@ -59,6 +61,13 @@ def test_rows_of_any_magnitude(backend, device):
     # Both are rounded to bfloat16, half an ulp each: 2^-8.
     torch.testing.assert_close(got[finite], want[finite], rtol=2**-7, atol=1e-40)
     assert not got.isnan().any()
+
+
+@pytest.mark.parametrize("tokens", [1, 9, 70, 300, 513])
+def test_bits_do_not_depend_on_how_many_tokens_come(backend, device, tokens, monkeypatch):
+    monkeypatch.setenv("NVFP4_BATCH_INVARIANT", "1")
+    x, w = torch.randn(600, 256).bfloat16().to(device), _weight(48, 256).to(device)
+    same_bits(_linear(x[:tokens], w, None, backend), _linear(x, w, None, backend)[:tokens])
 
 
 def test_nearer_to_the_unquantized_product_than_with_activations_quantized(backend, device):

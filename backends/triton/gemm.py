@@ -115,10 +115,14 @@ def store_for_gemm(values, out, rows, M, out_stride, R: tl.constexpr, C: tl.cons
 
 
 @triton.jit
-def load_step(data, rows, unit, stride, units, EVEN_K: tl.constexpr):
-    """One step of an operand, in bytes, words or decoded elements [R, units]; zeros beyond K."""
+def load_step(data, rows, unit, stride, units, EVEN_K: tl.constexpr, live=None):
+    """One step of an operand, in bytes, words or decoded elements [R, units]; zeros beyond K, and
+    in rows that are not live.
+    """
     at = data + rows[:, None].to(tl.int64) * stride + unit[None, :]
-    if EVEN_K:
+    if live is not None:
+        return tl.load(at, mask=live[:, None] & (unit < units)[None, :], other=0)
+    elif EVEN_K:
         return tl.load(at)
     else:
         return tl.load(at, mask=(unit < units)[None, :], other=0)
@@ -140,10 +144,10 @@ def multiply(
     a, a_rows, a_scales, a_scale_rows, a_stride,
     b, b_rows, b_scales, b_scale_rows, b_stride, scale_stride, begin, end, K,
     SM: tl.constexpr, EVEN_K: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, a_live=None,
 ):  # fmt: skip
     """Rows [BM] of A times rows [BN] of B, K's elements from begin to end: float32 [BN, BM]; each
-    operand's rows, and theirs among its scales.
+    operand's rows, and theirs among its scales. Of A decoded, rows that are not live are not read.
     """
     CODES: tl.constexpr = 2 if SM >= BLACKWELL else 4  # a byte for the hardware, a word to decode
     acc = tl.zeros((BN, BM), tl.float32)
@@ -159,7 +163,7 @@ def multiply(
             x_sf = x_sf.to(tl.float8e4nv, bitcast=True)
             acc = tl.dot_scaled(w, w_sf, "e2m1", x.T, x_sf, "e2m1", acc)
         else:
-            x = load_step(a, a_rows, element, a_stride, a_stride, EVEN_K)
+            x = load_step(a, a_rows, element, a_stride, a_stride, EVEN_K, a_live)
             words = load_step(b, b_rows, unit, b_stride, K // CODES, EVEN_K)
             w_sf = load_scales(b_scales, b_scale_rows, k, scale_stride, K, BK, EVEN_K)
             w = decode(words, w_sf, BN, BK, SM)

@@ -48,14 +48,15 @@ def _mm_kernel(
     a, b, a_scales, b_scales, alpha, row_scale, bias, out, partial_sums, arrived, M, N, K,
     a_stride, b_stride, scale_stride, alpha_stride, row_scale_stride, segment,
     HAS_ROW_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, SM: tl.constexpr,
-    EVEN_K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    SPLITS: tl.constexpr,
+    EVEN_K: tl.constexpr, SPARSE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
-    # Rows beyond the end read the last one again; what they compute is not stored.
+    # Rows beyond the end read the last one again, or nothing; what they compute is not stored.
     n_read = tl.minimum(n, N - 1)
     m_read = tl.minimum(m, M - 1)
+    live = m < M if SPARSE else None
     share = tl.cdiv(tl.cdiv(K, BK), SPLITS) * BK
     begin = tl.program_id(2) * share
     await_previous(SM)
@@ -65,7 +66,7 @@ def _mm_kernel(
         )
     acc = multiply(
         a, m_read, a_scales, m_read, a_stride, b, n_read, b_scales, n_read, b_stride, scale_stride,
-        begin, tl.minimum(begin + share, K), K, SM, EVEN_K, BM, BN, BK,
+        begin, tl.minimum(begin + share, K), K, SM, EVEN_K, BM, BN, BK, live,
     )  # fmt: skip
     if SPLITS > 1:
         tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
@@ -168,6 +169,13 @@ def _plan_splits(m: int, n: int, config: MmConfig, device: torch.device) -> Spli
     return Splits(sums, torch.empty(tiles, dtype=torch.int32, device=device))
 
 
+MOST_SPARSE = 16
+"""Rows of a tile that reads nothing for those that are not there, if these are half of it or more.
+All programs read A's rows at once: a single one that each read eight times took them 2 to 4 %
+longer on an H200 (with 0 here, and 16384x7168, 25.8 us instead of 24.7).
+"""
+
+
 def _plan_multiply(
     a: Operand,
     b: Operand,
@@ -195,6 +203,7 @@ def _plan_multiply(
             "HAS_BIAS": bias is not None,
             "SM": sm,
             "EVEN_K": k % config.BK == 0,
+            "SPARSE": 2 * m <= config.BM <= MOST_SPARSE,
             "BM": config.BM,
             "BN": config.BN,
             "BK": config.BK,

@@ -67,8 +67,10 @@ with steps of 256, which spill on sm_80): the larger a tile, the less is decoded
 FEW_WEIGHTS = 20e6
 """Up to so many 9 to 16 tokens are multiplied by mma.sync, too."""
 
-AT_ONCE = 5 * SMS
-"""Programs of _fewest's for 8 tokens that run at a time, as their registers allow."""
+AT_ONCE = {5: None, 6: 80}
+"""Programs of _fewest's for 8 tokens that an SM runs at a time, if a thread has at most so many
+registers. Fewer cost some time, but less than a wave (bench/results/h200_few_registers.json).
+"""
 
 
 class Cost(NamedTuple):
@@ -142,10 +144,13 @@ def _fewest(m: int, n: int, k: int) -> MmConfig:
     if m > 8:
         return MmConfig(16, 32, 256, 2, 3, splits=3)
     tiles, steps = -(-n // 64), -(-k // 256)
-    waves = -(-3 * tiles // AT_ONCE)  # of at least 3 splits, all but full
-    splits = min(8, waves * AT_ONCE // tiles)
+    # Waves of at least 3 splits, all but full.
+    per_sm = min(AT_ONCE, key=lambda per_sm: -(-3 * tiles // (per_sm * SMS)))
+    at_once = per_sm * SMS
+    waves = -(-3 * tiles // at_once)
+    splits = min(8, waves * at_once // tiles)
     share = -(-steps // splits)
-    return MmConfig(8, 64, 256, 4, 3, splits=-(-steps // share))
+    return MmConfig(8, 64, 256, 4, 3, -(-steps // share), AT_ONCE[per_sm])
 
 
 def _choose_on_hopper(m: int, n: int, k: int, may_split: bool) -> HopperConfig:
