@@ -20,7 +20,14 @@ from nvfp4.backends.contract import Workload, target_of
 from nvfp4.backends.settings import BATCH_INVARIANT
 from nvfp4.backends.triton.hopper_mm import share_out
 from nvfp4.backends.triton.mm import plan
-from nvfp4.backends.triton.mm_config import COST, GROUPED, K_GROUP, HopperConfig, choose_config
+from nvfp4.backends.triton.mm_config import (
+    COST,
+    GROUPED,
+    K_GROUP,
+    SMS,
+    HopperConfig,
+    choose_config,
+)
 from nvfp4.backends.triton.quantize_config import choose_rounding_tile
 from nvfp4.spec.format import FLOAT_DTYPES
 
@@ -110,10 +117,22 @@ def test_every_form_of_alpha(backend, device, form, with_bias):
 
 
 CONFIGS = {choose_config(m, n, k, sm) for m in (1, 9, 17, 33, 65, 257, 513, 4096)
-           for n in (64, 9216) for k in (4000, 4096) for sm in (80, 90)}  # fmt: skip
+           for n in (64, 9216, 16384) for k in (4000, 4096) for sm in (80, 90)}  # fmt: skip
 CONFIGS |= {
     config._replace(split=split) for config in (*COST, *GROUPED.values()) for split in (False, True)
 }
+
+
+@pytest.mark.parametrize("n", [64, 2048, 9216, 14336, 16384, 20480, 65536])
+@pytest.mark.parametrize("k", [256, 512, 2048, 3584, 8192])
+def test_programs_of_few_tokens_all_have_steps_and_run_in_full_waves(n, k):
+    config = choose_config(8, n, k, 90)
+    steps = k // config.BK
+    share = -(-steps // config.splits)
+    assert (config.splits - 1) * share < steps
+    tiles, squeezed = n // config.BN, config.most_registers is not None
+    assert squeezed == (5 * SMS < 3 * tiles <= 6 * SMS)
+    assert not squeezed or tiles * config.splits <= 6 * SMS
 
 
 TILES = [(config, k) for config in sorted(CONFIGS, key=str)

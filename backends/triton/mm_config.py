@@ -67,9 +67,11 @@ with steps of 256, which spill on sm_80): the larger a tile, the less is decoded
 FEW_WEIGHTS = 20e6
 """Up to so many 9 to 16 tokens are multiplied by mma.sync, too."""
 
-AT_ONCE = {5: None, 6: 80}
-"""Programs of _fewest's for 8 tokens that an SM runs at a time, if a thread has at most so many
-registers. Fewer cost some time, but less than a wave (bench/results/h200_few_registers.json).
+AT_ONCE, AT_MOST, MOST_REGISTERS = 5 * SMS, 6 * SMS, 80
+"""Programs of _fewest's for 8 tokens that run at a time, as their registers allow, and if a thread
+has no more than so many. These cost some time, but less than a second wave
+(bench/results/h200_few_registers.json). Triton 3.9 keeps 24 bytes of a thread in memory then, 3.6
+none.
 """
 
 
@@ -144,13 +146,13 @@ def _fewest(m: int, n: int, k: int) -> MmConfig:
     if m > 8:
         return MmConfig(16, 32, 256, 2, 3, splits=3)
     tiles, steps = -(-n // 64), -(-k // 256)
-    # Waves of at least 3 splits, all but full.
-    per_sm = min(AT_ONCE, key=lambda per_sm: -(-3 * tiles // (per_sm * SMS)))
-    at_once = per_sm * SMS
-    waves = -(-3 * tiles // at_once)
+    squeezed = AT_ONCE < 3 * tiles <= AT_MOST
+    at_once = AT_MOST if squeezed else AT_ONCE
+    waves = -(-3 * tiles // at_once)  # of at least 3 splits, all but full
     splits = min(8, waves * at_once // tiles)
     share = -(-steps // splits)
-    return MmConfig(8, 64, 256, 4, 3, -(-steps // share), AT_ONCE[per_sm])
+    registers = MOST_REGISTERS if squeezed else None
+    return MmConfig(8, 64, 256, 4, 3, splits=-(-steps // share), most_registers=registers)
 
 
 def _choose_on_hopper(m: int, n: int, k: int, may_split: bool) -> HopperConfig:
