@@ -47,7 +47,7 @@ def _launches_of(work: Workload, sm: int) -> list[tuple[str, Launch]]:
     for dtype, m in product(work.dtypes, work.token_counts()):
         for launch in plan(work, m, dtype, sm):
             kinds = tuple(a.dtype if isinstance(a, Tensor) else a is None for a in launch.args)
-            made_of = (*launch.constants.items(), launch.num_warps, launch.num_stages)
+            made_of = (*launch.constants.items(), *launch.options.items())
             name = f"{launch.kernel.fn.__name__.strip('_')} for {work.n}x{work.k}"
             found.setdefault((launch.kernel.fn, *made_of, *kinds), (name, launch))
     return list(found.values())
