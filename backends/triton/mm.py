@@ -170,9 +170,9 @@ def _plan_splits(m: int, n: int, config: MmConfig, device: torch.device) -> Spli
 
 
 MOST_SPARSE = 16
-"""Rows of a tile that reads nothing for those that are not there, if these are half of it or more.
-All programs read A's rows at once: a single one that each read eight times took them 2 to 4 %
-longer on an H200 (with 0 here, and 16384x7168, 25.8 us instead of 24.7).
+"""Rows of a tile that reads nothing for those of A, decoded, that are not there, if these are half
+of it or more. All programs read A's rows at once: a single one that each read eight times took them
+2 to 4 % longer on an H200 (in five splits of 16384x7168, with 0 here, 25.8 us instead of 24.7).
 """
 
 
@@ -203,7 +203,7 @@ def _plan_multiply(
             "HAS_BIAS": bias is not None,
             "SM": sm,
             "EVEN_K": k % config.BK == 0,
-            "SPARSE": 2 * m <= config.BM <= MOST_SPARSE,
+            "SPARSE": not is_blackwell(sm) and 2 * m <= config.BM <= MOST_SPARSE,
             "BM": config.BM,
             "BN": config.BN,
             "BK": config.BK,
