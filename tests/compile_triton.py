@@ -34,7 +34,7 @@ from nvfp4.backends.triton import (
     weight_only_linear,
 )
 from nvfp4.backends.triton.ahead import compile_launch
-from nvfp4.backends.triton.architecture import is_blackwell
+from nvfp4.backends.triton.architecture import multiplies_nvfp4
 from nvfp4.backends.triton.launch import Launch
 from nvfp4.backends.triton.mm_config import COST, GROUPED
 from nvfp4.spec.format import FLOAT_DTYPES, SCALE_LAYOUTS
@@ -42,7 +42,7 @@ from nvfp4.spec.glu import ACTIVATIONS
 from nvfp4.spec.grouped import grouped_scales_shape
 from nvfp4.spec.swizzle import scales_shape
 
-SHARED_MEMORY = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99}
+SHARED_MEMORY = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
 SHARED_MEMORY = {sm: kib * 1024 for sm, kib in SHARED_MEMORY.items()}
 """What one block may ask for (CUDA C++ programming guide, compute capabilities)."""
 
@@ -81,7 +81,7 @@ def _gemms(sm: int) -> Iterator[tuple[str, Launch]]:
         x = _meta(m, k, dtype=dtype)
         for launch in weight_only_linear.plan(x, b, b_scales, alpha, None, out, sm):
             yield "weight_only_linear", launch
-        if not is_blackwell(sm):
+        if not multiplies_nvfp4(sm):
             for p, bias in [(None, None), (_meta(1), _meta(n))]:
                 for launch in linear.plan(x, b, b_scales, alpha, p, bias, out, sm):
                     yield "linear", launch

@@ -8,6 +8,7 @@ import torch
 import nvfp4
 from nvfp4.backends import cutedsl, triton
 from nvfp4.backends.contract import Problem, Target
+from nvfp4.backends.triton import architecture
 from nvfp4.dispatch import BACKENDS, choose, select
 from nvfp4.ops.explain import STAGES
 
@@ -87,14 +88,14 @@ def test_a_missing_package_is_a_reason(monkeypatch, compiled_triton):
     assert "needs the package nvidia-cutlass-dsl, got none" in cutedsl.BACKEND.reasons(
         Problem("mm", BLACKWELL)
     )
-    monkeypatch.setattr(triton, "version", {"triton": "3.5.1", "numpy": "2.4.6"}.get)
+    monkeypatch.setattr(architecture, "version", {"triton": "3.5.1", "numpy": "2.4.6"}.get)
     assert triton.BACKEND.reasons(Problem("mm", HOPPER)) == ["needs triton >= 3.6, got 3.5.1"]
 
 
 def test_an_interpreter_that_its_numpy_breaks_is_a_reason(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     installed = {"triton": "3.6.0", "numpy": "2.4.6"}
-    monkeypatch.setattr(triton, "version", installed.get)
+    monkeypatch.setattr(architecture, "version", installed.get)
     reasons = triton.BACKEND.reasons(Problem("mm", CPU))
     assert reasons == ["needs numpy < 2.4 to interpret with triton 3.6, got 2.4.6"]
     installed["numpy"] = "2.3.5"

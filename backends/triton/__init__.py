@@ -4,13 +4,17 @@ CPU.
 
 import os
 from collections.abc import Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from torch import Tensor
 
 from nvfp4.backends.contract import Backend, Compilation, Problem, Replay, Workload, sm_of
-from nvfp4.backends.triton.architecture import is_blackwell
+from nvfp4.backends.triton.architecture import (
+    ASSEMBLED_SINCE,
+    installed,
+    multiplies_nvfp4,
+    release,
+)
 
 OLDEST = (3, 6)
 OLDEST_SM = 80
@@ -23,30 +27,27 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
-def _release(package: str) -> tuple[int, ...]:
-    """The installed package's (major, minor); () if there is none."""
-    try:
-        return tuple(int(part) for part in version(package).split(".")[:2])
-    except PackageNotFoundError:
-        return ()
-
-
 def _needs(problem: Problem) -> list[str]:
     needs = []
-    triton, numpy = _release("triton"), _release("numpy")
+    triton, numpy = release("triton"), release("numpy")
     if not triton:
         needs.append("needs the package triton, got none")
     elif triton < OLDEST:
-        needs.append(f"needs triton >= {OLDEST[0]}.{OLDEST[1]}, got {version('triton')}")
+        needs.append(f"needs triton >= {OLDEST[0]}.{OLDEST[1]}, got {installed('triton')}")
     if interpreting():
         if not numpy:
             needs.append("needs the package numpy to interpret kernels, got none")
         elif triton < (3, 7) and numpy >= (2, 4):  # 3.6 turns arrays of one element into numbers
-            needs.append(f"needs numpy < 2.4 to interpret with triton 3.6, got {version('numpy')}")
+            needs.append(
+                f"needs numpy < 2.4 to interpret with triton 3.6, got {installed('numpy')}"
+            )
     elif problem.target.sm < OLDEST_SM:
         need = f"an NVIDIA GPU of sm_{OLDEST_SM} or later, or TRITON_INTERPRET=1"
         needs.append(f"needs {need}, got {problem.target}")
-    if problem.op == "linear" and is_blackwell(problem.target.sm):
+    elif triton and triton < (since := ASSEMBLED_SINCE.get(problem.target.sm, ())):
+        need = f"triton >= {since[0]}.{since[1]} on {problem.target}"
+        needs.append(f"needs {need}, got {installed('triton')}")
+    if problem.op == "linear" and multiplies_nvfp4(problem.target.sm):
         needs.append(f"needs a GPU whose GEMM takes decoded operands, got {problem.target}")
     return needs
 

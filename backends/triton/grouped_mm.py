@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton import hopper_grouped_mm
-from nvfp4.backends.triton.architecture import is_blackwell
+from nvfp4.backends.triton.architecture import gemm_architecture, is_blackwell
 from nvfp4.backends.triton.gemm import decode, load_scales, load_step, multiply, store, words_of
 from nvfp4.backends.triton.groups import (
     experts_of_rows,
@@ -108,6 +108,7 @@ def plan(
     likely_rows: how many are expected to be somebody's, by which tiles are chosen; default all.
     """
     (rows, n), experts, k = out.shape, b.shape[0], a.shape[1] * 2
+    sm = gemm_architecture(sm)
     likely_rows = likely_rows or rows
     first: tuple[Launch, ...] = ()
     if is_blackwell(sm):

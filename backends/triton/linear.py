@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton.architecture import overlaps
+from nvfp4.backends.triton.architecture import gemm_architecture, overlaps
 from nvfp4.backends.triton.decode import decoded_width
 from nvfp4.backends.triton.gemm import await_previous, count_from_zero, store_for_gemm
 from nvfp4.backends.triton.launch import Launch, cdiv
@@ -61,6 +61,7 @@ def plan(
     None: each row's own, of K up to LONGEST_ROW; bias [N], out [M, N]; sm: the architecture.
     """
     m, k = x.shape
+    sm = gemm_architecture(sm)
     row_scale = p if p is not None else torch.empty(m, dtype=torch.float32, device=x.device)
     rounding = partial(_plan_rounding, x, p, row_scale, sm, tile)
     operand = Operand(weight, weight_scales)

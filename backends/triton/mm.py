@@ -12,7 +12,7 @@ from torch import Tensor
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.settings import may_split_k
 from nvfp4.backends.triton import hopper_mm
-from nvfp4.backends.triton.architecture import is_blackwell, overlaps
+from nvfp4.backends.triton.architecture import gemm_architecture, is_blackwell, overlaps
 from nvfp4.backends.triton.decode import plan_decode
 from nvfp4.backends.triton.gemm import (
     await_previous,
@@ -107,7 +107,7 @@ def plan(
     """a [M, K/2], b [N, K/2], scales as bytes, alpha float32 [1 or M, S], row_scale float32 [1] or
     [M], bias [N], out [M, N]; sm: the architecture.
     """
-    k = a.shape[1] * 2
+    k, sm = a.shape[1] * 2, gemm_architecture(sm)
     weight = Operand(b, b_scales)
     if not is_blackwell(sm):
         decoding = partial(plan_decode, words_of(a), a_scales, k, sm)

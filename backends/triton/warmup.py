@@ -27,7 +27,7 @@ from torch import Tensor
 
 from nvfp4.backends.contract import Workload
 from nvfp4.backends.triton import grouped_mm, linear, mm, quantize_dynamic
-from nvfp4.backends.triton.architecture import is_blackwell
+from nvfp4.backends.triton.architecture import multiplies_nvfp4
 from nvfp4.backends.triton.launch import Launch, hash_all, kind, specialized
 from nvfp4.backends.triton.quantize_config import LONGEST_ROW
 from nvfp4.spec.format import DATA_DTYPE, SWIZZLED
@@ -64,7 +64,7 @@ def _linear(work: Workload, m: int, dtype: torch.dtype, sm: int) -> Iterator[Lau
     x, weight = _meta(m, k, dtype=dtype), _meta(n, k // 2, dtype=DATA_DTYPE)
     weight_scales = _meta(*scales_shape((n, k), SWIZZLED), dtype=DATA_DTYPE)
     alpha, out = _meta(1, 1), _meta(m, n, dtype=dtype)
-    if not is_blackwell(sm):
+    if not multiplies_nvfp4(sm):
         yield from linear.plan(x, weight, weight_scales, alpha, None, bias, out, sm)
         return
     data, p = _meta(m, k // 2, dtype=DATA_DTYPE), _meta(m)
