@@ -13,6 +13,9 @@ if not torch.cuda.is_available():
 from nvfp4.dispatch import BACKENDS
 from nvfp4.ops.explain import STAGES, explain
 
+pytest_plugins = ("as_sm",)
+"""`--as-sm 89`: the GPU's tests on an older architecture's PTX."""
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
