@@ -10,7 +10,6 @@ from nvfp4.ops import QuantizedTensor, concatenate, quantize_weight
 from nvfp4.ops.linear import QUANTIZED
 from nvfp4.ops.warmup import compile_ahead, run_once, workload_of
 from nvfp4.spec.format import LINEAR
-from nvfp4.spec.swizzle import swizzle_scales
 
 
 class Linear(PackedModule):
@@ -44,7 +43,7 @@ class Linear(PackedModule):
     ) -> None:
         super().__init__(backend)
         self.activation = activation
-        weight = swizzled(weight)
+        weight = weight.swizzled()
         self._register(
             weight=weight.data,
             weight_scales=weight.scales,
@@ -159,14 +158,6 @@ class Linear(PackedModule):
         scale = "dynamic" if self.input_global_scale is None else "static"
         shape = f"in_features={2 * half_k}, out_features={n}"
         return f"{shape}, bias={self.bias is not None}, input_scale={scale}"
-
-
-def swizzled(weight: QuantizedTensor) -> QuantizedTensor:
-    """The weight with its scales as the GEMMs read them."""
-    if weight.scale_layout != LINEAR:
-        return weight
-    scales = swizzle_scales(weight.linear_scales())
-    return QuantizedTensor(weight.data, scales, weight.global_scale)
 
 
 def _biases(parts: Sequence[nn.Linear], bias: Tensor | None) -> Tensor | None:

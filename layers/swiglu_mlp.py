@@ -5,7 +5,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from nvfp4.layers.linear import swizzled
 from nvfp4.layers.module import PackedModule
 from nvfp4.ops import QuantizedTensor, concatenate, quantize_weight
 from nvfp4.ops.warmup import compile_ahead, run_once, workload_of
@@ -46,7 +45,7 @@ class SwiGLUMLP(PackedModule):
         super().__init__(backend)
         self.swiglu_limit = swiglu_limit
         self.activation = activation
-        w13, w2 = swizzled(w13), swizzled(w2)
+        w13, w2 = w13.swizzled(), w2.swizzled()
         self._register(
             w13=w13.data,
             w13_scales=w13.scales,

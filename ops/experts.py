@@ -8,9 +8,8 @@ from torch import Tensor
 
 from nvfp4.ops.quantize import quantize_weight
 from nvfp4.ops.tensor import QuantizedTensor, concatenate
-from nvfp4.spec.format import LINEAR, SCALE_DTYPE, SWIZZLED
+from nvfp4.spec.format import LINEAR, SCALE_DTYPE
 from nvfp4.spec.grouped import unswizzle_grouped_scales
-from nvfp4.spec.swizzle import swizzle_scales
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,10 +108,7 @@ def stack_experts(experts: Sequence[QuantizedTensor]) -> ExpertWeights:
         raise ValueError(
             f"nvfp4.stack_experts: experts needs weights [N, K], got {list(experts[0].shape)}"
         )
-    scales = [
-        w.scales if w.scale_layout == SWIZZLED else swizzle_scales(w.linear_scales())
-        for w in experts
-    ]
+    scales = [w.swizzled().scales for w in experts]
     p = torch.stack([w.global_scale.reshape(-1) for w in experts])
     return ExpertWeights(
         torch.stack([w.data for w in experts]),

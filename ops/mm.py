@@ -85,10 +85,12 @@ def mm(
     out_dtype: torch.dtype = torch.bfloat16,
     backend: str = "",
 ) -> Tensor:
-    """A B^T of two quantized matrices [M, K] and [N, K] (scales swizzled): [M, N] in out_dtype.
+    """Multiply two quantized matrices [M, K] and [N, K], A B^T: [M, N] in out_dtype.
 
-    float32 accumulation, then acc * alpha + bias [N] in float32 as one fused multiply-add, alpha
-    being the product of the global scales, then one rounding to out_dtype.
+    The sum is float32. Then acc * alpha + bias [N] is one fused multiply-add in float32, where
+    alpha is the product of the global scales, and one rounding gives out_dtype. Linear scales are
+    swizzled first, which costs a copy of them at each call.
     """
+    a, b = a.swizzled(), b.swizzled()
     alpha = a.global_scale.reshape(-1, 1) * b.global_scale.reshape(1, -1)
     return torch.ops.nvfp4.mm(a.data, b.data, a.scales, b.scales, alpha, bias, out_dtype, backend)

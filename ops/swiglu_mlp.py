@@ -118,11 +118,13 @@ def swiglu_mlp(
         x: [..., H] bfloat16, float16 or float32; what the first GEMM gives is rounded to this dtype
             too.
         w13: [2I, H], gate's rows first, global_scale [], [1] or [2] (nvfp4.concatenate of the two);
-            w2: [N, I]. Scales swizzled.
+            w2: [N, I]. Linear scales are swizzled on the way, which costs a copy of them at each
+            call.
         x_global_scale, h_global_scale: of x and of act(gate) * up, float32 [] or [1], calibrated;
             None: each row its own.
         swiglu_limit, activation: as nvfp4.glu_quantize.
     """
+    w13, w2 = w13.swizzled(), w2.swizzled()
     return torch.ops.nvfp4.swiglu_mlp(
         x, w13.data, w13.scales, w13.global_scale, w2.data, w2.scales, w2.global_scale,
         x_global_scale, h_global_scale, swiglu_limit, backend, activation=activation,

@@ -67,6 +67,12 @@ class QuantizedTensor:
             return self.scales.reshape(self.rows, k // BLOCK)
         return unswizzle_scales(self.scales, self.rows, k)
 
+    def swizzled(self) -> "QuantizedTensor":
+        """The tensor with its scales as the GEMMs read them; itself if they are so already."""
+        if self.scale_layout == SWIZZLED:
+            return self
+        return replace(self, scales=swizzle_scales(self.linear_scales()), scale_layout=SWIZZLED)
+
     def row_scales(self) -> Tensor:
         """The global scale as [] or [1], or spread over the rows as [M]."""
         p = self.global_scale

@@ -111,3 +111,30 @@ def test_quantize_weight_refuses_what_is_not_a_matrix():
         nvfp4.quantize_weight(torch.randn(2, 3, 32))
     with pytest.raises(ValueError, match="k_dim needs a dimension of w"):
         nvfp4.quantize_weight(torch.randn(3, 32), k_dim=2)
+
+
+def _in_both_layouts(*shape: int) -> tuple[nvfp4.QuantizedTensor, nvfp4.QuantizedTensor]:
+    """A tensor whose scales have one shape in both layouts, as nearly every real layer's do."""
+    linear = nvfp4.quantize(torch.randn(shape), scale_layout="linear")
+    assert linear.scales.shape == linear.swizzled().scales.shape
+    return linear, linear.swizzled()
+
+
+def test_mm_reads_linear_scales_as_what_they_are():
+    a, b = _in_both_layouts(128, 64), _in_both_layouts(128, 64)
+    want = nvfp4.mm(a[1], b[1])
+    for got in (nvfp4.mm(a[0], b[1]), nvfp4.mm(a[1], b[0]), nvfp4.mm(a[0], b[0])):
+        same_bits(got, want)
+
+
+def test_swiglu_mlp_reads_linear_scales_as_what_they_are():
+    w13, w2 = _in_both_layouts(256, 64), _in_both_layouts(128, 128)
+    x = torch.randn(3, 64)
+    want = nvfp4.swiglu_mlp(x, w13[1], w2[1])
+    same_bits(nvfp4.swiglu_mlp(x, w13[0], w2[1]), want)
+    same_bits(nvfp4.swiglu_mlp(x, w13[1], w2[0]), want)
+
+
+def test_experts_are_stacked_from_linear_scales():
+    linear, swizzled = _in_both_layouts(128, 64)
+    same_bits(nvfp4.stack_experts([linear]).scales, nvfp4.stack_experts([swizzled]).scales)
