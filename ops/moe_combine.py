@@ -69,9 +69,10 @@ def moe_combine(
 
     Args:
         y: [R, N] bfloat16, float16 or float32, R = M * top_k expert-major rows.
-        topk_weights: [M, top_k], any float dtype. A weight whose position is -1 is not looked at:
+        topk_weights: [M, top_k], any float dtype. A weight whose position is -1 is not read:
             a padded token's NaN does no harm.
-        positions: int32 [M, top_k], of moe_dispatch.
+        positions: int32 [M, top_k], of moe_dispatch. A choice whose position is not a row of y, 0
+            to R - 1, adds nothing.
         out_dtype: default y's.
 
     Products and sums are float32, each rounded, in the order of j; one rounding to out_dtype.

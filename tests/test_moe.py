@@ -308,3 +308,12 @@ def test_combine(backend, device, pattern, dtype):
     args = (weights.to(device), positions.to(device))
     same_bits(nvfp4.moe_combine(y.to(device), *args, backend=backend), want)
     assert torch.isfinite(want).all(), "a NaN weight of a choice that is nobody's is not looked at"
+
+
+@pytest.mark.op("moe_combine")
+@pytest.mark.parametrize("position", [4, 77, 2**31 - 1, -1, -77, -(2**31)])
+def test_combine_reads_no_foreign_memory_for_a_position_out_of_range(backend, device, position):
+    y, weights = torch.ones(4, 8, device=device), torch.ones(2, 2, device=device)
+    positions = torch.tensor([[0, 1], [2, position]], dtype=torch.int32, device=device)
+    got = nvfp4.moe_combine(y, weights, positions, backend=backend)
+    assert got.tolist() == [[2.0] * 8, [1.0] * 8]

@@ -14,6 +14,12 @@ from nvfp4.backends.triton.mm_config import choose_grouped_config
 OPS = torch.ops.nvfp4
 Change = Callable[[torch.Tensor], object]
 
+
+def _falls_by_2_31(offsets: torch.Tensor) -> torch.Tensor:
+    """Offsets with a fall that int32 cannot hold: the difference wraps to a positive number."""
+    return offsets.index_fill(0, torch.tensor([3], device=offsets.device), -(2**31))
+
+
 CASES: list[tuple[str, int, Change, str]] = [
     ("glu_quantize", 0, lambda x: x[:, :48], "gate_up needs a last dimension .* multiple of 32"),
     ("glu_quantize", 1, lambda _: torch.ones(4), r"global_scale needs shape \[\], \[1\] or \[6\]"),
@@ -38,6 +44,7 @@ CASES: list[tuple[str, int, Change, str]] = [
     ("grouped_mm", 5, lambda o: o.flip(0), "offsets needs values from 0 up that do not fall"),
     ("grouped_mm", 5, lambda o: o + 1, "offsets needs values from 0 up"),
     ("grouped_mm", 5, lambda o: o * 99, "offsets needs values .* at most 12"),
+    ("grouped_mm", 5, lambda o: _falls_by_2_31(o), "offsets needs values from 0 up"),
     ("grouped_mm", 6, lambda b: b[0], r"bias needs shape \[5, 64\]"),
     ("grouped_mm", 7, lambda _: torch.int8, "out_dtype needs one of"),
     ("grouped_mm_glu_quantize", 6, lambda _: torch.ones(3), r"global_scale needs .* \[5\]"),

@@ -9,14 +9,16 @@ from nvfp4.backends.triton.launch import Launch, cdiv, next_power_of_2
 from nvfp4.backends.triton.program import run
 
 
-@triton.jit
-def _combine_kernel(y, weights, positions, out, N, y_stride, top_k, C: tl.constexpr):
+@triton.jit(do_not_specialize=["R"])
+def _combine_kernel(y, weights, positions, out, R, N, y_stride, top_k, C: tl.constexpr):
     token = tl.program_id(0)
     columns = tl.program_id(1) * C + tl.arange(0, C)
     acc = tl.zeros((C,), tl.float32)
     for j in range(top_k):
         row = tl.load(positions + token * top_k + j)
-        if row >= 0:  # the weight of a choice that nobody computed may be anything
+        # A choice without a row adds nothing, whatever its weight is, and no address is made from a
+        # position that is not one of y's rows.
+        if (row >= 0) & (row < R):
             weight = to_f32(tl.load(weights + token * top_k + j))
             values = tl.load(y + row.to(tl.int64) * y_stride + columns, mask=columns < N, other=0.0)
             acc += weight * to_f32(values)
@@ -28,7 +30,7 @@ def plan(y: Tensor, topk_weights: Tensor, positions: Tensor, out: Tensor) -> Lau
     """y [R, N], topk_weights [M, top_k], positions int32 [M, top_k], out [M, N]."""
     (m, n), top_k = out.shape, positions.shape[1]
     columns = min(next_power_of_2(n), 1024)
-    args = (y, topk_weights, positions, out, n, y.stride(0), top_k)
+    args = (y, topk_weights, positions, out, y.shape[0], n, y.stride(0), top_k)
     return Launch(_combine_kernel, (m, cdiv(n, columns)), args, {"C": columns})
 
 
