@@ -3,28 +3,15 @@
 torch.library.define and impl cost about a microsecond a call where custom_op costs ten.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from nvfp4.dispatch import replayed
+from nvfp4.ops.gradient import refusing
 
-
-def _for_inference(run: Callable[..., Any]) -> Callable[..., Any]:
-    """`run` without gradients: one through a rounding would be wrong, and autograd must not invent
-    it.
-    """
-
-    @functools.wraps(run)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return run(*args, **kwargs)
-        with torch.no_grad():
-            return run(*args, **kwargs)
-
-    return call
+_LIBRARY = torch.library.Library("nvfp4", "FRAGMENT")
 
 
 def define(name: str, signature: str, outputs: Callable[..., Any], run: Callable[..., Any]) -> None:
@@ -36,5 +23,7 @@ def define(name: str, signature: str, outputs: Callable[..., Any], run: Callable
     qualified = f"nvfp4::{name}"
     schema = " ".join(signature.split())
     torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(qualified, ("cpu", "cuda"), replayed(_for_inference(run)))
+    implementation = replayed(run)
+    torch.library.impl(qualified, ("cpu", "cuda"), implementation)
     torch.library.register_fake(qualified, outputs)
+    _LIBRARY.impl(name, refusing(qualified, implementation), "Autograd", with_keyset=True)
