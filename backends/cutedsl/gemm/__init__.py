@@ -1,0 +1,1 @@
+"""The tcgen05 GEMMs of sm_100, written in CuTe DSL."""
