@@ -103,6 +103,12 @@ ORDER_FAULTS = [
           "or.b32 %r99,%r99,0x200000; COPY_A:", "to lane 0", "tcgen05.cp", WARPS),
     Fault("scales from a quarter", Kind.TMEM, MULTIPLY, "MATRIX:",
           "or.b32 %r99,%r99,0x200000; MATRIX:", "lane 0", "tcgen05.mma", WARPS),
+    Fault("A's scales at an odd column", Kind.TMEM, MULTIPLY, "%r98, [%r99], [%r99+4]",
+          "%r98, [%r99+1], [%r99+4]", "A's scale factors begin at column 257", "tcgen05.mma",
+          WARPS),
+    Fault("B's scales at an odd column", Kind.TMEM, MULTIPLY, "%r98, [%r99], [%r99+4]",
+          "%r98, [%r99], [%r99+5]", "B's scale factors begin at column 261.*pairs of columns",
+          "tcgen05.mma", WARPS),
     # who issues
     Fault("several lanes' MMA", Kind.MANY_LANES, MULTIPLY, "ISSUE: @!%q14 bra ISSUED",
           "ISSUE: @!%q15 bra ISSUED", "32 lanes", "tcgen05.cp", WARPS),

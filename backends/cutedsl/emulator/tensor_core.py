@@ -187,6 +187,8 @@ def _mma(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -
         sb = pick(registers[sb_base], mask) + sb_offset
         if (to | sa | sb) >> 16:
             raise Hazard(Kind.TMEM, f"addresses {to:#x}, {sa:#x}, {sb:#x}: an MMA begins at lane 0")
+        for operand, column in (("A", sa), ("B", sb)):
+            _check_scale_column(operand, column)
         columns_b = -(-shape.n // 32)
         for cta in ctas:
             into = cta.tensor.region(to, shape.n)
@@ -226,6 +228,20 @@ def _check_shape(shape: InstructionDescriptor, group: int) -> None:
     if shape.m != 128 * group or not shape.n or shape.n > 256 or shape.n % (8 * group):
         raise Hazard(
             Kind.DESCRIPTOR, f"no {shape.m} x {shape.n} block-scaled MMA in cta_group::{group}"
+        )
+
+
+def _check_scale_column(operand: str, column: int) -> None:
+    """Refuses scale factors of 16 elements that begin at an odd column.
+
+    PTX ISA does not say so. NVIDIA's and other public kernels move these scales by two columns, 64
+    rows, even for an N of 32, and one of them reports that odd columns cannot be reached.
+    """
+    if column % 2:
+        raise Hazard(
+            Kind.TMEM,
+            f"{operand}'s scale factors begin at column {column}: hardware addresses scales of 16"
+            " elements in pairs of columns (64 rows), so they need an even one",
         )
 
 

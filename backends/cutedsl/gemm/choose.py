@@ -44,7 +44,7 @@ NARROW = tuple(
     for columns in SWAPPED_COLUMNS
     for split in (1, 2, 4, 8)
 )
-GROUPED = (*TILES, *(Tile(128, columns, swapped=True) for columns in (32, 64)))
+GROUPED = (*TILES, Tile(128, 64, swapped=True))
 GLU = tuple(tile for tile in TILES if tile.columns == 2 * GLU_COLUMNS)
 
 

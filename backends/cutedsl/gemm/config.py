@@ -16,8 +16,14 @@ STAGE_K = 256
 """K of a load stage: rows of 128 bytes."""
 
 SWAPPED_COLUMNS = (8, 16, 32, 64)
-"""Tile widths for few tokens: those of 8 and 16 hold all of them in one tile, since a tile's scales
-must start on one of tensor memory's groups of 32 rows."""
+"""Tile widths for few tokens. Those under SCALE_STEP hold all tokens in one tile."""
+
+SCALE_STEP = 64
+"""Rows of B's scales that the MMA can move by: a tile of columns starts on a multiple of it.
+
+Tensor memory has 32 rows of scales in a column, and the MMA reaches even columns only. So a second
+tile of 32 columns would read the scales of the first.
+"""
 
 GLU_COLUMNS = 128
 """Columns of gate, and of up, in a tile: each a scale tile of the weights."""
@@ -67,22 +73,22 @@ class Tile:
     def unfit(self, rows: int, columns: int, k: int) -> list[str]:
         """Why this tile cannot compute a D of rows x columns with this K; empty if it can."""
         found = []
-        if self.columns < 32 and columns > self.columns:
-            found.append(f"columns under 32 need all {columns} columns of D in one tile")
+        if self.columns < SCALE_STEP and columns > self.columns:
+            found.append(f"columns under {SCALE_STEP} need all {columns} columns of D in one tile")
         if self.split_k > -(-k // STAGE_K):
             found.append(f"split_k needs K = {STAGE_K} or a part of it for each CTA, K is {k}")
         return found
 
     def ungrouped(self) -> list[str]:
         """Why a grouped kernel cannot have this tile; empty if it can. An expert's tokens start
-        anywhere in the rows, but its scales on a scale tile: a tile of tokens must start on one of
-        its groups of 32 rows.
+        anywhere in the rows, but its scales on a scale tile: its tiles of tokens are SCALE_STEP
+        columns or more, since it may need several.
         """
         found = []
         if self.cluster != self.ctas:
             found.append("a grouped tile needs no cluster but a pair's, and no split_k")
-        if self.columns < 32:
-            found.append("a grouped tile needs 32 columns or more")
+        if self.columns < SCALE_STEP:
+            found.append(f"a grouped tile needs {SCALE_STEP} columns or more")
         return found
 
     @property

@@ -180,15 +180,17 @@ def kernel(
         if cute.arch.lane_idx() == 0:
             init_barriers(layout, smem)
         cute.arch.mbarrier_init_fence()
+    if const_expr(layout.grouped):
+        groups.tabulate(layout, experts, smem + layout.table, warp == MMA_WARP)
+    if const_expr(tile.cluster > 1):
+        # A pair allocates together, by a handshake through shared memory: no CTA may begin it
+        # before its peer is known to run (PTX ISA, tcgen05.alloc with .cta_group::2).
+        cute.arch.cluster_arrive_relaxed()
+        cute.arch.cluster_wait()
     if warp == 0:
         ptx.tmem_alloc(smem + layout.tmem_holder, layout.tmem_columns, tile.ctas)
         ptx.tmem_fence_before()
-    if const_expr(layout.grouped):
-        groups.tabulate(layout, experts, smem + layout.table, warp == MMA_WARP)
     cute.arch.sync_threads()
-    if const_expr(tile.cluster > 1):
-        cute.arch.cluster_arrive_relaxed()
-        cute.arch.cluster_wait()
     ptx.tmem_fence_after()
     tmem = ptx.load_shared(smem + layout.tmem_holder, 1, Int32)[0]
     if const_expr(layout.grouped):

@@ -26,7 +26,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from nvfp4.backends.cutedsl.gemm.config import GLU_COLUMNS, STAGE_K, Epilogue, Glu, Kernel, Tile
+from nvfp4.backends.cutedsl.gemm.config import (
+    GLU_COLUMNS,
+    SCALE_STEP,
+    STAGE_K,
+    Epilogue,
+    Glu,
+    Kernel,
+    Tile,
+)
 
 MMA_K = 64
 K_BLOCKS = STAGE_K // MMA_K
@@ -86,6 +94,11 @@ class Layout:
     def b_scale_tiles(self) -> int:
         """Scale tiles that hold a tile's columns: one of 192 starts within a scale tile."""
         return -(-self.tile.columns // SCALE_ROWS)
+
+    @cached_property
+    def starts_within_scale_tile(self) -> bool:
+        """Whether a tile's columns may start in the middle of a scale tile."""
+        return self.tile.columns % SCALE_ROWS == SCALE_STEP
 
     @cached_property
     def a_sharers(self) -> int:

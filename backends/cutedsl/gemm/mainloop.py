@@ -153,6 +153,11 @@ def load(layout: cutlass.Constexpr[Layout], maps, smem: Int32, rank: Int32, k_st
             stage, phase = advance(layout, stage, phase)
         tile = next_tile(layout, tile, walk)
     cute.arch.griddepcontrol_launch_dependents()
+    # The last stages are given back by commits that may come from another CTA. Each has to arrive
+    # before this CTA leaves its shared memory to the next.
+    for _ in cutlass.range_constexpr(layout.stages):
+        ptx.mbarrier_wait(smem + layout.empty + stage * 8, phase)
+        stage, phase = advance(layout, stage, phase)
 
 
 @cute.jit
@@ -194,7 +199,7 @@ def multiply(
         second = turn & 1
         acc = tmem + second * layout.second_acc
         b_scales = tmem + layout.b_scale_tmem
-        if const_expr(config.columns % SCALE_ROWS != 0):
+        if const_expr(layout.starts_within_scale_tile):
             b_scales = b_scales + place_of(layout, tile, walk).b_group
         block = smem + layout.acc_block
         if const_expr(layout.overlap > 0):
