@@ -1,14 +1,18 @@
 # From a bare clone: `make demo` runs a real model, `make test` runs the tests. Each sets up .venv;
+# `make wheel` builds the package and tests it as it is installed, two minutes on two cores;
 # `make vllm` runs the tests of the vLLM plugin in an environment of their own, a quarter of an hour on
 # two cores (RECORD=bench/results/vllm_cpu.json keeps what they measure).
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= auto
 
-.PHONY: test vllm demo bench info lint format setup clean
+.PHONY: test wheel vllm demo bench info lint format setup clean
 
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+wheel: setup
+	tests/installed/run
 
 vllm: .venv-vllm/.ready
 	.venv-vllm/bin/python -m pytest tests/engine $(if $(RECORD),--record $(RECORD))

@@ -3,6 +3,7 @@
 Importing it registers torch.ops.nvfp4.*; the functions below are its Python face.
 """
 
+from nvfp4 import layers
 from nvfp4.ops import (
     ExpertRows,
     ExpertWeights,
@@ -49,6 +50,7 @@ __all__ = [
     "grouped_glu_quantize",
     "grouped_mm",
     "grouped_mm_glu_quantize",
+    "layers",
     "linear",
     "mm",
     "moe",

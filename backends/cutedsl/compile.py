@@ -7,6 +7,7 @@ traced again. No GPU is needed.
 import functools
 import hashlib
 import os
+import platform
 import tempfile
 import threading
 from importlib.metadata import version
@@ -42,9 +43,12 @@ def is_cached(kernel: Kernel, arch: str) -> bool:
 
 
 def cache_key(kernel: Kernel, arch: str) -> str:
-    """All that the code depends on: configuration, target, sources, the DSL and its settings."""
+    """All that the code depends on: configuration, target, sources, the DSL and its settings.
+
+    The object has the host's code in it, so the host's architecture counts too.
+    """
     settings = sorted(item for item in os.environ.items() if item[0].startswith("CUTE_DSL_"))
-    return repr((kernel, arch, _sources(), _versions(), settings))
+    return repr((kernel, arch, platform.machine(), _sources(), _versions(), settings))
 
 
 @functools.cache

@@ -98,6 +98,16 @@ def _mark(launch: Launch, sm: int) -> Path:
     return Path(triton.knobs.cache.dir) / "nvfp4" / name
 
 
+def _leave_mark(mark: Path) -> str:
+    """Make the file; what to say if that fails: the kernel is compiled, and will be again."""
+    try:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    except OSError as error:
+        return f", but it will be again: no mark can be left in {mark.parent} ({error.strerror})"
+    return ""
+
+
 def compile_all(
     launches: Sequence[tuple[str, Launch]], workloads: Sequence[Workload], sm: int, workers: int = 0
 ) -> Iterator[tuple[str, str]]:
@@ -106,7 +116,7 @@ def compile_all(
     """
     missing = []
     for index, (name, launch) in enumerate(launches):
-        if _mark(launch, sm).exists():
+        if os.path.exists(_mark(launch, sm)):  # a folder that cannot be read has no mark
             yield name, "cached"
         else:
             missing.append(index)
@@ -165,10 +175,7 @@ def main(sm: int) -> None:
         name, launch = launches[index]
         try:
             compile_launch(launch, sm)
-            mark = _mark(launch, sm)
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.touch()
-            outcome = "compiled"
+            outcome = "compiled" + _leave_mark(_mark(launch, sm))
         except Exception as error:
             outcome = f"failed: {error}"
         answers.write(json.dumps([name, outcome]) + "\n")

@@ -7,6 +7,7 @@ parameters. Only the CUDA runtime below it is ours (cudart.c).
 import ctypes
 import hashlib
 import os
+import platform
 import subprocess
 import tempfile
 import threading
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 
-from nvfp4.backends.cutedsl.cache import directory as cache_directory
+from nvfp4.backends.cutedsl.cache import Entry, get
 from nvfp4.backends.cutedsl.emulator import ptx as ptx_
 from nvfp4.backends.cutedsl.emulator.hazards import Unsupported
 from nvfp4.backends.cutedsl.emulator.instructions import DECODERS
@@ -159,21 +160,25 @@ def _program(text: str, kernel: str) -> Program:
 
 @cache
 def _library() -> str:
-    """The path of cudart.c compiled, once a user and version."""
+    """A path to load cudart.c from, compiled once and kept in the cache."""
     source = _SOURCE.read_bytes()
-    home = cache_directory()
-    path = home / f"cudart-{hashlib.sha256(source).hexdigest()[:16]}.so"
-    if not path.exists():
-        compiler = os.environ.get("CC") or next(filter(which, ("cc", "gcc", "clang")), None)
-        if compiler is None:
-            raise RuntimeError("the emulator needs a C compiler (cc, gcc, clang or $CC), got none")
-        home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=home) as scratch:
-            built = Path(scratch) / "cudart.so"
-            command = [compiler, "-shared", "-fPIC", "-O1", str(_SOURCE), "-o", str(built)]
-            subprocess.run(command, check=True, capture_output=True, text=True)
-            built.rename(path)  # atomic: another process sees the whole file or none
-    return str(path)
+    key = f"cudart {platform.machine()} {hashlib.sha256(source).hexdigest()}"
+    # Loaded from memory: nobody else can change it, and temporary folders may forbid execution.
+    file = os.memfd_create("cudart.so")
+    with open(file, "wb", closefd=False) as library:
+        library.write(get(key, _compile_library)["library"])
+    return f"/proc/self/fd/{file}"
+
+
+def _compile_library() -> Entry:
+    compiler = os.environ.get("CC") or next(filter(which, ("cc", "gcc", "clang")), None)
+    if compiler is None:
+        raise RuntimeError("the emulator needs a C compiler (cc, gcc, clang or $CC), got none")
+    with tempfile.TemporaryDirectory() as scratch:
+        built = Path(scratch) / "cudart.so"
+        command = [compiler, "-shared", "-fPIC", "-O1", str(_SOURCE), "-o", str(built)]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        return {"library": built.read_bytes()}
 
 
 _RUNTIME = (

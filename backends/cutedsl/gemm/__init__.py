@@ -1,1 +1,1 @@
-"""The tcgen05 GEMMs of sm_100, written in CuTe DSL."""
+"""GEMM kernels for sm_100 in CuTe DSL: dense, grouped, and with SwiGLU in the epilogue."""
