@@ -1,22 +1,19 @@
-"""The README's examples run as they stand."""
+"""What the front page alone has to be; what every page has to be is tested in test_docs.py."""
 
-import re
-from pathlib import Path
+from pages import ROOT, blocks
 
-ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
-def test_examples(capsys):
-    dense, experts = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+def test_it_is_short():
+    assert len(README.splitlines()) <= 110
+
+
+def test_the_first_example_shows_both_modes(capsys):
+    (example,) = (block.code for block in blocks(README) if block.language == "python")
     names: dict = {}
-    exec(dense, names)
-    assert names["h"].shape == (8, 3072)
-    exec(experts, names)
-    assert names["y"].shape == (4, 512)
-    assert "nvfp4::linear on cpu: reference" in capsys.readouterr().out
-
-
-def test_links_lead_somewhere():
-    for page in ("README.md", "CONTRIBUTING.md"):
-        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
-            assert (ROOT / target).exists(), f"{page}: {target}"
+    exec(example, names)
+    y, z, same, h = (names[name] for name in ("y", "z", "same", "h"))
+    assert y.shape == z.shape == (8, 6144) and h.shape == (8, 3072)
+    assert y.equal(same) and not y.equal(z)
+    assert "nvfp4::linear on " in capsys.readouterr().out
