@@ -47,9 +47,11 @@ mul.wide.u32 %d1,%r90,4; add.s64 %d1,%d1,%out; st.global.b32 [%d1],%r0;\n"""
 PEERS = "barrier.cluster.arrive; barrier.cluster.wait;\n"
 RANKS = "mov.u32 %r1,%cluster_ctarank; xor.b32 %r2,%r1,1;\n"
 """The CTA's rank in %r1, that of the other of two in %r2."""
-ALLOCATE = """setp.lt.u32 %q15,%t,32; @!%q15 bra ALLOCATED;
-tcgen05.alloc.cta_group::{group}.sync.aligned.shared::cta.b32 [%s+16], {columns};
-tcgen05.relinquish_alloc_permit.cta_group::{group}.sync.aligned;
+ALL_RUN = "barrier.cluster.arrive.relaxed; barrier.cluster.wait;\n"
+"""Each CTA knows that the others run, and nothing else of them."""
+ALLOCATE = f"""{ALL_RUN}setp.lt.u32 %q15,%t,32; @!%q15 bra ALLOCATED;
+tcgen05.alloc.cta_group::{{group}}.sync.aligned.shared::cta.b32 [%s+16], {{columns}};
+tcgen05.relinquish_alloc_permit.cta_group::{{group}}.sync.aligned;
 ALLOCATED: bar.sync 0; ld.shared.b32 %r100, [%s+16];\n"""
 """%r100: the first column."""
 FREE = """bar.sync 0; @!%q15 bra FREED;

@@ -19,7 +19,7 @@ runs = pytest.mark.skipif(bool(REASONS), reason="; ".join(REASONS))
 
 POISON = 7.25
 BYTE = 0x5A
-SQUARE, SWAPPED, PAIR = Tile(128, 128), Tile(128, 32, swapped=True), Tile(256, 256, 2)
+SQUARE, SWAPPED, PAIR = Tile(128, 128), Tile(128, 64, swapped=True), Tile(256, 256, 2)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Faults in who waits for whom, who issues, and what is asked of the hardware."""
 
 from emulated_ptx import (
+    ALL_RUN,
     ALLOCATE,
     AT,
     COPY_OUT,
@@ -85,11 +86,15 @@ ORDER_FAULTS = [
     Fault("a number of columns", Kind.TMEM, TMEM, "[%s+16], 32", "[%s+16], 48", "48 columns: alloc",
           "alloc"),
     Fault("unequal numbers of columns in a pair", Kind.TMEM,
-          RANKS + "mad.lo.u32 %r3,%r1,0,32;\n"
+          ALL_RUN + RANKS + "mad.lo.u32 %r3,%r1,0,32;\n"
           + SMALL.replace("::1", "::2").replace(" 32;", " %r3;")
           + RELINQUISH.replace("::1", "::2") + COLUMN + PEERS
           + FREE_SMALL.replace("::1", "::2").replace(" 32;", " %r3;"),
           "%r1,0,32", "%r1,32,32", "different numbers", "alloc", PAIR),
+    Fault("a pair that allocates before both run", Kind.NOT_STARTED,
+          ALL_RUN + SMALL.replace("::1", "::2") + RELINQUISH.replace("::1", "::2") + COLUMN + PEERS
+          + FREE_SMALL.replace("::1", "::2"),
+          ALL_RUN, "", "is not known to run", "tcgen05.alloc", PAIR),
     Fault("scales that differ", Kind.TMEM, WRITTEN_SCALES, "mov.u32 %r5,0x38383838",
           "add.u32 %r5,%t,0x38383800", "quarters", "tcgen05.mma", WARPS),
     Fault("allocated after relinquishing", Kind.TMEM, TMEM, SMALL + RELINQUISH, RELINQUISH + SMALL,
@@ -170,7 +175,8 @@ ORDER_FAULTS = [
           + COMMIT + "bra E;\nB: " + WAIT + "E: ", WAIT, "", "a commit to CTA", "tcgen05.commit",
           {**PAIR, "delay": 1000}),
     Fault("a peer that has ended", Kind.EXITED,
-          RANKS + AT + "setp.eq.u32 %q0,%r1,1; @%q0 bra E;\nmapa.shared::cluster.u32 %r4,%r110,1;\n"
+          ALL_RUN + RANKS + AT
+          + "setp.eq.u32 %q0,%r1,1; @%q0 bra E;\nmapa.shared::cluster.u32 %r4,%r110,1;\n"
           "mov.u32 %r5,0; L: add.u32 %r5,%r5,1; setp.lt.u32 %q1,%r5,2000; @%q1 bra L;\n"
           "st.shared::cluster.b32 [%r4],%t;\nE: " + PEERS,
           PEERS, "", "has exited", "st.shared", PAIR),

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from nvfp4.backends.contract import Workload
 from nvfp4.backends.cutedsl.gemm import layouts
-from nvfp4.backends.cutedsl.gemm.choose import NARROW, TILES, choose_config, predict
+from nvfp4.backends.cutedsl.gemm.choose import GROUPED, NARROW, TILES, choose_config, predict
 from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
 from nvfp4.backends.cutedsl.gemm.layouts import SHARED_BYTES, TMEM_COLUMNS, layout_of
 from nvfp4.backends.cutedsl.warmup import kernels_for
@@ -128,3 +128,13 @@ def test_warmup_covers_every_choice():
     tiles = {kernel.tile for kernel in kernels}
     assert {choose_config(m, n, k).tile for m in range(1, 1001)} <= tiles
     assert len(kernels) == len(set(kernels)) == 4 * len(tiles)
+
+
+def test_no_tile_reads_scales_at_an_odd_column_of_tensor_memory():
+    """An expert of 40 rows had 8 wrong ones: its second tile of 32 columns began at an odd column,
+    which hardware cannot address.
+    """
+    assert all(tile.columns % 64 == 0 and not tile.ungrouped() for tile in GROUPED)
+    narrow = Tile(128, 32, swapped=True)
+    assert "64 columns or more" in narrow.ungrouped()[0]
+    assert not narrow.unfit(128, 32, 1024) and narrow.unfit(128, 33, 1024)

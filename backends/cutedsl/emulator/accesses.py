@@ -33,6 +33,11 @@ def cta_at(warp: Any, address: int) -> tuple[Any, int]:
     if rank >= len(ctas):
         raise Hazard(Kind.OUT_OF_BOUNDS, f"shared address {address:#x}: no CTA {rank} here")
     cta = ctas[rank]
+    if cta is not warp.cta and not warp.seen >> cta.started & 1:
+        raise Hazard(
+            Kind.NOT_STARTED,
+            f"shared address {address:#x}: CTA {cta.index} is not known to run",
+        )
     if cta.exited:
         raise Hazard(Kind.EXITED, f"shared address {address:#x}: CTA {cta.index} has exited")
     return cta, address & _OFFSET_MASK

@@ -4,7 +4,7 @@ from itertools import product
 from typing import Any
 
 from nvfp4.backends.cutedsl.emulator.barriers import ClusterBarrier, NamedBarrier
-from nvfp4.backends.cutedsl.emulator.hazards import Hazard, Kind
+from nvfp4.backends.cutedsl.emulator.hazards import Event, Hazard, Kind
 from nvfp4.backends.cutedsl.emulator.lanes import LANES
 from nvfp4.backends.cutedsl.emulator.mbarriers import Mbarrier
 from nvfp4.backends.cutedsl.emulator.memory import SharedMemory
@@ -32,11 +32,15 @@ class Cta:
         threads = launch.block[0] * launch.block[1] * launch.block[2]
         self.threads = threads
         self.exited = False
+        self.started = cluster.events.new(Event("start", 0, f"CTA {index}"))
+        """The event that tells others that this CTA runs: its own warps know, and hand it on."""
         self.warps = []
         for index_ in range(-(-threads // LANES)):
             lanes = min(LANES, threads - index_ * LANES)
             registers = machine.registers(self, index_)
-            self.warps.append(Warp(self, index_, (1 << lanes) - 1, registers))
+            warp = Warp(self, index_, (1 << lanes) - 1, registers)
+            warp.seen = warp.released = 1 << self.started
+            self.warps.append(warp)
         self.live_threads = threads
 
     def warp_ended(self, warp: Warp) -> None:

@@ -27,6 +27,12 @@ def pair_of(warp: Any, group: int) -> list[Any]:
         raise Hazard(Kind.CTA_GROUP, "cta_group::2 without a second CTA in the cluster")
     pair = warp.cluster.ctas[first : first + 2]
     for cta in pair:
+        if not warp.seen >> cta.started & 1:
+            raise Hazard(
+                Kind.NOT_STARTED,
+                f"cta_group::2 with CTA {cta.index}, which is not known to run: a barrier of the"
+                " cluster has to come first",
+            )
         if cta.exited:
             raise Hazard(Kind.EXITED, f"cta_group::2 with CTA {cta.index}, which has exited")
     return pair

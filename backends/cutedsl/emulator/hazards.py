@@ -20,6 +20,7 @@ class Kind(Enum):
     PARTIAL_WARP = "partial warp"  # a whole-warp instruction issued by part of one
     OUT_OF_BOUNDS = "out of bounds"
     MISALIGNED = "misaligned"
+    NOT_STARTED = "CTA not started"  # use of a CTA that is not known to run
     EXITED = "exited CTA"  # shared memory or barriers of a CTA that has ended
     UNFINISHED = "unfinished at exit"  # a kernel ended with asynchronous work or allocations left
     RACE = "race"  # two CTAs wrote a byte of global memory, or one read what the other wrote

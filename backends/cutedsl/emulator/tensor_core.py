@@ -9,6 +9,7 @@ BLAS reads the environment once, at import, and loses 20 times to threads on mat
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -111,13 +112,21 @@ def _commit(instruction: ptx.Instruction, program: Program, modifiers: Modifiers
         warp.machine.counts["commits"] += 1
         barriers = [(mbarrier_at(warp, target), cta_at(warp, target)[0]) for target in targets]
 
-        def arrive() -> None:
-            for barrier, cta in barriers:
-                if cta.exited:
-                    raise Hazard(Kind.EXITED, f"a commit to CTA {cta.index}, which has exited")
-                barrier.arrive(1, 0, seen, 0)
+        def arrive(barrier: Any, cta: Any) -> None:
+            if cta.exited:
+                hazard = Hazard(Kind.EXITED, f"a commit to CTA {cta.index}, which has exited")
+                raise hazard.at(instruction.line, instruction.text, warp.where)
+            barrier.arrive(1, 0, seen, 0)
 
-        warp.cta.pipe.issue(warp, instruction, arrive)
+        def send() -> None:
+            """Here at once; to another CTA after a way of its own."""
+            for barrier, cta in barriers:
+                if cta is warp.cta:
+                    arrive(barrier, cta)
+                else:
+                    warp.machine.after(warp.machine.delay(), partial(arrive, barrier, cta))
+
+        warp.cta.pipe.issue(warp, instruction, send)
 
     return step
 
