@@ -189,7 +189,7 @@ def test_everything_fits(kernel):
 def test_kernels_that_there_are_not():
     for tile, message in (
         (Tile(128, 128, 2), "no cluster but a pair's"),
-        (Tile(128, 16, swapped=True), "32 columns or more"),
+        (Tile(128, 16, swapped=True), "64 columns or more"),
         (Tile(128, 64, split_k=2, swapped=True), "no split_k"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -215,12 +215,14 @@ def test_there_are_clusters_for_all_tiles(tile):
 
 
 def test_choices():
-    """Few tokens an expert: on the MMA's N. Many: the pair's largest tile."""
+    """With few tokens an expert the weights' bytes set the time. Many take the pair's largest
+    tile.
+    """
     for experts in (8, 64, 256):
         for n, k in ((4096, 4096), (7168, 2048)):
             few = choose_grouped_config(4 * experts, experts, n, k)
             many = choose_grouped_config(1024 * experts, experts, n, k)
-            assert few.tile.swapped and few.tile.columns == 32
+            assert few.time - few.hbm < 3e-6  # a launch, and nothing else
             assert many.tile.rows == 256 and many.tile.columns in (192, 256)
             fused = choose_grouped_config(1024 * experts, experts, n, k, glu=True)
             assert fused.tile in GLU and fused.time <= 1.1 * many.time
