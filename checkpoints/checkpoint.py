@@ -1,5 +1,6 @@
 """An NVFP4 checkpoint on disk: its layers' tensors checked, as the ops and the layers take them."""
 
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
@@ -10,16 +11,17 @@ from torch import Tensor
 
 from nvfp4.checkpoints.files import FLOATS, TensorFiles
 from nvfp4.checkpoints.names import DOWN, EXPERT_PARTS, GATE, UP, WEIGHT, expert_of, in_order
+from nvfp4.checkpoints.parsing import read_scheme
 from nvfp4.checkpoints.schemes import (
     CONFIG_FILE,
     PRE_QUANT_SCALE,
     QUANT_CONFIG_FILE,
     Format,
     Scheme,
-    read_scheme,
 )
 from nvfp4.layers import Linear, MoE, SwiGLUMLP
 from nvfp4.ops import QuantizedTensor, concatenate, stack_experts
+from nvfp4.ops.linear import FLOAT, QUANTIZED
 from nvfp4.spec.format import BLOCK, LINEAR
 from nvfp4.spec.glu import SILU
 
@@ -31,13 +33,19 @@ class Checkpoint:
     map, when it is asked for. Layers are asked for by their names in the files. What is wrong with
     a tensor is a ValueError that names it and its file.
 
-    A layer without an input scale gets None: its inputs are quantized dynamically, each token with
-    its own scale. That is so for checkpoints of the weights alone (W4A16) too: what the ops here
-    multiply has 4 bits on both sides.
+    Activations are what the checkpoint's scheme says. W4A4: they are quantized, each token with its
+    own scale where the layer has no input scale. W4A16 (the weights alone are quantized): a linear
+    layer multiplies them in 16 bits. Gated MLPs and experts have no such mode yet; they quantize
+    them all the same, and warn. `activation` overrides the scheme for all layers: "nvfp4" (W4A4) or
+    "bf16" (W4A16).
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, activation: str | None = None) -> None:
+        if activation not in (None, QUANTIZED, FLOAT):
+            need = f"{QUANTIZED!r}, {FLOAT!r} or None"
+            raise ValueError(f"Checkpoint: activation needs {need}, got {activation!r}")
         self.folder = Path(folder)
+        self.activation = activation
         if not self.folder.is_dir():
             raise ValueError(f"{self.folder} needs to be a checkpoint's folder, got none")
         scheme = read_scheme(self.folder)
@@ -84,6 +92,17 @@ class Checkpoint:
 
     def is_quantized(self, module: str) -> bool:
         return module in self._quantized
+
+    def activation_of(self, module: str) -> str:
+        """What a quantized layer multiplies its weight by: "nvfp4" (W4A4) or "bf16" (W4A16)."""
+        if self.activation is not None:
+            return self.activation
+        group = self.scheme.group_of(module)
+        if group is not None:
+            return group.activation
+        # Quantized, although the configuration ignores it: as the other layers are.
+        others = {each.activation for each in self.scheme.groups}
+        return FLOAT if others == {FLOAT} else QUANTIZED
 
     # tensors
 
@@ -147,8 +166,14 @@ class Checkpoint:
         """The layer of that name; of several names, one layer of all of them on one input (q, k, v)
         with outputs side by side, each part with its own weight scale.
 
-        A calibrated input scale has to cover every part: it is the largest.
+        A calibrated input scale has to cover every part: it is the largest. A layer of W4A16 has
+        none.
         """
+        activations = {self.activation_of(module) for module in modules}
+        if len(activations) != 1:
+            need = f"one activation to be fused, got {' and '.join(sorted(activations))}"
+            raise ValueError(f"{self.folder}: {', '.join(modules)} need {need}")
+        (activation,) = activations
         pre_quant_scales = [self.pre_quant_scale(module) for module in modules]
         pre_quant_scale = pre_quant_scales[0]
         if not all(_equal(pre_quant_scale, other) for other in pre_quant_scales):
@@ -162,9 +187,10 @@ class Checkpoint:
         return Linear(
             weights[0] if len(weights) == 1 else concatenate(weights),
             torch.cat(biases) if biases else None,
-            self._largest_input_scale(modules),
+            self._largest_input_scale(modules) if activation == QUANTIZED else None,
             backend,
             pre_quant_scale=pre_quant_scale,
+            activation=activation,
         )
 
     def swiglu_mlp(
@@ -175,9 +201,10 @@ class Checkpoint:
         backend: str = "",
     ) -> SwiGLUMLP:
         """The gated MLP of that name, with layers gate_proj, up_proj and down_proj (or w1, w3 and
-        w2).
+        w2). Its activations are quantized; a scheme of W4A16 is a warning.
         """
         gate, up, down = self._gated(module)
+        self._warn_of_activation("gated MLPs", SwiGLUMLP, [gate, up, down])
         return SwiGLUMLP(
             concatenate([self.weight(gate), self.weight(up)]),
             self.weight(down),
@@ -202,7 +229,7 @@ class Checkpoint:
 
         gate_proj (w1) is the first half of w13's rows, up_proj (w3) the second; down_proj (w2) is
         w2. Calibrated input scales: one for all tokens, the largest; of the intermediate each
-        expert's.
+        expert's. Activations are quantized; a scheme of W4A16 is a warning.
         """
         total = self.experts.get(module, 0)
         count = total - first if count is None else count
@@ -210,6 +237,7 @@ class Checkpoint:
             need = f"experts {first} to {first + count - 1} of {module}"
             raise ValueError(f"{self.folder} needs {need}, got {total}")
         parts = [self._gated(f"{module}.{index}") for index in range(first, first + count)]
+        self._warn_of_activation("experts", MoE, [each for part in parts for each in part])
         w13 = [concatenate([self.weight(gate), self.weight(up)]) for gate, up, _ in parts]
         w2 = [self.weight(down) for _, _, down in parts]
         h = [self.input_global_scale(down) for _, _, down in parts]
@@ -224,6 +252,18 @@ class Checkpoint:
             activation,
             backend,
         )
+
+    def _warn_of_activation(self, kinds: str, kind: type, modules: Sequence[str]) -> None:
+        """Say that a kind of layer quantizes activations which the scheme keeps in 16 bits."""
+        if any(self.activation_of(module) == FLOAT for module in modules):
+            said = "was asked for" if self.activation else "is what the checkpoint says"
+            name = f"nvfp4.layers.{kind.__name__}"
+            warnings.warn(
+                f"{self.folder}: W4A16 {said}, but {kinds} ({name}) have no such mode yet. "
+                "They run W4A4: their activations are quantized to NVFP4. "
+                f"activation={QUANTIZED!r} asks for that, without this warning.",
+                stacklevel=3,
+            )
 
     def _gated(self, module: str) -> tuple[str, str, str]:
         """The names of the gate, the up and the down layer under a module."""

@@ -33,6 +33,7 @@ from nvfp4.checkpoints.schemes import (
 from nvfp4.checkpoints.source import Source
 from nvfp4.checkpoints.writer import ShardedWriter, published, refuse_existing
 from nvfp4.ops import global_scale, quantize
+from nvfp4.ops.linear import FLOAT, QUANTIZED
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, FLOAT_DTYPES, LINEAR, SCALE_DTYPE
 
 Step = Callable[[str, int], Callable[[], None]]
@@ -47,8 +48,8 @@ class Options:
     format: "modelopt" or "compressed-tensors".
     exclude: layers to leave in floats: wildcards of their names ("*.o_proj"), or parts of these
         between dots ("self_attn").
-    text: what the model is run over to find the inputs' scales; None: they are found per token as
-        the layer runs, and the checkpoint says that its weights alone are quantized.
+    text: what the model is run over to find the inputs' scales; None: the checkpoint says that its
+        weights alone are quantized (W4A16).
     max_tokens: how much of the text.
     separate_scales: give every layer its own global scale, those too that engines multiply by as
         one (q, k, v; gate, up). Engines that take one scale for all are then wrong; the gain is
@@ -159,8 +160,11 @@ class Plan:
             for name, spec in self.source.tensors.items()
             if len(spec.shape) == 3 and name.rpartition(".")[0].endswith(".experts")
         }
+        group = Group(
+            calibrated=self.calibrated, activation=QUANTIZED if self.calibrated else FLOAT
+        )
         ignore = dict.fromkeys([HEAD, *sorted(left)])
-        return Scheme(self.format, (Group(calibrated=self.calibrated),), tuple(ignore))
+        return Scheme(self.format, (group,), tuple(ignore))
 
     @cached_property
     def outputs(self) -> dict[str, TensorSpec]:

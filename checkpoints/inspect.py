@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from nvfp4.checkpoints.checkpoint import Checkpoint
 from nvfp4.checkpoints.files import FLOATS
 from nvfp4.checkpoints.names import WEIGHT, expert_of, is_router, siblings_of
+from nvfp4.ops.linear import QUANTIZED
 from nvfp4.spec.format import BLOCK, E4M3_MAX
 
 MANY = 0.05
@@ -54,6 +55,7 @@ class Inspection:
     folder: str
     format: str
     calibrated: bool
+    quantizes_activations: bool
     layers: list[Layer] = field(default_factory=list)
     unquantized: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
@@ -80,8 +82,13 @@ def inspect(folder: Path, step: Callable[[str, int], Callable[[], None]]) -> Ins
         ValueError: the folder's configuration or a whole file cannot be read.
     """
     checkpoint = Checkpoint(folder)
-    calibrated = any(group.calibrated for group in checkpoint.scheme.groups)
-    found = Inspection(str(folder), checkpoint.format.name, calibrated)
+    groups = checkpoint.scheme.groups
+    found = Inspection(
+        str(folder),
+        checkpoint.format.name,
+        calibrated=any(group.calibrated for group in groups),
+        quantizes_activations=any(group.activation == QUANTIZED for group in groups),
+    )
     done = step("read the layers", len(checkpoint.modules))
     for module in checkpoint.modules:
         try:

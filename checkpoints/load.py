@@ -39,6 +39,8 @@ def load_model(
     dtype: torch.dtype = torch.bfloat16,
     backend: str = "",
     step: Callable[[str, int], Callable[[], None]] = lambda title, total: lambda: None,
+    *,
+    activation: str | None = None,
 ) -> Any:
     """The causal language model of an NVFP4 checkpoint, for transformers' forward and generate.
 
@@ -46,12 +48,18 @@ def load_model(
     the rest is as transformers has it, in `dtype`. Tensors are read one at a time. `step` opens a
     progress bar.
 
+    activation: what NVFP4 weights are multiplied by. None: what the checkpoint says. "nvfp4": W4A4,
+        activations are quantized, each token with its own scale unless the checkpoint has one.
+        "bf16": W4A16, linear layers leave activations in 16 bits. Experts have no W4A16 yet; they
+        run W4A4, with a warning where the checkpoint or the caller says otherwise. (What `convert`
+        writes without calibration says W4A16.)
+
     Raises:
         ValueError: a tensor is damaged or missing, or is not one of the model's.
     """
     from transformers import AutoConfig, GenerationConfig
 
-    checkpoint = Checkpoint(folder)
+    checkpoint = Checkpoint(folder, activation)
     config = AutoConfig.from_pretrained(folder)
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # these layers are put in here

@@ -39,8 +39,8 @@ def convert(
         typer.Option(
             "--calibrate",
             metavar="TEXT",
-            help="Run the model over this text, and store its inputs' scales; else each token's "
-            "is found as it comes.",
+            help="Run the model over this text, and store its inputs' scales (W4A4); else the "
+            "checkpoint says that its weights alone are quantized (W4A16).",
         ),
     ] = None,
     max_tokens: Annotated[
@@ -74,9 +74,9 @@ def convert(
         print(json.dumps(summary.as_dict(), indent=2))
         return
     before, after = summary.bytes_before / 1e6, summary.bytes_after / 1e6
-    inputs = "calibrated" if summary.calibrated else "per token"
+    inputs = "W4A4, input scales calibrated" if summary.calibrated else "weights alone (W4A16)"
     print(
         f"{destination}: {summary.format}, {summary.quantized_layers} linear layers in NVFP4, "
-        f"input scales {inputs}, {len(summary.left_in_floats)} left in floats, "
+        f"{inputs}, {len(summary.left_in_floats)} left in floats, "
         f"{before:.1f} MB -> {after:.1f} MB"
     )
