@@ -13,6 +13,7 @@ from nvfp4.checkpoints.files import FLOATS, TensorFiles
 from nvfp4.checkpoints.names import DOWN, EXPERT_PARTS, GATE, UP, WEIGHT, expert_of, in_order
 from nvfp4.checkpoints.parsing import read_scheme
 from nvfp4.checkpoints.schemes import (
+    BIAS,
     CONFIG_FILE,
     PRE_QUANT_SCALE,
     QUANT_CONFIG_FILE,
@@ -72,8 +73,14 @@ class Checkpoint:
         return tuple(sorted(found, key=in_order))
 
     @cached_property
-    def _quantized(self) -> frozenset[str]:
-        return frozenset(self.modules)
+    def _leaves(self) -> dict[str, list[str]]:
+        """The names of each quantized layer's tensors, without the layer's."""
+        found: dict[str, list[str]] = {module: [] for module in self.modules}
+        for name in self.files.names:
+            module, _, leaf = name.rpartition(".")
+            if module in found:
+                found[module].append(leaf)
+        return found
 
     def _is_quantized(self, name: str, leaf: str) -> bool:
         format = self.format
@@ -91,7 +98,7 @@ class Checkpoint:
         return {name: max(indices) + 1 for name, indices in found.items()}
 
     def is_quantized(self, module: str) -> bool:
-        return module in self._quantized
+        return module in self._leaves
 
     def activation_of(self, module: str) -> str:
         """What a quantized layer multiplies its weight by: "nvfp4" (W4A4) or "bf16" (W4A16)."""
@@ -112,9 +119,11 @@ class Checkpoint:
 
         Raises:
             ValueError: a tensor is missing, or its dtype or shape is another; a scale byte is NaN
-                or negative; the global scale is not finite and positive.
+                or negative; the global scale is not finite and positive; the layer has a tensor
+                that its format does not know.
         """
         files, format = self.files, self.format
+        self._refuse_unknown(module)
         data = files.checked(f"{module}.{format.data}", ["U8"], dim=2)
         n, k = data.shape[0], 2 * data.shape[1]
         if k == 0 or k % BLOCK:
@@ -139,10 +148,20 @@ class Checkpoint:
 
     def pre_quant_scale(self, module: str) -> Tensor | None:
         """What AWQ multiplies a layer's input by before it is quantized: [K], or None."""
-        return self._vector(f"{module}.{PRE_QUANT_SCALE}")
+        return self._vector(module, PRE_QUANT_SCALE)
 
     def bias(self, module: str) -> Tensor | None:
-        return self._vector(f"{module}.bias")
+        """A layer's bias: [N], or None."""
+        return self._vector(module, BIAS)
+
+    def _refuse_unknown(self, module: str) -> None:
+        """A tensor that nothing here reads would change what the layer computes."""
+        known = self.format.leaves
+        for leaf in self._leaves.get(module, ()):
+            if leaf not in known:
+                where = self.files.where(f"{module}.{leaf}")
+                need = f"one of the tensors of a {self.format.name} layer ({', '.join(known)})"
+                raise ValueError(f"{where} needs to be {need}, got {leaf}")
 
     def _global_scale(self, name: str) -> Tensor:
         dim = len(self.files.shape(name)) if name in self.files else 0
@@ -157,8 +176,19 @@ class Checkpoint:
                 raise ValueError(f"{where} needs a finite positive value, got {value}")
         return p
 
-    def _vector(self, name: str) -> Tensor | None:
-        return self.files.checked(name, FLOATS, dim=1) if name in self.files else None
+    def _vector(self, module: str, leaf: str) -> Tensor | None:
+        """A layer's bias [N], or its factors of the input [K]."""
+        files, name = self.files, f"{module}.{leaf}"
+        if name not in files:
+            return None
+        n, half_k = files.checked(f"{module}.{self.format.data}", ["U8"], dim=2).shape
+        length = n if leaf == BIAS else 2 * half_k
+        found = files.checked(name, FLOATS, dim=1)
+        if found.shape != (length,):
+            raise ValueError(f"{files.where(name)} needs shape {[length]}, got {list(found.shape)}")
+        if not found.isfinite().all():
+            raise ValueError(f"{files.where(name)} needs finite values, got NaN or Inf")
+        return found
 
     # layers
 
@@ -274,7 +304,7 @@ class Checkpoint:
         if missing := [part for part in (GATE, UP, DOWN) if part not in found]:
             raise ValueError(f"{self.folder} needs {module}.{missing[0]} quantized, got none such")
         for name in found.values():
-            for extra in ("bias", PRE_QUANT_SCALE):
+            for extra in (BIAS, PRE_QUANT_SCALE):
                 if f"{name}.{extra}" in self.files:
                     need = f"no {extra} (its layers apart, by linear, can have one)"
                     raise ValueError(f"{name} needs {need} for a gated MLP in one, got one")

@@ -29,6 +29,9 @@ from nvfp4.version import VERSION
 CONFIG_FILE = "config.json"
 QUANT_CONFIG_FILE = "hf_quant_config.json"
 PRE_QUANT_SCALE = "pre_quant_scale"
+BIAS = "bias"
+CACHE_SCALES = ("k_scale", "v_scale")
+"""Scales of a quantized key-value cache. Nothing here quantizes the cache, so they are not used."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,12 @@ class Format:
     input_global_scale: str
     divides: bool
     scale_shape: tuple[int, ...]
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """The names of all tensors that a quantized layer may have."""
+        own = self.data, self.scales, self.global_scale, self.input_global_scale
+        return (*own, PRE_QUANT_SCALE, BIAS, *CACHE_SCALES)
 
     def to_stored(self, p: Tensor) -> Tensor:
         """A decode multiplier, float32, as the file has it."""
