@@ -142,6 +142,17 @@ class Skeleton:
         found = self.modules.get(self.path(module))
         return expert_of(module) is not None or is_plain_linear(found)
 
+    def may_be_linear(self, module: str) -> bool:
+        """Whether a checkpoint's layer with a matrix may be a linear layer, or several: all but the
+        model's embeddings and convolutions, also what the model does not have.
+        """
+        found = self.modules.get(self.path(module))
+        return not isinstance(found, nn.Embedding | nn.modules.conv._ConvNd)
+
+    def is_kept_in_float32(self, module: str) -> bool:
+        """Whether the model's class keeps a checkpoint's layer in float32, for some dtype."""
+        return self._is_float32(self.path(module) + WEIGHT, torch.float16)  # bfloat16's, and more
+
     def is_head(self, module: str) -> bool:
         """Whether a checkpoint's layer gives the logits."""
         return self.modules.get(self.path(module)) is self.model.get_output_embeddings()
