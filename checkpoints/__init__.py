@@ -2,6 +2,7 @@
 
 from nvfp4.checkpoints.checkpoint import Checkpoint
 from nvfp4.checkpoints.load import load_model
+from nvfp4.checkpoints.parsing import is_nvfp4, parse, read_scheme
 from nvfp4.checkpoints.schemes import (
     COMPRESSED_TENSORS,
     FORMATS,
@@ -9,9 +10,6 @@ from nvfp4.checkpoints.schemes import (
     Format,
     Group,
     Scheme,
-    is_nvfp4,
-    parse,
-    read_scheme,
 )
 
 __all__ = [

@@ -1,5 +1,6 @@
 """An NVFP4 checkpoint on disk: its layers' tensors checked, as the ops and the layers take them."""
 
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
@@ -10,16 +11,18 @@ from torch import Tensor
 
 from nvfp4.checkpoints.files import FLOATS, TensorFiles
 from nvfp4.checkpoints.names import DOWN, EXPERT_PARTS, GATE, UP, WEIGHT, expert_of, in_order
+from nvfp4.checkpoints.parsing import read_scheme
 from nvfp4.checkpoints.schemes import (
+    BIAS,
     CONFIG_FILE,
     PRE_QUANT_SCALE,
     QUANT_CONFIG_FILE,
     Format,
     Scheme,
-    read_scheme,
 )
 from nvfp4.layers import Linear, MoE, SwiGLUMLP
 from nvfp4.ops import QuantizedTensor, concatenate, stack_experts
+from nvfp4.ops.linear import FLOAT, QUANTIZED
 from nvfp4.spec.format import BLOCK, LINEAR
 from nvfp4.spec.glu import SILU
 
@@ -31,13 +34,19 @@ class Checkpoint:
     map, when it is asked for. Layers are asked for by their names in the files. What is wrong with
     a tensor is a ValueError that names it and its file.
 
-    A layer without an input scale gets None: its inputs are quantized dynamically, each token with
-    its own scale. That is so for checkpoints of the weights alone (W4A16) too: what the ops here
-    multiply has 4 bits on both sides.
+    Activations are what the checkpoint's scheme says. W4A4: they are quantized, each token with its
+    own scale where the layer has no input scale. W4A16 (the weights alone are quantized): a linear
+    layer multiplies them in 16 bits. Gated MLPs and experts have no such mode yet; they quantize
+    them all the same, and warn. `activation` overrides the scheme for all layers: "nvfp4" (W4A4) or
+    "bf16" (W4A16).
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, activation: str | None = None) -> None:
+        if activation not in (None, QUANTIZED, FLOAT):
+            need = f"{QUANTIZED!r}, {FLOAT!r} or None"
+            raise ValueError(f"Checkpoint: activation needs {need}, got {activation!r}")
         self.folder = Path(folder)
+        self.activation = activation
         if not self.folder.is_dir():
             raise ValueError(f"{self.folder} needs to be a checkpoint's folder, got none")
         scheme = read_scheme(self.folder)
@@ -64,8 +73,14 @@ class Checkpoint:
         return tuple(sorted(found, key=in_order))
 
     @cached_property
-    def _quantized(self) -> frozenset[str]:
-        return frozenset(self.modules)
+    def _leaves(self) -> dict[str, list[str]]:
+        """The names of each quantized layer's tensors, without the layer's."""
+        found: dict[str, list[str]] = {module: [] for module in self.modules}
+        for name in self.files.names:
+            module, _, leaf = name.rpartition(".")
+            if module in found:
+                found[module].append(leaf)
+        return found
 
     def _is_quantized(self, name: str, leaf: str) -> bool:
         format = self.format
@@ -83,7 +98,18 @@ class Checkpoint:
         return {name: max(indices) + 1 for name, indices in found.items()}
 
     def is_quantized(self, module: str) -> bool:
-        return module in self._quantized
+        return module in self._leaves
+
+    def activation_of(self, module: str) -> str:
+        """What a quantized layer multiplies its weight by: "nvfp4" (W4A4) or "bf16" (W4A16)."""
+        if self.activation is not None:
+            return self.activation
+        group = self.scheme.group_of(module)
+        if group is not None:
+            return group.activation
+        # Quantized, although the configuration ignores it: as the other layers are.
+        others = {each.activation for each in self.scheme.groups}
+        return FLOAT if others == {FLOAT} else QUANTIZED
 
     # tensors
 
@@ -93,9 +119,11 @@ class Checkpoint:
 
         Raises:
             ValueError: a tensor is missing, or its dtype or shape is another; a scale byte is NaN
-                or negative; the global scale is not finite and positive.
+                or negative; the global scale is not finite and positive; the layer has a tensor
+                that its format does not know.
         """
         files, format = self.files, self.format
+        self._refuse_unknown(module)
         data = files.checked(f"{module}.{format.data}", ["U8"], dim=2)
         n, k = data.shape[0], 2 * data.shape[1]
         if k == 0 or k % BLOCK:
@@ -120,10 +148,20 @@ class Checkpoint:
 
     def pre_quant_scale(self, module: str) -> Tensor | None:
         """What AWQ multiplies a layer's input by before it is quantized: [K], or None."""
-        return self._vector(f"{module}.{PRE_QUANT_SCALE}")
+        return self._vector(module, PRE_QUANT_SCALE)
 
     def bias(self, module: str) -> Tensor | None:
-        return self._vector(f"{module}.bias")
+        """A layer's bias: [N], or None."""
+        return self._vector(module, BIAS)
+
+    def _refuse_unknown(self, module: str) -> None:
+        """A tensor that nothing here reads would change what the layer computes."""
+        known = self.format.leaves
+        for leaf in self._leaves.get(module, ()):
+            if leaf not in known:
+                where = self.files.where(f"{module}.{leaf}")
+                need = f"one of the tensors of a {self.format.name} layer ({', '.join(known)})"
+                raise ValueError(f"{where} needs to be {need}, got {leaf}")
 
     def _global_scale(self, name: str) -> Tensor:
         dim = len(self.files.shape(name)) if name in self.files else 0
@@ -138,8 +176,19 @@ class Checkpoint:
                 raise ValueError(f"{where} needs a finite positive value, got {value}")
         return p
 
-    def _vector(self, name: str) -> Tensor | None:
-        return self.files.checked(name, FLOATS, dim=1) if name in self.files else None
+    def _vector(self, module: str, leaf: str) -> Tensor | None:
+        """A layer's bias [N], or its factors of the input [K]."""
+        files, name = self.files, f"{module}.{leaf}"
+        if name not in files:
+            return None
+        n, half_k = files.checked(f"{module}.{self.format.data}", ["U8"], dim=2).shape
+        length = n if leaf == BIAS else 2 * half_k
+        found = files.checked(name, FLOATS, dim=1)
+        if found.shape != (length,):
+            raise ValueError(f"{files.where(name)} needs shape {[length]}, got {list(found.shape)}")
+        if not found.isfinite().all():
+            raise ValueError(f"{files.where(name)} needs finite values, got NaN or Inf")
+        return found
 
     # layers
 
@@ -147,8 +196,14 @@ class Checkpoint:
         """The layer of that name; of several names, one layer of all of them on one input (q, k, v)
         with outputs side by side, each part with its own weight scale.
 
-        A calibrated input scale has to cover every part: it is the largest.
+        A calibrated input scale has to cover every part: it is the largest. A layer of W4A16 has
+        none.
         """
+        activations = {self.activation_of(module) for module in modules}
+        if len(activations) != 1:
+            need = f"one activation to be fused, got {' and '.join(sorted(activations))}"
+            raise ValueError(f"{self.folder}: {', '.join(modules)} need {need}")
+        (activation,) = activations
         pre_quant_scales = [self.pre_quant_scale(module) for module in modules]
         pre_quant_scale = pre_quant_scales[0]
         if not all(_equal(pre_quant_scale, other) for other in pre_quant_scales):
@@ -162,9 +217,10 @@ class Checkpoint:
         return Linear(
             weights[0] if len(weights) == 1 else concatenate(weights),
             torch.cat(biases) if biases else None,
-            self._largest_input_scale(modules),
+            self._largest_input_scale(modules) if activation == QUANTIZED else None,
             backend,
             pre_quant_scale=pre_quant_scale,
+            activation=activation,
         )
 
     def swiglu_mlp(
@@ -175,9 +231,10 @@ class Checkpoint:
         backend: str = "",
     ) -> SwiGLUMLP:
         """The gated MLP of that name, with layers gate_proj, up_proj and down_proj (or w1, w3 and
-        w2).
+        w2). Its activations are quantized; a scheme of W4A16 is a warning.
         """
         gate, up, down = self._gated(module)
+        self._warn_of_activation("gated MLPs", SwiGLUMLP, [gate, up, down])
         return SwiGLUMLP(
             concatenate([self.weight(gate), self.weight(up)]),
             self.weight(down),
@@ -202,7 +259,7 @@ class Checkpoint:
 
         gate_proj (w1) is the first half of w13's rows, up_proj (w3) the second; down_proj (w2) is
         w2. Calibrated input scales: one for all tokens, the largest; of the intermediate each
-        expert's.
+        expert's. Activations are quantized; a scheme of W4A16 is a warning.
         """
         total = self.experts.get(module, 0)
         count = total - first if count is None else count
@@ -210,6 +267,7 @@ class Checkpoint:
             need = f"experts {first} to {first + count - 1} of {module}"
             raise ValueError(f"{self.folder} needs {need}, got {total}")
         parts = [self._gated(f"{module}.{index}") for index in range(first, first + count)]
+        self._warn_of_activation("experts", MoE, [each for part in parts for each in part])
         w13 = [concatenate([self.weight(gate), self.weight(up)]) for gate, up, _ in parts]
         w2 = [self.weight(down) for _, _, down in parts]
         h = [self.input_global_scale(down) for _, _, down in parts]
@@ -225,6 +283,18 @@ class Checkpoint:
             backend,
         )
 
+    def _warn_of_activation(self, kinds: str, kind: type, modules: Sequence[str]) -> None:
+        """Say that a kind of layer quantizes activations which the scheme keeps in 16 bits."""
+        if any(self.activation_of(module) == FLOAT for module in modules):
+            said = "was asked for" if self.activation else "is what the checkpoint says"
+            name = f"nvfp4.layers.{kind.__name__}"
+            warnings.warn(
+                f"{self.folder}: W4A16 {said}, but {kinds} ({name}) have no such mode yet. "
+                "They run W4A4: their activations are quantized to NVFP4. "
+                f"activation={QUANTIZED!r} asks for that, without this warning.",
+                stacklevel=3,
+            )
+
     def _gated(self, module: str) -> tuple[str, str, str]:
         """The names of the gate, the up and the down layer under a module."""
         found = {}
@@ -234,7 +304,7 @@ class Checkpoint:
         if missing := [part for part in (GATE, UP, DOWN) if part not in found]:
             raise ValueError(f"{self.folder} needs {module}.{missing[0]} quantized, got none such")
         for name in found.values():
-            for extra in ("bias", PRE_QUANT_SCALE):
+            for extra in (BIAS, PRE_QUANT_SCALE):
                 if f"{name}.{extra}" in self.files:
                     need = f"no {extra} (its layers apart, by linear, can have one)"
                     raise ValueError(f"{name} needs {need} for a gated MLP in one, got one")

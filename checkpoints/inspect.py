@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from nvfp4.checkpoints.checkpoint import Checkpoint
 from nvfp4.checkpoints.files import FLOATS
 from nvfp4.checkpoints.names import WEIGHT, expert_of, is_router, siblings_of
+from nvfp4.checkpoints.schemes import BIAS
+from nvfp4.ops.linear import QUANTIZED
 from nvfp4.spec.format import BLOCK, E4M3_MAX
 
 MANY = 0.05
@@ -54,6 +56,7 @@ class Inspection:
     folder: str
     format: str
     calibrated: bool
+    quantizes_activations: bool
     layers: list[Layer] = field(default_factory=list)
     unquantized: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
@@ -80,8 +83,13 @@ def inspect(folder: Path, step: Callable[[str, int], Callable[[], None]]) -> Ins
         ValueError: the folder's configuration or a whole file cannot be read.
     """
     checkpoint = Checkpoint(folder)
-    calibrated = any(group.calibrated for group in checkpoint.scheme.groups)
-    found = Inspection(str(folder), checkpoint.format.name, calibrated)
+    groups = checkpoint.scheme.groups
+    found = Inspection(
+        str(folder),
+        checkpoint.format.name,
+        calibrated=any(group.calibrated for group in groups),
+        quantizes_activations=any(group.activation == QUANTIZED for group in groups),
+    )
     done = step("read the layers", len(checkpoint.modules))
     for module in checkpoint.modules:
         try:
@@ -92,6 +100,7 @@ def inspect(folder: Path, step: Callable[[str, int], Callable[[], None]]) -> Ins
     for layer in found.layers:
         found.findings.extend(_notes(checkpoint, layer))
     found.findings.extend(_differing_siblings(found.layers))
+    found.findings.extend(_biases_missing(checkpoint))
     found.findings.extend(_experts_missing(checkpoint))
     for module in _unquantized_linears(checkpoint):
         found.unquantized.append(module)
@@ -141,6 +150,16 @@ def _differing_siblings(layers: list[Layer]) -> Iterator[Finding]:
             yield Finding(NOTE, layer.module, what)
 
 
+def _biases_missing(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """The files alone cannot say whether a model has biases, but q, k and v mostly agree."""
+    for module in checkpoint.modules:
+        others = [each for each in siblings_of(module) if checkpoint.is_quantized(each)]
+        having = [each for each in others if f"{each}.{BIAS}" in checkpoint.files]
+        if having and module not in having:
+            names = ", ".join(each.rpartition(".")[2] for each in having)
+            yield Finding(NOTE, module, f"no bias, though {names} beside it have one")
+
+
 def _experts_missing(checkpoint: Checkpoint) -> Iterator[Finding]:
     for experts, count in checkpoint.experts.items():
         there = {e.expert for m in checkpoint.modules if (e := expert_of(m)) and e[0] == experts}
@@ -154,7 +173,7 @@ def _unquantized_linears(checkpoint: Checkpoint) -> Iterator[str]:
         module = name.removesuffix(WEIGHT)
         if module != name and not checkpoint.is_quantized(module):
             floats = checkpoint.files.dtype(name) in FLOATS
-            if floats and ".layers." in module and len(checkpoint.files.shape(name)) == 2:
+            if floats and ".layers." in f".{module}" and len(checkpoint.files.shape(name)) == 2:
                 yield module
 
 

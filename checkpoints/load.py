@@ -3,6 +3,7 @@ NVFP4 replaced by one of nvfp4.layers.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,10 @@ from torch import Tensor, nn
 
 from nvfp4.checkpoints.checkpoint import Checkpoint
 from nvfp4.checkpoints.files import FLOATS
-from nvfp4.checkpoints.names import DOWN, UP, expert_of
+from nvfp4.checkpoints.names import WEIGHT, expert_of
+from nvfp4.checkpoints.schemes import BIAS, CACHE_SCALES
 from nvfp4.checkpoints.skeleton import Skeleton, gating_of, is_experts, is_plain_linear
 from nvfp4.layers import MoE
-
-CACHE_SCALES = ("k_scale", "v_scale")
-"""Of a quantized key-value cache, which the model here has in floats."""
 
 
 class Experts(nn.Module):
@@ -39,19 +38,27 @@ def load_model(
     dtype: torch.dtype = torch.bfloat16,
     backend: str = "",
     step: Callable[[str, int], Callable[[], None]] = lambda title, total: lambda: None,
+    *,
+    activation: str | None = None,
 ) -> Any:
     """The causal language model of an NVFP4 checkpoint, for transformers' forward and generate.
 
     Layers in NVFP4 become nvfp4.layers.Linear, each with its own scales, experts nvfp4.layers.MoE;
-    the rest is as transformers has it, in `dtype`. Tensors are read one at a time. `step` opens a
-    progress bar.
+    the rest is as transformers' from_pretrained has it with this `dtype`. Tensors are read layer by
+    layer. `step` opens a progress bar.
+
+    activation: what NVFP4 weights are multiplied by. None: what the checkpoint says. "nvfp4": W4A4,
+        activations are quantized, each token with its own scale unless the checkpoint has one.
+        "bf16": W4A16, linear layers leave activations in 16 bits. Experts have no W4A16 yet; they
+        run W4A4, with a warning where the checkpoint or the caller says otherwise. (What `convert`
+        writes without calibration says W4A16.)
 
     Raises:
         ValueError: a tensor is damaged or missing, or is not one of the model's.
     """
     from transformers import AutoConfig, GenerationConfig
 
-    checkpoint = Checkpoint(folder)
+    checkpoint = Checkpoint(folder, activation)
     config = AutoConfig.from_pretrained(folder)
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # these layers are put in here
@@ -76,32 +83,47 @@ class _Loader:
         self._model = skeleton.model
         self._device = device
         self._backend = backend
-        self._replaced: set[str] = set()
+        self._replaced: dict[str, str] = {}  # where in the model, by a layer's name in the file
+        self._loaded: set[str] = set()  # the model's tensors
+        self._parts: dict[str, list[str]] = defaultdict(list)  # by the model's tensor they make
+        for name in self._files.names:
+            target, pattern = skeleton.place(name)
+            if pattern is not None and self._replaced_by(name) is None:
+                self._parts[target].append(name)
 
     def load(self, name: str) -> None:
-        """Put one of the checkpoint's tensors where it belongs; of a layer in NVFP4 the first of
-        its tensors brings the others.
+        """Put one of the checkpoint's tensors where it belongs. The first tensor of a layer in
+        NVFP4 brings the layer's others; so does the first of several that make one of the model's.
         """
-        module, _, leaf = name.rpartition(".")
+        replaced = self._replaced_by(name)
+        if replaced is not None:
+            self._replace(name, replaced)
+        elif name.rpartition(".")[2] not in CACHE_SCALES:
+            self._assign(name)
+
+    def _replaced_by(self, name: str) -> str | None:
+        """The layer in NVFP4, or the module of experts, that a tensor belongs to."""
+        module = name.rpartition(".")[0]
         expert = expert_of(module)
         if expert and expert.experts in self._checkpoint.experts:
-            self._replace(name, expert.experts)
-        elif self._checkpoint.is_quantized(module):
-            self._replace(name, module)
-        elif expert:
-            self._copy_expert(name)
-        elif leaf not in CACHE_SCALES:
-            self._assign(name)
+            return expert.experts
+        return module if self._checkpoint.is_quantized(module) else None
 
     def _replace(self, name: str, module: str) -> None:
         if module in self._replaced:
             return
-        self._replaced.add(module)
-        path = self._skeleton.path(name.rpartition(".")[0])
+        self._replaced[module] = path = self._skeleton.path(name.rpartition(".")[0])
         old = self._skeleton.modules.get(path)
+        if old is None and self._passed_over(path + WEIGHT):
+            return
         layer = self._new(name, module, old)
         layer.to(self._device)
         self._model.set_submodule(path, layer)
+
+    def _passed_over(self, target: str) -> bool:
+        """Whether the model has no such tensor, and says that a checkpoint may have it."""
+        patterns = self._model._keys_to_ignore_on_load_unexpected or ()
+        return any(re.search(pattern, target) for pattern in patterns)
 
     def _new(self, name: str, module: str, old: nn.Module | None) -> nn.Module:
         """The layer in NVFP4 that takes the place of one of the model's."""
@@ -115,6 +137,12 @@ class _Loader:
         if isinstance(old, nn.Linear) and is_plain_linear(old):
             linear = self._checkpoint.linear(module, backend=self._backend)
             self._same(name, tuple(linear.packed().shape), (old.out_features, old.in_features))
+            bias = f"{module}.{BIAS}"
+            if old.bias is not None and linear.bias is None:
+                raise ValueError(f"{self._files.folder} needs the tensor {bias}, got none")
+            if old.bias is None and linear.bias is not None:
+                where = self._files.where(bias)
+                raise ValueError(f"{where} needs to be one of the model's, which has no bias there")
             return linear
         raise ValueError(f"{self._files.where(name)} needs to be of a linear layer of the model")
 
@@ -125,48 +153,59 @@ class _Loader:
                 f"{where} needs a layer {list(need)}, as the model has, got {list(got)}"
             )
 
-    def _copy_expert(self, name: str) -> None:
-        """An expert's weight in floats into its part of the model's one tensor of all experts."""
-        module = name.rpartition(".")[0]
-        experts, expert, part = expert_of(module)  # type: ignore[misc]
-        path = self._skeleton.path(module)
-        leaf = "down_proj" if part == DOWN else "gate_up_proj"
-        owner = self._skeleton.modules.get(path)
-        if not is_experts(owner):
-            raise ValueError(f"{self._files.where(name)} needs to be of the model's experts")
-        whole = getattr(owner, leaf)
-        if whole.is_meta:
-            whole = nn.Parameter(torch.empty_like(whole, device=self._device), requires_grad=False)
-            setattr(owner, leaf, whole)
-        rows = whole.shape[1] if part == DOWN else whole.shape[1] // 2
-        target = whole[expert, rows if part == UP else 0 :][:rows]
-        tensor = self._files.checked(name, FLOATS, dim=2)
-        self._same(name, tuple(tensor.shape), tuple(target.shape))
-        with torch.no_grad():
-            target.copy_(tensor)
-
     def _assign(self, name: str) -> None:
-        target = self._skeleton.renamed(name)
-        like = self._skeleton.parameters.get(target)
-        if like is None:
-            ignored = self._model._keys_to_ignore_on_load_unexpected or ()
-            if any(re.search(pattern, target) for pattern in ignored):
+        """A tensor in floats, or several that make one of the model's."""
+        target, pattern = self._skeleton.place(name)
+        if target not in self._skeleton.parameters:
+            if self._passed_over(target):
                 return
             raise ValueError(f"{self._files.where(name)} needs to be one of the model's, got none")
-        tensor = self._files.read(name)
+        if pattern is None:
+            self._set(target, self._read(name, target), name)
+        elif target in self._parts:
+            parts = {part: self._read(part, target) for part in self._parts.pop(target)}
+            for made, tensor in self._skeleton.made_of(target, parts).items():
+                self._set(made, tensor, name)
+
+    def _read(self, name: str, target: str) -> Tensor:
+        """A tensor, on the device, with the dtype that the model has its target in."""
+        like, tensor = self._skeleton.parameters[target], self._files.read(name)
         if like.is_floating_point():
             self._files.checked(name, FLOATS, tensor.dim())
-        self._same(name, tuple(tensor.shape), tuple(like.shape))
+        return tensor.to(self._device, like.dtype)
+
+    def _set(self, target: str, tensor: Tensor, name: str) -> None:
+        self._same(name, tuple(tensor.shape), tuple(self._skeleton.parameters[target].shape))
         path, _, leaf = target.rpartition(".")
         owner = self._model.get_submodule(path)
-        owner.load_state_dict(
-            {leaf: tensor.to(self._device, like.dtype)}, strict=False, assign=True
-        )
+        owner.load_state_dict({leaf: tensor}, strict=False, assign=True)
+        self._loaded.add(target)
 
     def finished(self) -> Any:
         """The model, all of it real."""
-        self._model.tie_weights()
-        missing = [name for name, t in self._model.state_dict().items() if t.is_meta]
-        if missing:
-            raise ValueError(f"{self._files.folder} needs a tensor for {missing[0]}, got none")
-        return self._model.to(self._device).eval()
+        model, replaced = self._model, set(self._replaced.values())
+        missing = {
+            name
+            for name in self._skeleton.parameters
+            if name not in self._loaded and name.rpartition(".")[0] not in replaced
+        }
+        self._tie(missing, replaced)
+        optional = model._keys_to_ignore_on_load_missing or ()
+        for name, tensor in model.state_dict().items():
+            needed = name in missing and not any(re.search(each, name) for each in optional)
+            if tensor.is_meta or needed:
+                raise ValueError(f"{self._files.folder} needs a tensor for {name}, got none")
+        return model.to(self._device).eval()
+
+    def _tie(self, missing: set[str], replaced: set[str]) -> None:
+        """Tie the tensors that the model ties, and take them off the missing ones. Both stay where
+        the file has two that differ, or one in NVFP4: a head of its own under a tied configuration.
+        """
+        model = self._model
+        for pair in list(model.all_tied_weights_keys.items()):
+            if any(name.rpartition(".")[0] in replaced for name in pair):
+                del model.all_tied_weights_keys[pair[0]]
+        model.tie_weights(missing_keys=missing, recompute_mapping=False)
+        head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+        if getattr(head, "weight", None) is not getattr(embedding, "weight", None):
+            model.config.tie_word_embeddings = False  # else a later tie_weights would tie them

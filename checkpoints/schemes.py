@@ -13,23 +13,25 @@ compressed-tensors ("nvfp4-pack-quantized") the latter alone. AWQ adds pre_quant
 the layer's input is multiplied by.
 """
 
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nvfp4.checkpoints.names import matches
+from nvfp4.ops.linear import FLOAT, QUANTIZED
 from nvfp4.spec.format import BLOCK
 from nvfp4.version import VERSION
 
 CONFIG_FILE = "config.json"
 QUANT_CONFIG_FILE = "hf_quant_config.json"
 PRE_QUANT_SCALE = "pre_quant_scale"
+BIAS = "bias"
+CACHE_SCALES = ("k_scale", "v_scale")
+"""Scales of a quantized key-value cache. Nothing here quantizes the cache, so they are not used."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,12 @@ class Format:
     input_global_scale: str
     divides: bool
     scale_shape: tuple[int, ...]
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """The names of all tensors that a quantized layer may have."""
+        own = self.data, self.scales, self.global_scale, self.input_global_scale
+        return (*own, PRE_QUANT_SCALE, BIAS, *CACHE_SCALES)
 
     def to_stored(self, p: Tensor) -> Tensor:
         """A decode multiplier, float32, as the file has it."""
@@ -83,9 +91,10 @@ COMPRESSED_TENSORS = Format(
 )
 FORMATS = {format.name: format for format in (MODELOPT, COMPRESSED_TENSORS)}
 
-CALIBRATED_ALGORITHMS = ("NVFP4", "NVFP4_AWQ")
+QUANTIZED_ALGORITHMS = ("NVFP4", "NVFP4_AWQ")
+"""W4A4: activations are quantized too."""
 WEIGHTS_ONLY_ALGORITHM = "W4A16_NVFP4"
-ALGORITHMS = (*CALIBRATED_ALGORITHMS, WEIGHTS_ONLY_ALGORITHM)
+ALGORITHMS = (*QUANTIZED_ALGORITHMS, WEIGHTS_ONLY_ALGORITHM)
 """ModelOpt's quant_algo values that store NVFP4 weights and no other kind."""
 
 PACK_FORMAT = "nvfp4-pack-quantized"
@@ -97,12 +106,23 @@ EVERY_LINEAR = "Linear"
 
 @dataclass(frozen=True)
 class Group:
-    """Layers quantized alike: their names or patterns, and whether their inputs' global scales are
-    in the checkpoint (calibrated) or to be found per token.
+    """Layers quantized alike.
+
+    targets: their names or patterns.
+    calibrated: whether their inputs' global scales are in the checkpoint.
+    activation: "nvfp4" (W4A4: inputs are quantized, each token by itself unless calibrated), or
+        "bf16" (W4A16: the weights alone are quantized).
     """
 
     targets: tuple[str, ...] = (EVERY_LINEAR,)
     calibrated: bool = True
+    activation: str = QUANTIZED
+
+    def input_numbers(self, numbers: Mapping[str, Any], static: Any) -> dict[str, Any] | None:
+        """A configuration's input_activations; `static` is its "dynamic" for calibrated inputs."""
+        if self.activation == FLOAT:
+            return None
+        return {**numbers, "dynamic": static if self.calibrated else True}
 
 
 @dataclass(frozen=True)
@@ -139,9 +159,9 @@ class Scheme:
             f"group_{index}": {
                 "format": PACK_FORMAT,
                 "targets": list(group.targets),
-                "weights": _tensor_group(dynamic=False),
+                "weights": _tensor_group(),
                 # "local": block scales as the layer runs, the global scale from the file.
-                "input_activations": _tensor_group(dynamic="local") if group.calibrated else None,
+                "input_activations": group.input_numbers(_tensor_group(), "local"),
                 "output_activations": None,
             }
             for index, group in enumerate(self.groups)
@@ -161,7 +181,7 @@ class Scheme:
             f"group_{index}": {
                 "targets": list(group.targets),
                 "weights": numbers,
-                "input_activations": numbers if group.calibrated else None,
+                "input_activations": group.input_numbers(numbers, static=False),
             }
             for index, group in enumerate(self.groups)
         }
@@ -175,11 +195,9 @@ class Scheme:
 
     @property
     def algorithm(self) -> str:
-        """ModelOpt's quant_algo: without calibrated inputs the weights alone are in 4 bits, as far
-        as the file can say.
-        """
-        calibrated = any(group.calibrated for group in self.groups)
-        return CALIBRATED_ALGORITHMS[0] if calibrated else WEIGHTS_ONLY_ALGORITHM
+        """ModelOpt's quant_algo."""
+        quantized = any(group.activation == QUANTIZED for group in self.groups)
+        return QUANTIZED_ALGORITHMS[0] if quantized else WEIGHTS_ONLY_ALGORITHM
 
     def hf_quant_config(self) -> dict[str, Any] | None:
         """What hf_quant_config.json holds, in the formats that have one."""
@@ -200,7 +218,7 @@ def _producer() -> dict[str, str]:
     return {"name": "nvfp4", "version": VERSION}
 
 
-def _tensor_group(dynamic: bool | str) -> dict[str, Any]:
+def _tensor_group() -> dict[str, Any]:
     """compressed-tensors' arguments of 4-bit floats with a scale a block and one a tensor."""
     return {
         "num_bits": 4,
@@ -208,7 +226,7 @@ def _tensor_group(dynamic: bool | str) -> dict[str, Any]:
         "strategy": "tensor_group",
         "symmetric": True,
         "group_size": BLOCK,
-        "dynamic": dynamic,
+        "dynamic": False,
         "scale_dtype": "torch.float8_e4m3fn",
     }
 
@@ -218,133 +236,3 @@ def _matches(pattern: str, module: str) -> bool:
     if pattern.startswith("re:"):
         return re.match(pattern.removeprefix("re:"), module) is not None
     return pattern == module
-
-
-# reading
-
-
-def is_nvfp4(config: Mapping[str, Any]) -> bool:
-    """Whether a quantization_config (or an hf_quant_config.json) speaks of NVFP4 in one of the two
-    formats; it may yet be refused by parse.
-    """
-    algorithm = str(_section(config).get("quant_algo") or "").upper()
-    formats = [config.get("format"), *(group.get("format") for _, group in _groups(config))]
-    return "NVFP4" in algorithm or PACK_FORMAT in formats
-
-
-def parse(config: Mapping[str, Any], source: str = "quantization_config") -> Scheme:
-    """The scheme that a quantization_config, or the whole of an hf_quant_config.json, describes.
-
-    Raises:
-        ValueError: naming the source, the entry, what it needs and what it got.
-    """
-    method = str(config.get("quant_method") or "").lower()
-    if method == COMPRESSED_TENSORS.name:
-        return _parse_compressed_tensors(config, source)
-    if method.startswith(MODELOPT.name) or not method and "quant_algo" in _section(config):
-        return _parse_modelopt(config, source)
-    need = f"{MODELOPT.name!r} or {COMPRESSED_TENSORS.name!r}"
-    raise _refused(source, "quant_method", need, config.get("quant_method"))
-
-
-def read_scheme(folder: Path) -> Scheme | None:
-    """The scheme of a Hugging Face folder; None where nothing says that it is quantized.
-
-    Raises:
-        ValueError: it is quantized in another way, or a file is no JSON.
-    """
-    model, apart = folder / CONFIG_FILE, folder / QUANT_CONFIG_FILE
-    config = read_json(model).get("quantization_config") if model.exists() else None
-    if config and (is_nvfp4(config) or not apart.exists()):
-        return parse(config, f"{model.name}: quantization_config")
-    return parse(read_json(apart), apart.name) if apart.exists() else None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} needs to be JSON, got {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} needs a JSON object, got {type(found).__name__}")
-    return found
-
-
-def _section(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """ModelOpt's older files have everything one level down."""
-    inner = config.get("quantization")
-    return inner if isinstance(inner, Mapping) else config
-
-
-def _groups(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    groups = config.get("config_groups")
-    found = groups.items() if isinstance(groups, Mapping) else ()
-    return [(f"config_groups.{k}", group) for k, group in found if isinstance(group, Mapping)]
-
-
-def _parse_modelopt(config: Mapping[str, Any], source: str) -> Scheme:
-    section = _section(config)
-    algorithm = str(section.get("quant_algo") or "").upper()
-    if algorithm not in ALGORITHMS:
-        need = "one of " + ", ".join(ALGORITHMS)
-        raise _refused(source, "quant_algo", need, section.get("quant_algo"))
-    size = section.get("group_size")
-    if size not in (None, BLOCK, str(BLOCK)):
-        raise _refused(source, "group_size", str(BLOCK), size)
-    ignore = section.get("exclude_modules", section.get("ignore"))
-    calibrated = algorithm in CALIBRATED_ALGORITHMS
-    groups = tuple(
-        Group(
-            _strings(group.get("targets", [EVERY_LINEAR]), source, f"{name}.targets"),
-            calibrated and group.get("input_activations") is not None,
-        )
-        for name, group in _nvfp4_groups(section, source)
-    )
-    return Scheme(MODELOPT, groups or (Group(calibrated=calibrated),), _ignored(ignore, source))
-
-
-def _parse_compressed_tensors(config: Mapping[str, Any], source: str) -> Scheme:
-    for name, group in (("", config), *_groups(config)):
-        if group.get("format", PACK_FORMAT) not in (PACK_FORMAT, None):
-            entry = f"{name}.format".strip(".")
-            raise _refused(source, entry, repr(PACK_FORMAT), group["format"])
-    groups = tuple(
-        Group(
-            _strings(group.get("targets"), source, f"{name}.targets"),
-            (group.get("input_activations") or {}).get("dynamic", True) is not True,
-        )
-        for name, group in _nvfp4_groups(config, source)
-    )
-    if not groups:
-        raise _refused(source, "config_groups", "at least one group", config.get("config_groups"))
-    return Scheme(COMPRESSED_TENSORS, groups, _ignored(config.get("ignore"), source))
-
-
-def _nvfp4_groups(
-    config: Mapping[str, Any], source: str
-) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    """The groups, each found to have NVFP4 weights, and inputs in NVFP4 or left alone."""
-    for name, group in _groups(config):
-        for part in ("weights", "input_activations"):
-            numbers = group.get(part)
-            if numbers is None and part == "input_activations":
-                continue
-            got = {key: (numbers or {}).get(key) for key in ("num_bits", "type", "group_size")}
-            if got != {"num_bits": 4, "type": "float", "group_size": BLOCK}:
-                need = f"NVFP4 (4-bit floats in groups of {BLOCK})"
-                raise _refused(source, f"{name}.{part}", need, numbers)
-        yield name, group
-
-
-def _ignored(patterns: object, source: str) -> tuple[str, ...]:
-    return () if patterns is None else _strings(patterns, source, "ignore")
-
-
-def _strings(found: object, source: str, entry: str) -> tuple[str, ...]:
-    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
-        raise _refused(source, entry, "a list of names", found)
-    return tuple(found)
-
-
-def _refused(source: str, entry: str, need: str, got: object) -> ValueError:
-    return ValueError(f"{source}: {entry} needs {need}, got {got!r}")

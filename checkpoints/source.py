@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from nvfp4.checkpoints.files import INDEX_FILE, TensorFiles, TensorSpec
-from nvfp4.checkpoints.schemes import CONFIG_FILE, QUANT_CONFIG_FILE, read_json
+from nvfp4.checkpoints.parsing import read_json
+from nvfp4.checkpoints.schemes import CONFIG_FILE, QUANT_CONFIG_FILE
 from nvfp4.checkpoints.skeleton import Skeleton
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")

@@ -1,6 +1,9 @@
 """python -m nvfp4 convert: a model in floats to an NVFP4 checkpoint."""
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -39,8 +42,8 @@ def convert(
         typer.Option(
             "--calibrate",
             metavar="TEXT",
-            help="Run the model over this text, and store its inputs' scales; else each token's "
-            "is found as it comes.",
+            help="Run the model over this text, and store its inputs' scales (W4A4); else the "
+            "checkpoint says that its weights alone are quantized (W4A16).",
         ),
     ] = None,
     max_tokens: Annotated[
@@ -60,7 +63,7 @@ def convert(
     """Convert a language model to NVFP4, tensor by tensor: memory is bounded by the largest one
     (--calibrate runs the whole model). DST appears when all of it is written.
     """
-    with user_errors(), steps() as step:
+    with user_errors(), _plain_warnings(), steps() as step:
         if missing := [name for name in REQUIREMENTS if find_spec(name) is None]:
             raise ValueError(f"convert needs pip install 'nvfp4[checkpoints]', got no {missing[0]}")
         from nvfp4.checkpoints.convert import Options
@@ -74,9 +77,17 @@ def convert(
         print(json.dumps(summary.as_dict(), indent=2))
         return
     before, after = summary.bytes_before / 1e6, summary.bytes_after / 1e6
-    inputs = "calibrated" if summary.calibrated else "per token"
+    inputs = "W4A4, input scales calibrated" if summary.calibrated else "weights alone (W4A16)"
     print(
         f"{destination}: {summary.format}, {summary.quantized_layers} linear layers in NVFP4, "
-        f"input scales {inputs}, {len(summary.left_in_floats)} left in floats, "
-        f"{before:.1f} MB -> {after:.1f} MB"
+        f"{inputs}, {len(summary.left_in_floats)} left in floats "
+        f"({summary.bytes_left_in_floats / 1e6:.1f} MB), {before:.1f} MB -> {after:.1f} MB"
     )
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings as one line on stderr, without the line of code that they come from."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: typer.echo(f"warning: {message}", err=True)
+        yield

@@ -46,8 +46,9 @@ def inspect(
 
 
 def _print(found: "Inspection", console: Console) -> None:
-    inputs = "calibrated" if found.calibrated else "per token"
-    title = f"{found.folder}: {found.format}, input scales {inputs}"
+    inputs = "input scales calibrated" if found.calibrated else "input scales per token"
+    inputs = inputs if found.quantizes_activations else "weights alone (W4A16)"
+    title = f"{found.folder}: {found.format}, {inputs}"
     console.print(title, highlight=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
     table.add_column("layers", no_wrap=True)

@@ -40,11 +40,12 @@ def write(
     tensors: Mapping[str, Tensor],
     ignore: tuple[str, ...] = (),
     calibrated: bool = False,
+    activation: str = "nvfp4",
 ) -> Path:
     """A checkpoint of these tensors."""
     folder.mkdir(exist_ok=True)
     save_file(dict(tensors), folder / "model.safetensors")
-    scheme = Scheme(format, (Group(calibrated=calibrated),), ignore)
+    scheme = Scheme(format, (Group(calibrated=calibrated, activation=activation),), ignore)
     config = {"model_type": "llama", "quantization_config": scheme.config()}
     (folder / "config.json").write_text(json.dumps(config))
     return folder

@@ -52,8 +52,10 @@ def as_bytes(x):
     return x.reshape(-1).view(torch.uint8)
 
 
-def by_hand(model, stays=lambda path: False):
-    """The model with its linear layers in NVFP4, made without a checkpoint, but those that stay."""
+def by_hand(model, stays=lambda path: False, activation="bf16"):
+    """The model with its linear layers in NVFP4, made without a checkpoint, but those that stay.
+    Experts are W4A4 in any case.
+    """
     weights = {
         f"{n}.weight": m.weight for n, m in model.named_modules() if isinstance(m, nn.Linear)
     }
@@ -78,5 +80,5 @@ def by_hand(model, stays=lambda path: False):
         elif isinstance(module, nn.Linear) and path != "lm_head" and not path.endswith("gate"):
             p = shared_scale(weights, path)
             packed = nvfp4.quantize_weight(module.weight.detach(), global_scale=p)
-            made.set_submodule(path, Linear(packed, module.bias))
+            made.set_submodule(path, Linear(packed, module.bias, activation=activation))
     return made

@@ -18,15 +18,20 @@ from nvfp4.checkpoints import (
 )
 
 NUMBERS = {"num_bits": 4, "type": "float", "group_size": 16}
+BOTH = {"weights": NUMBERS, "input_activations": NUMBERS}
 
 
 @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
-@pytest.mark.parametrize("calibrated", [True, False])
-def test_written_and_read(format, calibrated):
-    scheme = Scheme(format, (Group(calibrated=calibrated),), ("lm_head", "model.layers.0.mlp.gate"))
-    for config in (scheme.config(), scheme.hf_quant_config()):
-        if config is not None:
-            assert parse(json.loads(json.dumps(config))) == scheme and is_nvfp4(config)
+@pytest.mark.parametrize(
+    "group", [Group(), Group(calibrated=False), Group(calibrated=False, activation="bf16")]
+)
+def test_written_and_read(format, group):
+    scheme = Scheme(format, (group,), ("lm_head", "model.layers.0.mlp.gate"))
+    found = [scheme.config()]
+    if format is MODELOPT and group != Group(calibrated=False):  # which its second file cannot say
+        found.append(scheme.hf_quant_config())
+    for config in found:
+        assert parse(json.loads(json.dumps(config))) == scheme and is_nvfp4(config)
 
 
 def _compressed(activations=None, **more):
@@ -45,25 +50,28 @@ def _nested(**more):
 
 
 @pytest.mark.parametrize(
-    "config, calibrated",
+    "config, calibrated, activation",
     [
-        (_modelopt(), True),
-        (_modelopt(quant_algo="nvfp4"), True),
-        (_modelopt(quant_algo="NVFP4_AWQ"), True),
-        (_modelopt(quant_algo="W4A16_NVFP4"), False),
-        (_modelopt(quant_method="modelopt_fp4"), True),
-        (_modelopt(config_groups={"a": {"weights": NUMBERS, "input_activations": NUMBERS}}), True),
-        (_modelopt(config_groups={"a": {"weights": NUMBERS}}), False),
-        (_nested(exclude_modules=["lm_head"]), True),
-        (_compressed(NUMBERS | {"dynamic": "local"}), True),
-        (_compressed(NUMBERS | {"dynamic": False}), True),
-        (_compressed(NUMBERS | {"dynamic": True}), False),
-        (_compressed(), False),
+        (_modelopt(), True, "nvfp4"),
+        (_modelopt(quant_algo="nvfp4"), True, "nvfp4"),
+        (_modelopt(quant_algo="NVFP4_AWQ"), True, "nvfp4"),
+        (_modelopt(quant_algo="W4A16_NVFP4"), False, "bf16"),
+        (_modelopt(quant_method="modelopt_fp4"), True, "nvfp4"),
+        (_modelopt(config_groups={"a": BOTH}), True, "nvfp4"),
+        (_modelopt(config_groups={"a": BOTH}, quant_algo="W4A16_NVFP4"), False, "bf16"),
+        (_modelopt(config_groups={"a": {"weights": NUMBERS}}), False, "bf16"),
+        (_nested(exclude_modules=["lm_head"]), True, "nvfp4"),
+        (_nested(quant_algo="W4A16_NVFP4"), False, "bf16"),
+        (_compressed(NUMBERS | {"dynamic": "local"}), True, "nvfp4"),
+        (_compressed(NUMBERS | {"dynamic": False}), True, "nvfp4"),
+        (_compressed(NUMBERS | {"dynamic": True}), False, "nvfp4"),
+        (_compressed(), False, "bf16"),
     ],
 )
-def test_as_others_write_them(config, calibrated):
+def test_as_others_write_them(config, calibrated, activation):
     scheme = parse(config)
     assert is_nvfp4(config) and scheme.groups[0].calibrated is calibrated
+    assert scheme.groups[0].activation == activation
     assert scheme.quantizes("model.layers.0.self_attn.q_proj")
 
 

@@ -15,7 +15,7 @@ pytest.importorskip("safetensors")
 from checkpoint_files import layer, stored, write
 from safetensors.torch import load_file, save_file
 
-from nvfp4.checkpoints import COMPRESSED_TENSORS, FORMATS, MODELOPT, Checkpoint
+from nvfp4.checkpoints import COMPRESSED_TENSORS, FORMATS, MODELOPT, Checkpoint, Group, Scheme
 
 Q, K, V = (f"model.layers.0.self_attn.{part}_proj" for part in "qkv")
 MLP = "model.layers.0.mlp"
@@ -168,6 +168,19 @@ def test_calibrated_scales(tmp_path, format):
     assert moe.x_global_scale == 0.5 and moe.h_global_scale.tolist() == [1.0, 2.0]
     assert checkpoint.linear(Q).input_global_scale == 0.125
     assert checkpoint.linear(Q, K).input_global_scale is None  # k's is to be found per token
+
+
+def test_layers_of_differing_activations_are_not_fused(tmp_path):
+    tensors = stored(COMPRESSED_TENSORS, Q, layer(16, 64))
+    tensors |= stored(COMPRESSED_TENSORS, K, layer(16, 64))
+    groups = Group((Q,), calibrated=False), Group((K,), calibrated=False, activation="bf16")
+    config = {"quantization_config": Scheme(COMPRESSED_TENSORS, groups).config()}
+    write(tmp_path, COMPRESSED_TENSORS, tensors)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    checkpoint = Checkpoint(tmp_path)
+    assert [checkpoint.linear(each).activation for each in (Q, K)] == ["nvfp4", "bf16"]
+    with pytest.raises(ValueError, match="need one activation to be fused, got bf16 and nvfp4"):
+        checkpoint.linear(Q, K)
 
 
 def test_awq(tmp_path):

@@ -47,6 +47,15 @@ def test_a_whole_checkpoint(tmp_path, format):
     assert "model.layers.*.self_attn.q_proj" in text and "2 layers, 0.0 MB instead of" in text
 
 
+@formats
+def test_weights_alone(tmp_path, format):
+    report = _inspect(write(tmp_path, format, _pair(format), activation="bf16"))
+    assert not report["quantizes_activations"] and report["findings"] == []
+    assert "weights alone (W4A16)" in CliRunner().invoke(app, ["inspect", str(tmp_path)]).stdout
+    assert _inspect(write(tmp_path, format, _pair(format)))["quantizes_activations"]
+    assert "per token" in CliRunner().invoke(app, ["inspect", str(tmp_path)]).stdout
+
+
 def _zero(tensors):
     """Two of q's 64 blocks have the scale 0, eight more."""
     tensors[f"{Q}.weight_scale"].view(torch.uint8)[:5, :2] = 0

@@ -17,14 +17,19 @@ from nvfp4.layers import Linear, MoE
 
 
 @models
-def test_loaded_model(tmp_path, source, name):
+@pytest.mark.parametrize("activation", [None, "nvfp4"])
+def test_loaded_model(tmp_path, source, name, activation):
     """Its logits are those of the same layers made by hand, to the bit; and it writes."""
     convert(source(name), tmp_path / "out", Options(shard_size="30KB"), no_bar)
-    model = load_model(tmp_path / "out")
+    model = load_model(tmp_path / "out", activation=activation)
     ids = torch.randint(1, len(WORDS), (1, 12))
     float_model = AutoModelForCausalLM.from_pretrained(source(name), dtype=torch.bfloat16).eval()
     with torch.no_grad():
-        made = by_hand(float_model, lambda path: name == "gpt-oss" and ".experts" in path)
+        made = by_hand(
+            float_model,
+            lambda path: name == "gpt-oss" and ".experts" in path,
+            activation or "bf16",  # what a checkpoint without input scales says
+        )
         got, want = model(ids).logits, made(ids).logits
         assert torch.equal(got, want) and not torch.equal(got, float_model(ids).logits)
     assert model.generate(ids, max_new_tokens=3, do_sample=False).shape[1] <= 15
@@ -103,3 +108,47 @@ def test_a_tensor_of_another_model(tmp_path, source):
         (tmp_path / "out" / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(ValueError, match=message):
             load_model(tmp_path / "out")
+
+
+# 4-bit or 16-bit activations
+
+
+def test_what_the_scheme_says_of_activations_runs(tmp_path, source):
+    """W4A16 without input scales, W4A4 with them; an argument says otherwise."""
+    text = tmp_path / "text.txt"
+    text.write_text("once upon a time in the small village")
+    convert(source("llama"), tmp_path / "alone", Options(), no_bar)
+    convert(source("llama"), tmp_path / "both", Options(text=text), no_bar)
+    for folder, activation, want, static in (
+        ("alone", None, "bf16", False),
+        ("alone", "nvfp4", "nvfp4", False),
+        ("both", None, "nvfp4", True),
+        ("both", "bf16", "bf16", False),
+    ):
+        model = load_model(tmp_path / folder, activation=activation)
+        layers = [m for m in model.modules() if isinstance(m, Linear)]
+        assert len(layers) == 14 and {layer.activation for layer in layers} == {want}
+        assert {layer.input_global_scale is not None for layer in layers} == {static}
+        assert torch.isfinite(model(torch.arange(1, 5)[None]).logits).all()
+    with pytest.raises(ValueError, match="activation needs 'nvfp4', 'bf16' or None, got 'fp8'"):
+        load_model(tmp_path / "alone", activation="fp8")
+
+
+@pytest.mark.parametrize("format", ["modelopt", "compressed-tensors"])
+def test_experts_without_16_bit_activations_warn(tmp_path, source, recwarn, format):
+    convert(source("mixtral"), tmp_path / "out", Options(format), no_bar)
+    need = r"W4A16 is what the checkpoint says, but experts \(nvfp4.layers.MoE\) .* They run W4A4"
+    with pytest.warns(UserWarning, match=need):
+        model = load_model(tmp_path / "out")
+    assert {m.activation for m in model.modules() if isinstance(m, Linear)} == {"bf16"}
+    with pytest.warns(UserWarning, match="W4A16 was asked for, but experts"):
+        load_model(tmp_path / "out", activation="bf16")
+    experts = "model.layers.0.block_sparse_moe.experts"
+    with pytest.warns(UserWarning, match=need):
+        Checkpoint(tmp_path / "out").moe(experts)
+    with pytest.warns(UserWarning, match=r"gated MLPs \(nvfp4.layers.SwiGLUMLP\) have no such"):
+        Checkpoint(tmp_path / "out").swiglu_mlp(f"{experts}.0")
+    recwarn.clear()
+    load_model(tmp_path / "out", activation="nvfp4")
+    Checkpoint(tmp_path / "out", activation="nvfp4").moe(experts)
+    assert not [w for w in recwarn if "W4A16" in str(w.message)]

@@ -16,12 +16,8 @@ from nvfp4.checkpoints.checkpoint import Checkpoint
 from nvfp4.checkpoints.convert import Options, convert
 from nvfp4.checkpoints.files import SINGLE_FILE
 from nvfp4.checkpoints.names import siblings_of
-from nvfp4.checkpoints.schemes import (
-    CONFIG_FILE,
-    PRE_QUANT_SCALE,
-    QUANT_CONFIG_FILE,
-    read_json,
-)
+from nvfp4.checkpoints.parsing import read_json
+from nvfp4.checkpoints.schemes import CONFIG_FILE, PRE_QUANT_SCALE, QUANT_CONFIG_FILE
 from nvfp4.spec.format import GLOBAL_SCALE_DIVISOR
 
 SIZES = {

@@ -57,8 +57,11 @@ def served(folder: Path, sequences: Tensor, new_tokens: int, **options: Any) -> 
 
 @torch.inference_mode()
 def own_logprobs(folder: Path, sequences: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Those of the same checkpoint in transformers with nvfp4.layers, [S, T - 1]."""
-    logits = load_model(folder, dtype=dtype)(sequences).logits[:, :-1].float()
+    """Log probabilities of the same checkpoint in transformers on nvfp4.layers, [S, T - 1]. W4A4,
+    as the plugin runs every checkpoint.
+    """
+    model = load_model(folder, dtype=dtype, activation="nvfp4")
+    logits = model(sequences).logits[:, :-1].float()
     return logits.log_softmax(-1).gather(-1, sequences[:, 1:, None]).squeeze(-1)
 
 

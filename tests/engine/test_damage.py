@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nvfp4.checkpoints.files import SINGLE_FILE
-from nvfp4.checkpoints.schemes import CONFIG_FILE, QUANT_CONFIG_FILE, read_json
+from nvfp4.checkpoints.parsing import read_json
+from nvfp4.checkpoints.schemes import CONFIG_FILE, QUANT_CONFIG_FILE
 
 K_PROJ = "model.layers.0.self_attn.k_proj"
 DOWN = "model.layers.0.mlp.down_proj"

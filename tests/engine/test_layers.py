@@ -60,7 +60,7 @@ def test_the_kernel_of_vllms_own_method(tmp_path):
 def compare_kernel(rank: Rank, folder: Path) -> None:
     from vllm.model_executor.layers.linear import LinearBase
 
-    checkpoint, compared = Checkpoint(folder), 0
+    checkpoint, compared = Checkpoint(folder, activation="nvfp4"), 0
     with loaded(rank, folder, quantization="modelopt_fp4") as model:
         for name, layer in model.named_modules():
             if not isinstance(layer, LinearBase):
@@ -86,7 +86,7 @@ def _compare(rank: Rank, folder: Path, expert_parallel: bool) -> None:
     from nvfp4.integrations.vllm.experts import NvFp4ExpertsMethod
     from nvfp4.integrations.vllm.linear import NvFp4LinearMethod
 
-    checkpoint, compared = Checkpoint(folder), set()
+    checkpoint, compared = Checkpoint(folder, activation="nvfp4"), set()
     with loaded(rank, folder, enable_expert_parallel=expert_parallel) as model:
         for name, layer in model.named_modules():
             method = getattr(layer, "quant_method", None)

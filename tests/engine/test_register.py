@@ -9,9 +9,9 @@ from nvfp4.checkpoints import COMPRESSED_TENSORS, MODELOPT, Group, Scheme
 from nvfp4.integrations.vllm import QUANTIZATION, adopt_settings, register, unsupported
 
 SCHEMES = [
-    Scheme(format, (Group(calibrated=calibrated),), ("lm_head",))
+    Scheme(format, (group,), ("lm_head",))
     for format in (MODELOPT, COMPRESSED_TENSORS)
-    for calibrated in (True, False)
+    for group in (Group(), Group(calibrated=False, activation="bf16"))
 ]
 
 

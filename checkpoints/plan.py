@@ -1,0 +1,220 @@
+"""What a conversion makes of a model: which layers are quantized, and which stay in floats."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nvfp4.checkpoints.files import TensorSpec
+from nvfp4.checkpoints.names import WEIGHT, expert_of, is_router, matches, siblings_of
+from nvfp4.checkpoints.schemes import FORMATS, MODELOPT, Group, Scheme
+from nvfp4.checkpoints.source import Source
+from nvfp4.ops.linear import FLOAT, QUANTIZED
+from nvfp4.spec.format import BLOCK, DATA_DTYPE, FLOAT_DTYPES, SCALE_DTYPE
+
+HEAD = "lm_head"
+
+MOST = 0.5
+"""The share of a model's bytes that is worth a warning where it stays in floats."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to convert.
+
+    format: "modelopt" or "compressed-tensors".
+    exclude: layers to leave in floats: wildcards of their names ("*.o_proj"), or parts of these
+        between dots ("self_attn").
+    text: what the model is run over to find the inputs' scales; None: the checkpoint says that its
+        weights alone are quantized (W4A16).
+    max_tokens: how much of the text.
+    separate_scales: give every layer its own global scale, those too that engines multiply by as
+        one (q, k, v; gate, up). Engines that take one scale for all are then wrong; the gain is
+        small, since block scales have an exponent of their own.
+    shard_size: of a file, at most, such as "5GB".
+    """
+
+    format: str = MODELOPT.name
+    exclude: tuple[str, ...] = ()
+    text: Path | None = None
+    max_tokens: int = 4096
+    separate_scales: bool = False
+    shard_size: str = "5GB"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was written. Embeddings and norms are not among the layers left in floats."""
+
+    format: str
+    quantized_layers: int
+    calibrated: bool
+    left_in_floats: tuple[str, ...]
+    bytes_left_in_floats: int
+    bytes_before: int
+    bytes_after: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Plan:
+    """Which layers are quantized, and which tensors that makes."""
+
+    def __init__(self, source: Source, options: Options) -> None:
+        if options.format not in FORMATS:
+            need = " or ".join(map(repr, FORMATS))
+            raise ValueError(f"--format needs {need}, got {options.format!r}")
+        self.source = source
+        self.format = FORMATS[options.format]
+        self.calibrated = options.text is not None
+        self._exclude = options.exclude
+        for pattern in options.exclude:
+            if not any(matches(pattern, module) for module in self._linears):
+                raise ValueError(f"--exclude needs a linear layer's name, got {pattern!r}")
+        if not self.quantized:
+            raise ValueError(f"SRC needs linear layers to quantize, got none in {source.path}")
+
+    @cached_property
+    def _linears(self) -> tuple[str, ...]:
+        """The linear layers, routers too, by their names in the checkpoint."""
+        return tuple(
+            module
+            for name, spec in self.source.tensors.items()
+            if (module := name.removesuffix(WEIGHT)) != name and len(spec.shape) == 2
+            if is_router(module) or self.source.skeleton.is_linear(module)
+        )
+
+    @cached_property
+    def quantized(self) -> frozenset[str]:
+        """Those to quantize. What engines multiply by as one is quantized whole or not at all."""
+        left = {self._whole(module) for module in self._linears if self._stays(module)}
+        return frozenset(each for each in self._linears if self._whole(each) not in left)
+
+    def _stays(self, module: str) -> bool:
+        shape, dtype = self.source.tensors[module + WEIGHT]
+        return (
+            is_router(module)
+            or self.source.skeleton.is_head(module)
+            or not self.source.skeleton.is_plain(module)
+            or self.source.skeleton.is_kept_in_float32(module)
+            or dtype not in FLOAT_DTYPES
+            or shape[1] % BLOCK != 0
+            or any(matches(pattern, module) for pattern in self._exclude)
+        )
+
+    def _whole(self, module: str) -> str:
+        expert = expert_of(module)
+        return expert.experts if expert else siblings_of(module)[0]
+
+    @cached_property
+    def scheme(self) -> Scheme:
+        group = Group(
+            calibrated=self.calibrated, activation=QUANTIZED if self.calibrated else FLOAT
+        )
+        ignore = dict.fromkeys([HEAD, *sorted(self._ignored())])
+        return Scheme(self.format, (group,), tuple(ignore))
+
+    @cached_property
+    def left(self) -> dict[str, int]:
+        """The layers with matrices that stay in floats, such as linear layers, experts and whatever
+        transformers' model does not have, and the bytes of these. A parameter that is no layer's
+        weight counts for the module that it is in.
+        """
+        found: Counter[str] = Counter()
+        for name, spec in self.source.tensors.items():
+            module = _layer_of(name)
+            matrix = len(spec.shape) > 1 and module not in self.quantized
+            if matrix and self.source.skeleton.may_be_linear(module):
+                found[module] += spec.nbytes
+        return dict(found)
+
+    def _ignored(self) -> set[str]:
+        """The names that say which layers stay in floats. None of them is of a module that a
+        quantized layer is in.
+        """
+        quantized = {parent for module in self.quantized for parent in _parents(module)}
+        stacks = {name for name, spec in self.source.tensors.items() if len(spec.shape) == 3}
+        found: set[str] = set()
+        for module in self.left:
+            parent = module.rpartition(".")[0]
+            if expert := expert_of(module):
+                found.add(expert.experts)  # engines ask for it: all experts are one layer to them
+                if self.format is MODELOPT:  # whose names mean what is below them too
+                    continue
+            elif module + WEIGHT in stacks and parent not in quantized:
+                found.add(parent)  # likewise: the block of experts
+            if module not in quantized:
+                found.add(module)
+        return found - {""}
+
+    @property
+    def mostly_left(self) -> str:
+        """What to tell a user whose model stays in floats for the most part; "" otherwise."""
+        left, total = sum(self.left.values()), self._bytes_before
+        if left <= MOST * total:
+            return ""
+        kinds: Counter[str] = Counter()
+        for module, nbytes in self.left.items():
+            expert = expert_of(module)
+            layer = expert.experts if expert else module
+            kinds[re.sub(r"\.\d+(?=\.|$)", ".*", layer)] += nbytes
+        ((largest, of_largest),) = kinds.most_common(1)
+        return (
+            f"{self.source.path}: {left / total:.0%} of the model's bytes stay in floats, "
+            f"{of_largest / total:.0%} in {largest}. convert knows no way to quantize them, or was "
+            f"told to leave them; the checkpoint's ignore list names them."
+        )
+
+    @cached_property
+    def outputs(self) -> dict[str, TensorSpec]:
+        """Every tensor of the checkpoint."""
+        found: dict[str, TensorSpec] = {}
+        for name, spec in self.source.tensors.items():
+            module = name.removesuffix(WEIGHT)
+            if module not in self.quantized:
+                found[name] = spec
+                continue
+            (n, k), format = spec.shape, self.format
+            found[f"{module}.{format.data}"] = TensorSpec((n, k // 2), DATA_DTYPE)
+            found[f"{module}.{format.scales}"] = TensorSpec((n, k // BLOCK), SCALE_DTYPE)
+            scalar = TensorSpec(format.scale_shape, torch.float32)
+            found[f"{module}.{format.global_scale}"] = scalar
+            if self.calibrated:
+                found[f"{module}.{format.input_global_scale}"] = scalar
+        return found
+
+    def siblings(self, module: str) -> tuple[str, ...]:
+        """The quantized layers that share a global scale with this one."""
+        return tuple(each for each in siblings_of(module) if each in self.quantized)
+
+    @property
+    def _bytes_before(self) -> int:
+        return sum(spec.nbytes for spec in self.source.tensors.values())
+
+    def summary(self) -> Summary:
+        return Summary(
+            self.format.name,
+            len(self.quantized),
+            self.calibrated,
+            self.scheme.ignore,
+            sum(self.left.values()),
+            self._bytes_before,
+            sum(spec.nbytes for spec in self.outputs.values()),
+        )
+
+
+def _layer_of(name: str) -> str:
+    """The layer that has this weight, or the module that has this parameter."""
+    return name.removesuffix(WEIGHT) if name.endswith(WEIGHT) else name.rpartition(".")[0]
+
+
+def _parents(module: str) -> Iterator[str]:
+    """The modules that a module is in: a.b.c -> a.b, a."""
+    while module := module.rpartition(".")[0]:
+        yield module
