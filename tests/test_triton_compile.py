@@ -1,7 +1,7 @@
 """Every Triton kernel compiles for every architecture on a machine without a GPU, to the
 instructions meant.
 
-`make tritons` runs this file with each release of Triton that the package supports.
+With another release of Triton first in PYTHONPATH, this file checks that one.
 """
 
 import json
