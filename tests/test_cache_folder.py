@@ -35,6 +35,10 @@ def folder(monkeypatch) -> Iterator[Path]:
     """Where the cache is to be: not there yet, and below a folder that every user can enter."""
     parent = Path(tempfile.mkdtemp())
     parent.chmod(0o755)
+    temporary = parent / "temporary"  # where forks of this process leave their private folders
+    temporary.mkdir()
+    temporary.chmod(0o1777)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     monkeypatch.setenv(cache.ENVIRONMENT, str(parent / "cache"))
     yield parent / "cache"
     for path in parent.rglob("*"):
@@ -109,7 +113,7 @@ def test_a_file_in_the_place_of_a_parent_stopped_calls(folder, monkeypatch):
     went_on(in_a_process(lambda: calls("a")), "Not a directory", "a")
 
 
-def test_a_user_without_a_home_could_not_call(monkeypatch):
+def test_a_user_without_a_home_could_not_call(folder, monkeypatch):
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
@@ -209,14 +213,19 @@ def test_code_was_loaded_from_another_users_folder(folder, monkeypatch):
 
 def test_a_private_folder_is_private_and_is_gone_with_its_process(folder):
     folder.write_text("a file")
-    code = (
-        "import os, stat; from nvfp4.backends.cutedsl.cache_folder import directory\n"
-        "if os.fork() == 0: raise SystemExit\n"  # a child leaves its parent's folder alone
-        "folder = directory()\n"
-        "if os.fork() == 0: raise SystemExit\n"
-        "os.wait(), os.wait()\n"
-        "print(folder.is_dir(), oct(stat.S_IMODE(folder.stat().st_mode)), folder)"
-    )
+    code = """
+import multiprocessing, os, stat
+from nvfp4.backends.cutedsl.cache_folder import directory
+
+folder = directory()
+if os.fork() == 0:
+    raise SystemExit  # it leaves its parent's folder alone
+os.wait()
+print(folder.is_dir(), oct(stat.S_IMODE(folder.stat().st_mode)), folder, flush=True)
+child = multiprocessing.get_context("fork").Process(target=lambda: print(directory(), flush=True))
+child.start()
+child.join()
+"""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
@@ -225,8 +234,9 @@ def test_a_private_folder_is_private_and_is_gone_with_its_process(folder):
         text=True,
         check=True,
     )
-    there, mode, private = run.stdout.split()
-    assert there == "True" and mode == "0o700" and not Path(private).exists()
+    there, mode, parents, childs = run.stdout.split()
+    assert there == "True" and mode == "0o700"
+    assert parents != childs and not Path(parents).exists() and not Path(childs).exists()
 
 
 def test_an_object_for_another_kind_of_host_was_loaded(monkeypatch):

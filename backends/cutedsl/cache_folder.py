@@ -4,13 +4,13 @@ What is in it is executed. So it has to belong to the user or to root, and nobod
 it. A process that has no such folder uses a private one, which is gone when it ends.
 """
 
-import atexit
 import functools
 import os
 import shutil
 import stat
 import tempfile
 import warnings
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 ENVIRONMENT = "NVFP4_CACHE_DIR"
@@ -71,13 +71,9 @@ def _problem(folder: Path) -> str:
 @functools.cache
 def _private(pid: int) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="nvfp4-"))
-    atexit.register(_remove, folder, pid)
+    # Unlike atexit it also runs in processes that multiprocessing forks, and only in this process.
+    Finalize(None, shutil.rmtree, (folder,), {"ignore_errors": True}, exitpriority=0)
     return folder
-
-
-def _remove(folder: Path, pid: int) -> None:
-    if os.getpid() == pid:  # a fork inherits what its parent does at exit
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @functools.cache

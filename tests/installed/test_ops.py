@@ -20,6 +20,7 @@ P = 0.125
 """A global scale: a power of two, with which nothing is rounded."""
 
 quantizers = pytest.mark.parametrize("backend", ["reference", "triton"])
+compositions = quantizers  # their GEMMs are emulated by the other tests: it takes seconds
 gemms = pytest.mark.parametrize("backend", ["reference", "triton", "cutedsl"])
 
 
@@ -174,7 +175,7 @@ def test_linear(backend):
     _same(OPS.linear(_x(), *w[:3], p, added, backend), want)
 
 
-@gemms
+@compositions
 def test_swiglu_mlp(backend):
     w13, w2 = _packed(2 * INTERMEDIATE, K, seed=8), _packed(N, INTERMEDIATE, seed=9)
     p = torch.tensor(P)
@@ -239,7 +240,7 @@ def test_moe_combine(backend):
     _same(OPS.moe_combine(*arguments, torch.float32, backend), _exact(want))
 
 
-@gemms
+@compositions
 def test_moe(backend):
     w13, w2 = _experts(2 * INTERMEDIATE, K, seed=40), _experts(K, INTERMEDIATE, seed=50)
     want = np.zeros((TOKENS, K))
