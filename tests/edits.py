@@ -77,6 +77,7 @@ WAIT = (
     r"\{\n\.reg \.pred done;\nWAIT:\n(mbarrier\.try_wait\.parity\S* done, \[(%r\d+)\]), (%r\d+);\n"
     r"@!done bra WAIT;\n\}"
 )
+
 ACC_FULL_WAIT = rf"{WAIT}(?=(?:(?!WAIT:)[\s\S])*?tcgen05\.ld)"
 """The epilogue's; not of split-K, where a wait for the partials follows."""
 EXPECT = elected(r"mbarrier\.arrive\.expect_tx\.shared::cta\.b64 _, \[%r\d+\], (\d+)")
@@ -121,6 +122,13 @@ BARRIERS = {
     "partial_empty": -1,
 }
 """Where the initialisation of each is: those of the first stage, of the first accumulator."""
+
+
+def tail_waits(ptx: str) -> list[re.Match[str]]:
+    """Find the load warp's waits after its last tile: one for each stage."""
+    stages = (len(re.findall(INIT, ptx)) + BARRIERS["acc_full"]) // 2
+    end = ptx.index("griddepcontrol.launch_dependents")
+    return [match for match in re.finditer(WAIT, ptx) if match.start() > end][:stages]
 
 
 @dataclass(frozen=True)

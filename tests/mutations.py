@@ -40,6 +40,7 @@ from edits import (
     mask,
     number,
     plus,
+    tail_waits,
     to,
     within,
 )
@@ -229,6 +230,10 @@ STARTS_AND_ENDS = (
          "the peer still releases an accumulator to a CTA that is gone"),
     Edit(MULTICAST, "no cluster barrier at the end", LAST_CLUSTER_BARRIER, DROP, EXITED,
          "commits still arrive at a CTA that is gone", sometimes=True),
+    Edit(PAIR, "no wait for the last commits", tail_waits, DROP, EXITED,
+         "commits of the other CTAs may still be on their way", matches=None),
+    Edit(MULTICAST, "no wait for the last commits", tail_waits, DROP, EXITED,
+         "commits of the other CTAs may still be on their way", matches=None),
     Edit(SPLIT_K, "no cluster barrier at the end", LAST_CLUSTER_BARRIER, DROP, EXITED,
          "the peer still reads the sums of a CTA that is gone", sometimes=True),
     Edit(ONE, "no griddepcontrol.wait before the loads", r"griddepcontrol\.wait;", DROP,

@@ -34,6 +34,8 @@ class Cta:
         self.exited = False
         self.started = cluster.events.new(Event("start", 0, f"CTA {index}"))
         """The event that tells others that this CTA runs: its own warps know, and hand it on."""
+        self.incoming = 0
+        """The arrivals (events) that commits of other CTAs have sent here."""
         self.warps = []
         for index_ in range(-(-threads // LANES)):
             lanes = min(LANES, threads - index_ * LANES)
@@ -50,9 +52,21 @@ class Cta:
             )
         self.cluster.barrier.check()
         if all(not w.live for w in self.warps):
+            self._check_incoming()
             self.exited = True
             self.tensor.cta_exits()
             self.cluster.cta_ended()
+
+    def _check_incoming(self) -> None:
+        """Refuses to end before each arrival from another CTA has been waited for: it may still be
+        on its way, even if it has come under this schedule.
+        """
+        missing = self.incoming
+        for warp in self.warps:
+            missing &= ~warp.seen
+        if missing and self.cluster.machine.options.check:
+            event = self.cluster.events[missing.bit_length() - 1]
+            raise Hazard(Kind.EXITED, f"CTA {self.index} exits without having waited for {event}")
 
 
 class Cluster:
