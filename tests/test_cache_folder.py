@@ -269,6 +269,29 @@ def test_an_emulated_call_needed_a_cache_folder(folder):
     torch.testing.assert_close(torch.tensor(json.loads(run.stdout)), want, rtol=1e-6, atol=1e-6)
 
 
+def test_a_triton_cache_folder_that_cannot_be_written_stopped_compiling(folder):
+    folder.write_text("a file")
+    code = """
+import torch
+from nvfp4.backends.triton.ahead import compile_launch
+from nvfp4.backends.triton.moe_combine import plan
+
+y, out = torch.empty(2, 8, 64, dtype=torch.bfloat16, device="meta").unbind()
+weights = torch.empty(8, 1, device="meta")
+positions = torch.empty(8, 1, dtype=torch.int32, device="meta")
+print(len(compile_launch(plan(y, weights, positions, out), 90).asm["cubin"]))
+compile_launch(plan(y, weights, positions, out), 80)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"}
+    environment["TRITON_CACHE_DIR"] = str(folder)
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) > 0
+    assert run.stderr.count(f"Triton's kernels are not kept in {folder}: File exists") == 1
+
+
 def marks(mark: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What is said on leaving the mark of a compiled kernel, and if it is found afterwards."""
     warmup = pytest.importorskip("nvfp4.backends.triton.warmup")

@@ -9,6 +9,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 
+from nvfp4.backends.triton import cache_folder
 from nvfp4.backends.triton.launch import Launch, hash_all
 
 
@@ -43,6 +44,7 @@ def _driver(sm: int) -> Iterator[None]:
 
 def compile_launch(launch: Launch, sm: int) -> CompiledKernel:
     """What `launch` would run on an sm_<sm> GPU; its tensors may be meta tensors."""
+    cache_folder.ensure_usable()
     hash_all()
     arguments = launch.constants | launch.options
     with _driver(sm):

@@ -19,6 +19,8 @@ from triton.compiler import CompiledKernel
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.runtime import JITFunction
 
+from nvfp4.backends.triton import cache_folder
+
 
 class Launch(NamedTuple):
     kernel: JITFunction
@@ -79,6 +81,7 @@ class Launch(NamedTuple):
         return loaded.kernel[x, y, z], (*self.args, *loaded.constants)
 
     def _load(self) -> "Loaded":
+        cache_folder.ensure_usable()
         hash_all()
         if torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
