@@ -1,7 +1,9 @@
 # From a bare clone: `make demo` runs a real model, `make test` runs the tests. Each sets up .venv;
 # `make wheel` builds the package and tests it as it is installed, two minutes on two cores;
 # `make vllm` runs the tests of the vLLM plugin in an environment of their own, a quarter of an hour on
-# two cores (RECORD=bench/results/vllm_cpu.json keeps what they measure).
+# two cores (RECORD=bench/results/vllm_cpu.json keeps what they measure);
+# `make triton-3.6.0` compiles the Triton kernels with that release of Triton, for all architectures
+# (ONLY=89 for sm_89 alone).
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= auto
@@ -13,6 +15,10 @@ test: setup
 
 wheel: setup
 	tests/installed/run
+
+triton-%: setup
+	test -d .triton/$* || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .triton/$* triton==$*
+	PYTHONPATH=.triton/$* TRITON_CACHE_DIR=.triton/$*-cache $(BIN)/python -m pytest -q tests/test_triton_compile.py $(if $(ONLY),-k '$(ONLY)')
 
 vllm: .venv-vllm/.ready
 	.venv-vllm/bin/python -m pytest tests/engine $(if $(RECORD),--record $(RECORD))
@@ -55,4 +61,4 @@ setup: .venv/.ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .triton build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -92,7 +92,7 @@ class Plan:
 
     @cached_property
     def quantized(self) -> frozenset[str]:
-        """Those to quantize. What engines multiply by as one is quantized whole or not at all."""
+        """The linear layers to quantize: what engines fuse is quantized whole or not at all."""
         left = {self._whole(module) for module in self._linears if self._stays(module)}
         return frozenset(each for each in self._linears if self._whole(each) not in left)
 

@@ -75,7 +75,7 @@ class Skeleton:
 
     @cached_property
     def _converters(self) -> dict[str, Any]:
-        """Those of the conversions that make tensors of others, by the patterns of the others."""
+        """The conversions that build tensors from others, keyed by the patterns of the others."""
         from transformers.core_model_loading import WeightConverter
 
         found = [each for each in self._conversions if isinstance(each, WeightConverter)]

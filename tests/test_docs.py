@@ -22,7 +22,7 @@ from nvfp4.cli import app
 
 MEDIAN_WORDS, MOST_WORDS = 15, 35
 PREFIX = re.compile("'([A-Z_]+_)'")
-"""As Python writes the string."""
+"""The prefix of environment variables as it stands in Python code."""
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
