@@ -172,7 +172,8 @@ ORDER_FAULTS = [
           "%s,%r1", "%s,%r3", "CTA pair", "cp.async", {"grid": (4, 1, 1), "cluster": (4, 1, 1)}),
     Fault("a commit that comes too late", Kind.EXITED,
           RANKS + ONE + READY + PEERS + "setp.eq.u32 %q0,%r1,1; @%q0 bra B; mov.u16 %h1,2;\n"
-          + COMMIT + "bra E;\nB: " + WAIT + "E: ", WAIT, "", "a commit to CTA", "tcgen05.commit",
+          + COMMIT + "bra E;\nB: " + WAIT + "E: ", WAIT, "",
+          "exits without having waited for the arrival of a commit", "ret",
           {**PAIR, "delay": 1000}),
     Fault("a peer that has ended", Kind.EXITED,
           ALL_RUN + RANKS + AT

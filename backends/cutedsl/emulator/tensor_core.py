@@ -111,25 +111,23 @@ def _commit(instruction: ptx.Instruction, program: Program, modifiers: Modifiers
             targets = [r << RANK_SHIFT | low for r in range(16) if lanes >> r & 1]
         warp.machine.counts["commits"] += 1
         barriers = [(mbarrier_at(warp, target), cta_at(warp, target)[0]) for target in targets]
-        arrival = Event("the arrival of a commit", instruction.line, warp.where)
-        events = [0 if cta is warp.cta else warp.cluster.events.new(arrival) for _, cta in barriers]
-        for (_, cta), number in zip(barriers, events, strict=True):
-            cta.incoming |= 1 << number if number else 0
-
-        def arrive(barrier: Any, cta: Any, number: int) -> None:
-            if cta.exited:
-                hazard = Hazard(Kind.EXITED, f"a commit to CTA {cta.index}, which has exited")
-                raise hazard.at(instruction.line, instruction.text, warp.where)
-            barrier.arrive(1, 0, seen | (1 << number if number else 0), 0)
+        arrivals = []
+        for barrier, cta in barriers:
+            observed = seen
+            if cta is not warp.cta:
+                event = Event("the arrival of a commit", instruction.line, warp.where)
+                number = warp.cluster.events.new(event)
+                cta.incoming |= 1 << number
+                observed |= 1 << number
+            arrivals.append((cta, partial(barrier.arrive, 1, 0, observed, 0)))
 
         def send() -> None:
             """Arrive in this CTA at once, and in each other one after a delay of its own."""
-            for (barrier, cta), number in zip(barriers, events, strict=True):
+            for cta, arrive in arrivals:
                 if cta is warp.cta:
-                    arrive(barrier, cta, number)
+                    arrive()
                 else:
-                    later = partial(arrive, barrier, cta, number)
-                    warp.machine.after(warp.machine.delay(), later)
+                    warp.machine.after(warp.machine.delay(), arrive)
 
         warp.cta.pipe.issue(warp, instruction, send)
 
