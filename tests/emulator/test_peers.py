@@ -17,9 +17,9 @@ from cases import Shape, same_bits
 from torch import Tensor
 
 import nvfp4
-from nvfp4.backends.cutedsl.emulator import Deadlock, Hazard, Kind, Options, load
 from nvfp4.backends.reference.mm import mm as reference_mm
 from nvfp4.bench.peers import cutlass_operators
+from nvfp4.emulator import Deadlock, Hazard, Kind, Options, load
 from nvfp4.ops.explain import explain
 
 # The package's own, of its use of the DSL.

@@ -40,7 +40,7 @@ from right_kernels import (
     WRITTEN_SCALES,
 )
 
-from nvfp4.backends.cutedsl.emulator import Kind
+from nvfp4.emulator import Kind
 
 ORDER_FAULTS = [
     # mbarriers
