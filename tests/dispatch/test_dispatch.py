@@ -10,7 +10,7 @@ from nvfp4.backends import cutedsl, triton
 from nvfp4.backends.contract import Problem, Target
 from nvfp4.backends.triton import architecture
 from nvfp4.dispatch import BACKENDS, choose, select
-from nvfp4.ops.explain import STAGES
+from nvfp4.dispatch.explain import STAGES
 
 CPU, HOPPER, BLACKWELL, TURING = (
     Target("cpu"),

@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nvfp4.ops.quantize import quantize_weight
-from nvfp4.ops.tensor import QuantizedTensor, concatenate
 from nvfp4.spec.format import LINEAR, SCALE_DTYPE
 from nvfp4.spec.grouped import unswizzle_grouped_scales
+from nvfp4.tensors.quantized import QuantizedTensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,21 +113,4 @@ def stack_experts(experts: Sequence[QuantizedTensor]) -> ExpertWeights:
         torch.stack([w.data for w in experts]),
         torch.stack([s.view(torch.uint8) for s in scales]).view(SCALE_DTYPE),
         p if p.shape[1] > 1 else p[:, 0],
-    )
-
-
-def quantize_experts(w: Tensor, segments: int = 1, backend: str = "") -> ExpertWeights:
-    """Quantize weights w [E, N, K], each expert by itself; with segments = 2 the gate's and the
-    up's half of w13's rows each get their own global scale.
-    """
-    if w.dim() != 3 or segments < 1 or w.shape[1] % segments:
-        need = f"shape [E, N, K] with N a multiple of {segments} segments"
-        raise ValueError(f"nvfp4.quantize_experts: w needs {need}, got shape {list(w.shape)}")
-    return stack_experts(
-        [
-            concatenate([quantize_weight(part, backend=backend) for part in expert.chunk(segments)])
-            if segments > 1
-            else quantize_weight(expert, backend=backend)
-            for expert in w
-        ]
     )

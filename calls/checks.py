@@ -7,11 +7,12 @@ tensors alone, and by the implementation alone (valid_values).
 
 from collections.abc import Sequence
 from math import prod
-from typing import overload
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from nvfp4.calls.call import op_of
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, FLOAT_DTYPES, SCALE_DTYPE, SCALE_LAYOUTS, SWIZZLED
 from nvfp4.spec.glu import ACTIVATIONS
 from nvfp4.spec.grouped import MAX_EXPERTS, grouped_scales_shape
@@ -22,15 +23,13 @@ ID_DTYPES = (torch.int32, torch.int64)
 
 
 class Checker:
-    """The checks of one op's arguments; `reference` is the tensor whose device the others must
-    share.
-    """
+    """The checks of one call's arguments; all tensors must be on the first one's device."""
 
-    def __init__(self, op: str, reference: Tensor) -> None:
-        self.op = op
-        self.device = reference.device
+    def __init__(self, call: Sequence[Any]) -> None:
+        self.op = op_of(call.__class__)
+        self.device = call[0].device
 
-    def fail(self, argument: str, need: str, got: object) -> None:
+    def fail(self, argument: str, need: str, got: object) -> NoReturn:
         raise ValueError(f"nvfp4::{self.op}: {argument} needs {need}, got {got}")
 
     def tensor(self, argument: str, x: Tensor, dtypes: Sequence[torch.dtype]) -> None:
@@ -114,7 +113,19 @@ class Checker:
         if activation not in ACTIVATIONS:
             self.fail("activation", "one of " + ", ".join(map(repr, ACTIVATIONS)), repr(activation))
 
+    def gated(self, hidden: int, both: int, k: int, intermediate: int) -> None:
+        """w13 [2I, H] and w2's I fit x's H and each other: `both` is w13's N, `k` its K."""
+        if k != hidden:
+            self.fail("w13", f"x's K = {hidden}, that is {hidden // 2} bytes a row", f"K = {k}")
+        if both != 2 * intermediate:
+            self.fail("w13", f"N = 2I = {2 * intermediate} (w2 has K = I = {intermediate})", both)
+
     # experts
+
+    def weight_per_choice(self, topk_weights: Tensor, like: Tensor) -> None:
+        """topk_weights [M, top_k], as `like` has one entry for each choice."""
+        self.tensor("topk_weights", topk_weights, FLOAT_DTYPES)
+        self.shape("topk_weights", topk_weights, like.shape)
 
     def experts(self, argument: str, experts: int) -> None:
         if not 0 < experts <= MAX_EXPERTS:
@@ -165,15 +176,28 @@ class Checker:
         self.experts("offsets", offsets.shape[0] - 1)
         return offsets.shape[0] - 1
 
-    def out_dtype(self, out_dtype: torch.dtype | None) -> None:
+    def out_dtype(self, out_dtype: torch.dtype | None, argument: str = "out_dtype") -> None:
         if out_dtype is not None and out_dtype not in FLOAT_DTYPES:
-            self.fail(
-                "out_dtype", "one of " + ", ".join(map(_name, FLOAT_DTYPES)), _name(out_dtype)
-            )
+            self.fail(argument, "one of " + ", ".join(map(_name, FLOAT_DTYPES)), _name(out_dtype))
 
 
 def _name(dtype: object) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def check_values(call: Any) -> None:
+    """Check what shapes do not tell: scales are finite and positive, offsets rise within the rows.
+
+    Only CPU tensors are looked at, where it costs no synchronization.
+    """
+    op = op_of(call.__class__)
+    for argument, value in zip(call._fields, call, strict=True):
+        if not isinstance(value, Tensor) or not _readable(value):
+            continue
+        if argument == "alpha" or argument.endswith("global_scale"):
+            _check_positive(op, argument, value)
+        elif argument == "offsets":
+            _check_offsets(op, value, call[0].shape[0])
 
 
 def _readable(x: Tensor) -> bool:
@@ -181,41 +205,15 @@ def _readable(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
-def valid_values(op: str, argument: str, p: Tensor) -> None:
-    """Scales must be finite and positive; looked at on a CPU only, where it costs no
-    synchronization.
-    """
-    if not _readable(p):
-        return
+def _check_positive(op: str, argument: str, p: Tensor) -> None:
     bad = ~((p > 0) & (p < torch.inf))
     if bool(bad.any()):
         got = p[bad].flatten()[0].item()
         raise ValueError(f"nvfp4::{op}: {argument} needs finite positive values, got {got}")
 
 
-def valid_offsets(op: str, offsets: Tensor, rows: int) -> None:
-    """Offsets start at 0, never fall, and end within the rows; looked at on a CPU only."""
-    if not _readable(offsets):
-        return
+def _check_offsets(op: str, offsets: Tensor, rows: int) -> None:
     falls = bool((offsets[1:] < offsets[:-1]).any())  # a difference would wrap in int32
     if falls or offsets[0] != 0 or offsets[-1] > rows:
-        need = f"values from 0 up that do not fall, the last at most {rows} (a's rows)"
+        need = f"values from 0 up that do not fall, the last at most {rows} (the rows)"
         raise ValueError(f"nvfp4::{op}: offsets needs {need}, got {offsets.tolist()}")
-
-
-def matrix(x: Tensor) -> Tensor:
-    """x [..., C], not empty, as [rows, C] with contiguous rows; a copy only if strides force it."""
-    if x.dim() != 2:
-        x = x.reshape(-1, x.shape[-1])
-    return x if x.stride(1) == 1 else x.contiguous()
-
-
-@overload
-def vector(p: Tensor) -> Tensor: ...
-@overload
-def vector(p: None) -> None: ...
-def vector(p: Tensor | None) -> Tensor | None:
-    """A scale [] or [S] as launchers take it, contiguous [S]; None for None."""
-    if p is None or (p.dim() == 1 and p.is_contiguous()):
-        return p
-    return p.reshape(-1).contiguous()

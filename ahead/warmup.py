@@ -9,13 +9,13 @@ from torch import Tensor
 from nvfp4.backends.contract import Problem, Workload, target_of
 from nvfp4.dispatch import choose
 from nvfp4.dispatch.select import requested
-from nvfp4.ops.experts import ExpertWeights
 from nvfp4.ops.linear import linear
 from nvfp4.ops.moe import moe
 from nvfp4.ops.quantize import quantize_weight
 from nvfp4.spec.format import DATA_DTYPE, SCALE_DTYPE, SWIZZLED
 from nvfp4.spec.glu import SILU
 from nvfp4.spec.swizzle import scales_shape
+from nvfp4.tensors import ExpertWeights
 
 
 def warmup(
@@ -93,7 +93,7 @@ def warmup_moe(
 
             def call(x: Tensor, weights: Tensor, ids: Tensor, w13=w13, w2=w2) -> Tensor:
                 return moe(
-                    x, weights, ids, w13, w2, scale, scale, 0, swiglu_limit, activation, backend
+                    x, weights, ids, w13, w2, scale, scale, 0, 0, swiglu_limit, activation, backend
                 )
 
             run_once(routed(call, experts, top_k), hidden, max_m, dtypes, where)
@@ -228,7 +228,7 @@ def _linear_of_zeros(
     weight = quantize_weight(torch.zeros(work.n, work.k, dtype=torch.bfloat16, device=device))
     bias = None if work.bias is None else torch.zeros(work.n, dtype=work.bias, device=device)
     packed = weight.data, weight.scales, weight.global_scale
-    return lambda x: linear(x, *packed, None, bias, backend)
+    return lambda x: linear(x, *packed, None, bias, backend=backend)
 
 
 def _zeros(experts: int, n: int, k: int, segments: int, device: torch.device) -> ExpertWeights:

@@ -6,12 +6,7 @@ import torch
 from torch import Tensor
 
 from nvfp4.backends.contract import Problem, Target, target_of
-from nvfp4.dispatch import Verdict, choose, verdicts
-from nvfp4.dispatch.select import requested
-from nvfp4.ops.linear import STAGES as LINEAR_STAGES
-from nvfp4.ops.linear import WEIGHT_ONLY_STAGES
-from nvfp4.ops.moe import STAGES as MOE_STAGES
-from nvfp4.ops.swiglu_mlp import STAGES as SWIGLU_MLP_STAGES
+from nvfp4.dispatch.select import Verdict, choose, requested, verdicts
 
 STAGES = {
     "quantize": ("quantize",),
@@ -20,17 +15,17 @@ STAGES = {
     "glu_quantize": ("glu_quantize",),
     "silu_mul_quantize": ("glu_quantize",),
     "mm": ("mm",),
-    "linear": LINEAR_STAGES,
-    "weight_only_linear": WEIGHT_ONLY_STAGES,
-    "swiglu_mlp": SWIGLU_MLP_STAGES,
+    "linear": ("quantize_dynamic", "mm"),
+    "weight_only_linear": ("weight_only_linear",),
+    "swiglu_mlp": ("quantize_dynamic", "mm", "glu_quantize"),
     "grouped_mm": ("grouped_mm",),
     "grouped_mm_glu_quantize": ("grouped_mm", "glu_quantize"),
     "moe_dispatch": ("moe_dispatch",),
     "moe_combine": ("moe_combine",),
-    "moe": MOE_STAGES,
+    "moe": ("moe_dispatch", "grouped_mm", "glu_quantize", "moe_combine"),
 }
-"""What each op of torch.ops.nvfp4 asks the dispatch for; "weight_only_linear" is linear with
-activation="bf16".
+"""What each op asks the dispatch for, called without static scales; "weight_only_linear" is linear
+with activation="bf16" (W4A16).
 """
 
 
