@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from nvfp4.backends.contract import recorded
-from nvfp4.backends.triton.launch import Launch
+from nvfp4.backends.triton.runtime.launch import Launch
 from nvfp4.bench import cases
 from nvfp4.bench.moe import Sizes, moe
 from nvfp4.bench.timing import Call, compare, host_seconds

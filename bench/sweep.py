@@ -29,10 +29,10 @@ from nvfp4.backends.triton import (
     quantize,
     quantize_dynamic,
 )
-from nvfp4.backends.triton.launch import Launch
-from nvfp4.backends.triton.mm_config import COST, K_GROUP, HopperConfig, MmConfig
-from nvfp4.backends.triton.quantize_config import Tile
-from nvfp4.backends.triton.tuned import machine
+from nvfp4.backends.triton.device.tile_config import Tile
+from nvfp4.backends.triton.gemm.config import COST, K_GROUP, HopperConfig, MmConfig
+from nvfp4.backends.triton.gemm.tuned import machine
+from nvfp4.backends.triton.runtime.launch import Launch
 from nvfp4.bench.cases import furthest
 from nvfp4.bench.timing import compare
 from nvfp4.ops.quantize import empty_quantized

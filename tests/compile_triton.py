@@ -33,10 +33,10 @@ from nvfp4.backends.triton import (
     route,
     weight_only_linear,
 )
-from nvfp4.backends.triton.ahead import compile_launch
-from nvfp4.backends.triton.architecture import multiplies_nvfp4
-from nvfp4.backends.triton.launch import Launch
-from nvfp4.backends.triton.mm_config import COST, GROUPED
+from nvfp4.backends.triton.gemm.config import COST, GROUPED
+from nvfp4.backends.triton.runtime.ahead import compile_launch
+from nvfp4.backends.triton.runtime.architecture import multiplies_nvfp4
+from nvfp4.backends.triton.runtime.launch import Launch
 from nvfp4.spec.format import FLOAT_DTYPES, SCALE_LAYOUTS
 from nvfp4.spec.glu import ACTIVATIONS
 from nvfp4.spec.grouped import grouped_scales_shape

@@ -273,7 +273,7 @@ def test_a_triton_cache_folder_that_cannot_be_written_stopped_compiling(folder):
     folder.write_text("a file")
     code = """
 import torch
-from nvfp4.backends.triton.ahead import compile_launch
+from nvfp4.backends.triton.runtime.ahead import compile_launch
 from nvfp4.backends.triton.moe_combine import plan
 
 y, out = torch.empty(2, 8, 64, dtype=torch.bfloat16, device="meta").unbind()

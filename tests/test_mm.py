@@ -18,9 +18,8 @@ from cases import (
 import nvfp4
 from nvfp4.backends.contract import Workload, target_of
 from nvfp4.backends.settings import BATCH_INVARIANT
-from nvfp4.backends.triton.hopper_mm import share_out
-from nvfp4.backends.triton.mm import plan
-from nvfp4.backends.triton.mm_config import (
+from nvfp4.backends.triton.device.tile_config import choose_rounding_tile
+from nvfp4.backends.triton.gemm.config import (
     COST,
     GROUPED,
     K_GROUP,
@@ -28,7 +27,8 @@ from nvfp4.backends.triton.mm_config import (
     HopperConfig,
     choose_config,
 )
-from nvfp4.backends.triton.quantize_config import choose_rounding_tile
+from nvfp4.backends.triton.hopper.mm import share_out
+from nvfp4.backends.triton.mm import plan
 from nvfp4.spec.format import FLOAT_DTYPES
 
 pytestmark = pytest.mark.op("mm")

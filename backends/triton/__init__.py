@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from nvfp4.backends.contract import Backend, Compilation, Problem, Replay, Workload, sm_of
-from nvfp4.backends.triton.architecture import (
+from nvfp4.backends.triton.runtime.architecture import (
     ASSEMBLED_SINCE,
     installed,
     multiplies_nvfp4,
@@ -67,7 +67,7 @@ def _compile_ahead(workloads: Iterable[Workload], arch: str, workers: int) -> Co
 
 
 def _replay(launches: Sequence[Any], tensors: Sequence[Tensor]) -> Replay | None:
-    from nvfp4.backends.triton.program import record
+    from nvfp4.backends.triton.runtime.program import record
 
     program = record(launches, tensors)
     return program and program.run

@@ -5,11 +5,17 @@ import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton.floats import BLOCK, E2M1_F16_SCALE, e2m1_to_f16, e4m3_to_f16, from_f32
-from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.program import run
-from nvfp4.backends.triton.quantize_config import choose_tile
-from nvfp4.backends.triton.tiles import scale_offsets
+from nvfp4.backends.triton.device.floats import (
+    BLOCK,
+    E2M1_F16_SCALE,
+    e2m1_to_f16,
+    e4m3_to_f16,
+    from_f32,
+)
+from nvfp4.backends.triton.device.tile_config import choose_tile
+from nvfp4.backends.triton.device.tiles import scale_offsets
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv
+from nvfp4.backends.triton.runtime.program import run
 from nvfp4.spec.format import DATA_DTYPE, SWIZZLED
 
 

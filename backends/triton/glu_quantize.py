@@ -9,22 +9,20 @@ import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton.groups import (
+from nvfp4.backends.triton.device.groups import (
     experts_vector,
     most_tiles,
     scale_rows,
     tile_of_expert,
 )
-from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.program import run
-from nvfp4.backends.triton.quantize_config import (
+from nvfp4.backends.triton.device.tile_config import (
     FEW_ROWS,
     LONGEST_ROW,
     Tile,
     choose_row_tile,
     choose_tile,
 )
-from nvfp4.backends.triton.tiles import (
+from nvfp4.backends.triton.device.tiles import (
     TILE_ROWS,
     global_scale_of,
     glu,
@@ -36,6 +34,8 @@ from nvfp4.backends.triton.tiles import (
     store_scales,
     store_words,
 )
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv
+from nvfp4.backends.triton.runtime.program import run
 from nvfp4.spec import swizzle
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, SWIZZLED
 

@@ -10,10 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton import hopper_grouped_mm
-from nvfp4.backends.triton.architecture import gemm_architecture, is_blackwell
-from nvfp4.backends.triton.gemm import decode, load_scales, load_step, multiply, store, words_of
-from nvfp4.backends.triton.groups import (
+from nvfp4.backends.triton.device.groups import (
     experts_of_rows,
     experts_vector,
     most_tiles,
@@ -21,15 +18,25 @@ from nvfp4.backends.triton.groups import (
     store_tiles,
     tile_of_expert,
 )
-from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.mm_config import (
+from nvfp4.backends.triton.gemm.config import (
     K_GROUP,
     LEAST,
     HopperConfig,
     MmConfig,
     choose_grouped_config,
 )
-from nvfp4.backends.triton.program import run
+from nvfp4.backends.triton.gemm.multiply import (
+    decode,
+    load_scales,
+    load_step,
+    multiply,
+    store,
+    words_of,
+)
+from nvfp4.backends.triton.hopper import grouped_mm as hopper_grouped_mm
+from nvfp4.backends.triton.runtime.architecture import gemm_architecture, is_blackwell
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv
+from nvfp4.backends.triton.runtime.program import run
 from nvfp4.spec.format import DATA_DTYPE
 
 

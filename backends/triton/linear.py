@@ -12,16 +12,16 @@ import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton.architecture import gemm_architecture, overlaps
-from nvfp4.backends.triton.decode import decoded_width
-from nvfp4.backends.triton.gemm import await_previous, count_from_zero, store_for_gemm
-from nvfp4.backends.triton.launch import Launch, cdiv
+from nvfp4.backends.triton.device.tile_config import LONGEST_ROW, Tile, choose_rounding_tile
+from nvfp4.backends.triton.device.tiles import load_blocks, round_tile, row_global_scale
+from nvfp4.backends.triton.gemm.config import HopperConfig, MmConfig
+from nvfp4.backends.triton.gemm.decode import decoded_width
+from nvfp4.backends.triton.gemm.multiply import await_previous, count_from_zero, store_for_gemm
 from nvfp4.backends.triton.mm import Operand, plan_decoded
-from nvfp4.backends.triton.mm_config import HopperConfig, MmConfig
-from nvfp4.backends.triton.program import run
-from nvfp4.backends.triton.quantize_config import LONGEST_ROW, Tile, choose_rounding_tile
 from nvfp4.backends.triton.quantize_dynamic import plan_row_scales
-from nvfp4.backends.triton.tiles import load_blocks, round_tile, row_global_scale
+from nvfp4.backends.triton.runtime.architecture import gemm_architecture, overlaps
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv
+from nvfp4.backends.triton.runtime.program import run
 from nvfp4.spec.format import DATA_DTYPE
 
 

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.settings import may_split_k
-from nvfp4.backends.triton import hopper_mm
-from nvfp4.backends.triton.architecture import gemm_architecture, is_blackwell, overlaps
-from nvfp4.backends.triton.decode import plan_decode
-from nvfp4.backends.triton.gemm import (
+from nvfp4.backends.triton.gemm.config import LEAST, HopperConfig, MmConfig, choose_config
+from nvfp4.backends.triton.gemm.decode import plan_decode
+from nvfp4.backends.triton.gemm.multiply import (
     await_previous,
     leave,
     multiply,
@@ -22,10 +21,11 @@ from nvfp4.backends.triton.gemm import (
     sum_of_splits,
     words_of,
 )
-from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.mm_config import LEAST, HopperConfig, MmConfig, choose_config
-from nvfp4.backends.triton.program import run
-from nvfp4.backends.triton.tuned import tuned_config
+from nvfp4.backends.triton.gemm.tuned import tuned_config
+from nvfp4.backends.triton.hopper import mm as hopper_mm
+from nvfp4.backends.triton.runtime.architecture import gemm_architecture, is_blackwell, overlaps
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv
+from nvfp4.backends.triton.runtime.program import run
 from nvfp4.spec.format import DATA_DTYPE
 
 

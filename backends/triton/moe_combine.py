@@ -4,9 +4,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nvfp4.backends.triton.floats import from_f32, to_f32
-from nvfp4.backends.triton.launch import Launch, cdiv, next_power_of_2
-from nvfp4.backends.triton.program import run
+from nvfp4.backends.triton.device.floats import from_f32, to_f32
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv, next_power_of_2
+from nvfp4.backends.triton.runtime.program import run
 
 
 @triton.jit(do_not_specialize=["R"])

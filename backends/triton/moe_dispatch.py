@@ -10,13 +10,14 @@ from torch import Tensor
 
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton import route
-from nvfp4.backends.triton.groups import experts_vector, most_tiles, scale_rows, tile_of_expert
-from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.program import run
-from nvfp4.backends.triton.quantize_config import LONGEST_ROW, Tile, choose_row_tile, choose_tile
-from nvfp4.backends.triton.quantize_dynamic import plan_row_scales
-from nvfp4.backends.triton.route import local_expert
-from nvfp4.backends.triton.tiles import (
+from nvfp4.backends.triton.device.groups import (
+    experts_vector,
+    most_tiles,
+    scale_rows,
+    tile_of_expert,
+)
+from nvfp4.backends.triton.device.tile_config import LONGEST_ROW, Tile, choose_row_tile, choose_tile
+from nvfp4.backends.triton.device.tiles import (
     TILE_BLOCKS,
     TILE_ROWS,
     load_blocks,
@@ -25,6 +26,10 @@ from nvfp4.backends.triton.tiles import (
     store_scales,
     store_words,
 )
+from nvfp4.backends.triton.quantize_dynamic import plan_row_scales
+from nvfp4.backends.triton.route import local_expert
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv
+from nvfp4.backends.triton.runtime.program import run
 from nvfp4.spec import swizzle
 from nvfp4.spec.format import DATA_DTYPE
 

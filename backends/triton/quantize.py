@@ -5,10 +5,10 @@ import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.program import run
-from nvfp4.backends.triton.quantize_config import FEW_ROWS, Tile, choose_tile
-from nvfp4.backends.triton.tiles import load_blocks, store_quantized
+from nvfp4.backends.triton.device.tile_config import FEW_ROWS, Tile, choose_tile
+from nvfp4.backends.triton.device.tiles import load_blocks, store_quantized
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv
+from nvfp4.backends.triton.runtime.program import run
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, SWIZZLED
 
 

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nvfp4.backends.triton.groups import experts_vector
-from nvfp4.backends.triton.launch import Launch, cdiv, next_power_of_2
+from nvfp4.backends.triton.device.groups import experts_vector
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv, next_power_of_2
 
 
 @triton.jit

@@ -9,7 +9,9 @@ from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from nvfp4.backends.triton.hopper import (
+from nvfp4.backends.triton.gemm.config import HOPPER_BN, K_GROUP, HopperConfig, sms
+from nvfp4.backends.triton.hopper.epilogue import early, load_factors, store
+from nvfp4.backends.triton.hopper.pipeline import (
     BN,
     FIRST_REGISTERS,
     ROWS,
@@ -22,9 +24,7 @@ from nvfp4.backends.triton.hopper import (
     pipeline,
     registers_of_roles,
 )
-from nvfp4.backends.triton.hopper_store import early, load_factors, store
-from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.mm_config import HOPPER_BN, K_GROUP, HopperConfig, sms
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv
 from nvfp4.spec.swizzle import TILE_ROWS
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from nvfp4.backends.contract import RECORDING
-from nvfp4.backends.triton.launch import Launch
+from nvfp4.backends.triton.runtime.launch import Launch
 
 ALIGNMENT = 256
 """Of each tensor in a workspace, in bytes; at least what a kernel is compiled for."""

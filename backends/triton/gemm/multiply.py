@@ -14,8 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nvfp4.backends.triton import architecture
-from nvfp4.backends.triton.floats import (
+from nvfp4.backends.triton.device.floats import (
     BLOCK,
     E2M1_F16_SCALE,
     INTERPRETED,
@@ -24,8 +23,9 @@ from nvfp4.backends.triton.floats import (
     from_f32,
     to_f32,
 )
-from nvfp4.backends.triton.mm_config import K_GROUP
-from nvfp4.backends.triton.tiles import scale_offsets
+from nvfp4.backends.triton.device.tiles import scale_offsets
+from nvfp4.backends.triton.gemm.config import K_GROUP
+from nvfp4.backends.triton.runtime import architecture
 
 GROUP = tl.constexpr(K_GROUP)
 HOPPER = tl.constexpr(architecture.HOPPER)

@@ -13,7 +13,9 @@ from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from nvfp4.backends.triton.hopper import (
+from nvfp4.backends.triton.gemm.config import HOPPER_BN, K_GROUP, HopperConfig, sms
+from nvfp4.backends.triton.hopper.epilogue import early, load_factors, rows_and_columns, store
+from nvfp4.backends.triton.hopper.pipeline import (
     BN,
     FIRST_REGISTERS,
     ROWS,
@@ -28,9 +30,7 @@ from nvfp4.backends.triton.hopper import (
     registers_of_roles,
     sums_layout,
 )
-from nvfp4.backends.triton.hopper_store import early, load_factors, rows_and_columns, store
-from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.mm_config import HOPPER_BN, K_GROUP, HopperConfig, sms
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv
 
 QUADS_LAYOUT = gl.constexpr(gl.BlockedLayout([1, 4], [32, 1], [4, 1], [1, 0]))
 

@@ -7,8 +7,8 @@ integers that stay in cache. Only for kernels whose warps have roles is a schedu
 import triton
 import triton.language as tl
 
-from nvfp4.backends.triton.launch import next_power_of_2
-from nvfp4.backends.triton.tiles import TILE_ROWS
+from nvfp4.backends.triton.device.tiles import TILE_ROWS
+from nvfp4.backends.triton.runtime.launch import next_power_of_2
 
 
 def experts_vector(experts: int) -> int:

@@ -9,8 +9,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 
-from nvfp4.backends.triton import cache_folder
-from nvfp4.backends.triton.launch import Launch, hash_all
+from nvfp4.backends.triton.runtime import cache_folder
+from nvfp4.backends.triton.runtime.launch import Launch, hash_all
 
 
 class _Target:

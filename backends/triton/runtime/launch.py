@@ -10,7 +10,7 @@ is compiled serves any number that has its configuration, and warming up is not 
 import functools
 from collections.abc import Callable
 from importlib import import_module
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from triton.compiler import CompiledKernel
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.runtime import JITFunction
 
-from nvfp4.backends.triton import cache_folder
+from nvfp4.backends.triton.runtime import cache_folder
 
 
 class Launch(NamedTuple):
@@ -113,9 +113,10 @@ def hash_all() -> None:
     functions it calls; but of one that was not hashed before in this process the constants do not
     count. All being hashed first, in one order, a process finds what another has compiled.
     """
-    package = import_module(__package__)
-    for module in sorted(module.name for module in iter_modules(package.__path__)):
-        for _, value in sorted(vars(import_module(f"{__package__}.{module}")).items()):
+    package = import_module("nvfp4.backends.triton")
+    modules = walk_packages(package.__path__, f"{package.__name__}.")
+    for module in sorted(module.name for module in modules):
+        for _, value in sorted(vars(import_module(module)).items()):
             if isinstance(value, JITFunction):
                 value.cache_key  # noqa: B018 - hashes it
 

@@ -28,9 +28,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.core import _aggregate as aggregate
 
-from nvfp4.backends.triton import floats
-from nvfp4.backends.triton.gemm import planes_ptx
-from nvfp4.backends.triton.mm_config import HOPPER_BN, K_GROUP, HopperConfig
+from nvfp4.backends.triton.device import floats
+from nvfp4.backends.triton.gemm.config import HOPPER_BN, K_GROUP, HopperConfig
+from nvfp4.backends.triton.gemm.multiply import planes_ptx
 from nvfp4.spec.swizzle import TILE_ROWS
 
 # Gluon's names since Triton 3.7, or those before.

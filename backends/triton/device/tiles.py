@@ -10,7 +10,7 @@ of two, C at least 64.
 import triton
 import triton.language as tl
 
-from nvfp4.backends.triton.floats import (
+from nvfp4.backends.triton.device.floats import (
     BLOCK,
     E2M1_F16_SCALE,
     INF_BITS,

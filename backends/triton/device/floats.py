@@ -6,7 +6,8 @@ stays uint8 here.
 import triton
 import triton.language as tl
 
-from nvfp4.backends.triton import architecture, interpreting
+from nvfp4.backends.triton import interpreting
+from nvfp4.backends.triton.runtime import architecture
 from nvfp4.spec import format as spec
 
 BLOCK = tl.constexpr(spec.BLOCK)

@@ -8,7 +8,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import constexpr_function
 
-from nvfp4.backends.triton.hopper import ROWS
+from nvfp4.backends.triton.hopper.pipeline import ROWS
 
 PART = gl.constexpr(64)
 """Of a tile's columns, as many as are stored at once."""

@@ -7,16 +7,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nvfp4.backends.triton.architecture import overlaps
-from nvfp4.backends.triton.gemm import (
+from nvfp4.backends.triton.gemm.config import K_GROUP
+from nvfp4.backends.triton.gemm.multiply import (
     await_previous,
     count_from_zero,
     decode,
     load_scales,
     load_step,
 )
-from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.mm_config import K_GROUP
+from nvfp4.backends.triton.runtime.architecture import overlaps
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv
 
 
 @triton.jit(do_not_specialize=["tiles", "M"])

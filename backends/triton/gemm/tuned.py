@@ -15,7 +15,7 @@ import torch
 import triton
 
 from nvfp4.backends.settings import TUNED
-from nvfp4.backends.triton.mm_config import HopperConfig, MmConfig
+from nvfp4.backends.triton.gemm.config import HopperConfig, MmConfig
 
 Config = MmConfig | HopperConfig
 

@@ -1,0 +1,1 @@
+"""From a kernel to a launch: architectures, the compile cache, compiling ahead, replaying."""
