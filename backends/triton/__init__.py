@@ -2,7 +2,6 @@
 CPU.
 """
 
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,19 +11,13 @@ from nvfp4.backends.contract import Backend, Compilation, Problem, Replay, Workl
 from nvfp4.backends.triton.runtime.architecture import (
     ASSEMBLED_SINCE,
     installed,
+    interpreting,
     multiplies_nvfp4,
     release,
 )
 
 OLDEST = (3, 6)
 OLDEST_SM = 80
-
-
-def interpreting() -> bool:
-    """Whether Triton's kernels are interpreted in this process; Triton reads the variable once, at
-    import.
-    """
-    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
 def _needs(problem: Problem) -> list[str]:

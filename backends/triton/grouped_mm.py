@@ -25,14 +25,9 @@ from nvfp4.backends.triton.gemm.config import (
     MmConfig,
     choose_grouped_config,
 )
-from nvfp4.backends.triton.gemm.multiply import (
-    decode,
-    load_scales,
-    load_step,
-    multiply,
-    store,
-    words_of,
-)
+from nvfp4.backends.triton.gemm.decode import decode, words_of
+from nvfp4.backends.triton.gemm.load import load_scales, load_step
+from nvfp4.backends.triton.gemm.multiply import multiply, store
 from nvfp4.backends.triton.hopper import grouped_mm as hopper_grouped_mm
 from nvfp4.backends.triton.runtime.architecture import gemm_architecture, is_blackwell
 from nvfp4.backends.triton.runtime.launch import Launch, cdiv

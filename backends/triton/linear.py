@@ -12,11 +12,12 @@ import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.contract import target_of
+from nvfp4.backends.triton.device.pdl import await_previous
 from nvfp4.backends.triton.device.tile_config import LONGEST_ROW, Tile, choose_rounding_tile
 from nvfp4.backends.triton.device.tiles import load_blocks, round_tile, row_global_scale
 from nvfp4.backends.triton.gemm.config import HopperConfig, MmConfig
-from nvfp4.backends.triton.gemm.decode import decoded_width
-from nvfp4.backends.triton.gemm.multiply import await_previous, count_from_zero, store_for_gemm
+from nvfp4.backends.triton.gemm.decode import decoded_width, store_for_gemm
+from nvfp4.backends.triton.gemm.split_k import count_from_zero
 from nvfp4.backends.triton.mm import Operand, plan_decoded
 from nvfp4.backends.triton.quantize_dynamic import plan_row_scales
 from nvfp4.backends.triton.runtime.architecture import gemm_architecture, overlaps

@@ -4,23 +4,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.settings import may_split_k
+from nvfp4.backends.triton.device.pdl import await_previous
 from nvfp4.backends.triton.gemm.config import LEAST, HopperConfig, MmConfig, choose_config
-from nvfp4.backends.triton.gemm.decode import plan_decode
-from nvfp4.backends.triton.gemm.multiply import (
-    await_previous,
-    leave,
-    multiply,
-    store,
-    sum_of_splits,
-    words_of,
-)
+from nvfp4.backends.triton.gemm.decode import plan_decode, words_of
+from nvfp4.backends.triton.gemm.multiply import multiply, store
+from nvfp4.backends.triton.gemm.split_k import Splits, leave, plan_splits, sum_of_splits
 from nvfp4.backends.triton.gemm.tuned import tuned_config
 from nvfp4.backends.triton.hopper import mm as hopper_mm
 from nvfp4.backends.triton.runtime.architecture import gemm_architecture, is_blackwell, overlaps
@@ -145,28 +139,11 @@ def plan_decoded(
         return decode, hopper_mm.plan_multiply(
             a, words, weight.scales, *factors, out, config, shares
         )
-    splits = _plan_splits(m, n, config, out.device)
+    splits = plan_splits(m, n, config, out.device)
     a, decode = decoding(splits.arrived)
     operands = Operand(a, weight.scales), Operand(words, weight.scales)
     multiply = _plan_multiply(*operands, alpha, row_scale, bias, out, k, config, splits, sm)
     return decode, multiply
-
-
-class Splits(NamedTuple):
-    """Where the splits of a sum over K meet: float32 [tiles, splits, BN, BM], and how many of each
-    tile's have arrived, int32 [tiles], zeroed by the kernel before. None where none is split.
-    """
-
-    partial_sums: Tensor | None = None
-    arrived: Tensor | None = None
-
-
-def _plan_splits(m: int, n: int, config: MmConfig, device: torch.device) -> Splits:
-    if config.splits == 1:
-        return Splits()
-    tiles = cdiv(m, config.BM) * cdiv(n, config.BN)
-    sums = torch.empty(tiles, config.splits, config.BN, config.BM, device=device)
-    return Splits(sums, torch.empty(tiles, dtype=torch.int32, device=device))
 
 
 MOST_SPARSE = 16

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton.device.floats import E2M1_F16_SCALE, from_f32, to_f32
+from nvfp4.backends.triton.device.pdl import await_previous
 from nvfp4.backends.triton.device.tile_config import Tile, choose_rounding_tile
 from nvfp4.backends.triton.device.tiles import load_blocks, row_power_of_two
 from nvfp4.backends.triton.gemm.config import HopperConfig, MmConfig
-from nvfp4.backends.triton.gemm.decode import decoded_width
-from nvfp4.backends.triton.gemm.multiply import await_previous, count_from_zero, store_for_gemm
+from nvfp4.backends.triton.gemm.decode import decoded_width, store_for_gemm
+from nvfp4.backends.triton.gemm.split_k import count_from_zero
 from nvfp4.backends.triton.mm import Operand, plan_decoded
 from nvfp4.backends.triton.runtime.architecture import FP8, is_blackwell, overlaps
 from nvfp4.backends.triton.runtime.launch import Launch, cdiv

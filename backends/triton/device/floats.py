@@ -6,7 +6,6 @@ stays uint8 here.
 import triton
 import triton.language as tl
 
-from nvfp4.backends.triton import interpreting
 from nvfp4.backends.triton.runtime import architecture
 from nvfp4.spec import format as spec
 
@@ -14,7 +13,7 @@ BLOCK = tl.constexpr(spec.BLOCK)
 E4M3_MAX = tl.constexpr(spec.E4M3_MAX)
 NAN_SCALE = tl.constexpr(spec.NAN_SCALE)
 
-INTERPRETED = tl.constexpr(interpreting())
+INTERPRETED = tl.constexpr(architecture.interpreting())
 FP8 = tl.constexpr(architecture.FP8)
 HOPPER = tl.constexpr(architecture.HOPPER)
 BLACKWELL = tl.constexpr(architecture.BLACKWELL)

@@ -7,7 +7,7 @@ thread is given one block, which is soonest done (`python -m nvfp4.bench.sweep q
 
 from typing import NamedTuple
 
-from nvfp4.backends.triton import interpreting
+from nvfp4.backends.triton.runtime.architecture import interpreting
 from nvfp4.backends.triton.runtime.launch import next_power_of_2
 from nvfp4.spec.format import BLOCK
 from nvfp4.spec.swizzle import TILE_BLOCKS

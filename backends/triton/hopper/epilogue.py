@@ -5,8 +5,8 @@ transpose.
 """
 
 from triton.experimental import gluon
+from triton.experimental.gluon import constexpr_function
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon._runtime import constexpr_function
 
 from nvfp4.backends.triton.hopper.pipeline import ROWS
 

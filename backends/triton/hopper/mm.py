@@ -20,7 +20,6 @@ from nvfp4.backends.triton.hopper.pipeline import (
     FIRST_REGISTERS,
     ROWS,
     await_previous,
-    barrier,
     copy_activations,
     copy_weights,
     describe,
@@ -30,6 +29,7 @@ from nvfp4.backends.triton.hopper.pipeline import (
     registers_of_roles,
     sums_layout,
 )
+from nvfp4.backends.triton.runtime.compat import barrier
 from nvfp4.backends.triton.runtime.launch import Launch, cdiv
 
 QUADS_LAYOUT = gl.constexpr(gl.BlockedLayout([1, 4], [32, 1], [4, 1], [1, 0]))

@@ -16,28 +16,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from triton.experimental import gluon
+from triton.experimental.gluon import constexpr_function
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon._runtime import constexpr_function
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-from triton.language.core import _aggregate as aggregate
 
 from nvfp4.backends.triton.device import floats
 from nvfp4.backends.triton.gemm.config import HOPPER_BN, K_GROUP, HopperConfig
-from nvfp4.backends.triton.gemm.multiply import planes_ptx
+from nvfp4.backends.triton.gemm.decode import planes_ptx
+from nvfp4.backends.triton.runtime.compat import aggregate, copy_tile, reinterpret
 from nvfp4.spec.swizzle import TILE_ROWS
-
-# Gluon's names since Triton 3.7, or those before.
-barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
-copy = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
-_memory = gl.shared_memory_descriptor
-reinterpret = _memory.reinterpret if hasattr(_memory, "reinterpret") else _memory._reinterpret
 
 BK = gl.constexpr(K_GROUP)
 """Elements of K a step."""
@@ -238,7 +231,7 @@ def copy_activations(pipe, a, place, row, begin, count):
     for step in range(begin, begin + count):
         full = pipe.a_ring.await_empty(place)
         mbarrier.expect(full, a.block_type.nbytes)
-        copy(a, [row, step * BK], full, pipe.a.index(pipe.a_ring.slot(place)))
+        copy_tile(a, [row, step * BK], full, pipe.a.index(pipe.a_ring.slot(place)))
         place += 1
     return place
 
@@ -252,8 +245,8 @@ def copy_weights(pipe, words, scales, place, row, tile_row, begin, count):
         full = pipe.b_ring.await_empty(place)
         mbarrier.expect(full, words.block_type.nbytes + scales.block_type.nbytes)
         slot = pipe.b_ring.slot(place)
-        copy(words, [row, step * WORDS], full, pipe.words.index(slot))
-        copy(scales, [tile_row, step * QUADS], full, pipe.scales.index(slot))
+        copy_tile(words, [row, step * WORDS], full, pipe.words.index(slot))
+        copy_tile(scales, [tile_row, step * QUADS], full, pipe.scales.index(slot))
         place += 1
     return place
 

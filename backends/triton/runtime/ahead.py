@@ -2,14 +2,11 @@
 a kernel, so that what is compiled is what a launch there finds in Triton's cache.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 
 from nvfp4.backends.triton.runtime import cache_folder
+from nvfp4.backends.triton.runtime.compat import active_driver
 from nvfp4.backends.triton.runtime.launch import Launch, hash_all
 
 
@@ -31,21 +28,10 @@ class _Target:
         return 0
 
 
-@contextmanager
-def _driver(sm: int) -> Iterator[None]:
-    drivers = triton.runtime.driver
-    before = drivers._active
-    drivers.set_active(_Target(sm))
-    try:
-        yield
-    finally:
-        drivers._active = before
-
-
 def compile_launch(launch: Launch, sm: int) -> CompiledKernel:
     """What `launch` would run on an sm_<sm> GPU; its tensors may be meta tensors."""
     cache_folder.ensure_usable()
     hash_all()
     arguments = launch.constants | launch.options
-    with _driver(sm):
+    with active_driver(_Target(sm)):
         return launch.kernel.warmup(*launch.args, grid=launch.grid, **arguments)

@@ -1,6 +1,7 @@
 """What an NVIDIA architecture has that a kernel may use, with the Triton that is installed."""
 
 import functools
+import os
 from importlib.metadata import PackageNotFoundError, version
 
 FP8 = 89
@@ -39,6 +40,14 @@ def installed(package: str) -> str:
 def release(package: str) -> Release:
     """The installed package's (major, minor); () if it is not installed."""
     return tuple(int(part) for part in installed(package).split(".")[:2] if part)
+
+
+def interpreting() -> bool:
+    """Whether this process interprets Triton's kernels on the CPU (TRITON_INTERPRET).
+
+    Triton reads the variable once, at import.
+    """
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
 def overlaps(sm: int) -> bool:

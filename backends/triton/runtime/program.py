@@ -10,6 +10,7 @@ from torch import Tensor
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from nvfp4.backends.contract import RECORDING
+from nvfp4.backends.triton.runtime.compat import copy_descriptor
 from nvfp4.backends.triton.runtime.launch import Launch
 
 ALIGNMENT = 256
@@ -91,9 +92,7 @@ class Described:
         if descriptor is None:
             if len(self.known) == self.MOST:
                 self.known.clear()
-            # Not by its constructor, which would check again what has been checked.
-            descriptor = object.__new__(TensorDescriptor)
-            vars(descriptor).update(self.fields, base=Address(address, self.dtype))
+            descriptor = copy_descriptor(self.fields, Address(address, self.dtype))
             self.known[address] = descriptor
         return descriptor
 
