@@ -199,7 +199,7 @@ def _described(launch: Launch) -> str:
     options = {
         "num_warps": launch.num_warps,
         "num_stages": launch.num_stages,
-        "most_registers": launch.most_registers,
+        "maxnreg": launch.maxnreg,
     }
     told = [
         name if value is True else f"{name}={value}"

@@ -177,7 +177,7 @@ def linear_configs(m: int, k: int) -> Iterator[Config]:
         for config in COST:
             if m / 4 <= config.BM < 2 * max(m, 16):
                 yield config
-                yield config._replace(split=True)
+                yield config._replace(stream_k=True)
 
 
 def _grouped_configs(k: int) -> Iterator[Config]:

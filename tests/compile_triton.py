@@ -96,7 +96,7 @@ def _hopper_tiles(sm: int) -> Iterator[tuple[str, Launch]]:
     )
     factors, out = (_meta(1, 2), _meta(m), _meta(n)), _meta(m, n, dtype=torch.bfloat16)
     for config, split in itertools.product({*COST, *GROUPED.values()}, (False, True)):
-        tile = config._replace(split=split)
+        tile = config._replace(stream_k=split)
         yield "mm", mm.plan(a, b, a_scales, b_scales, *factors, out, sm, tile)[-1]
 
 
@@ -176,7 +176,7 @@ def main(sm: int) -> None:
             together = per_sm * (compiled.metadata.shared + 1024)
             assert together <= 228 * 1024, (name, launch.constants, together)
             spilled = max(0, spilled - 32)
-        if "B_SLOTS" in launch.constants:
+        if "B_STAGES" in launch.constants:
             read, too_early = _given_back(compiled.asm["sass"])
             assert read, launch.constants
             slots, early = slots + read, early + too_early

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.gpu
 OPS = torch.ops.nvfp4
 
 HOPPER_TILES = [
-    tile._replace(split=split)
+    tile._replace(stream_k=split)
     for tile in sorted({*COST, *GROUPED.values()})
     for split in (False, True)
 ]

@@ -46,7 +46,7 @@ def test_picks_are_for_as_many_tokens_as_they_say(tuned):
 
 
 def test_both_kinds_of_tiles_come_back_as_they_were(tmp_path, monkeypatch):
-    hopper = HopperConfig(64, 4, 8, split=True)
+    hopper = HopperConfig(64, 4, 8, stream_k=True)
     path = tmp_path / "tuned.json"
     path.write_text(as_text({(N, K): [Pick(8, hopper, SMALL)]}, CPU))
     monkeypatch.setenv(TUNED, str(path))

@@ -1,5 +1,7 @@
-"""Triton kernels: one source for every NVIDIA GPU from sm_80 on, and for Triton's interpreter on a
-CPU.
+"""The Triton backend: one source for every NVIDIA GPU from sm_80 on, and for a CPU's interpreter.
+
+Operators are the modules here, one launcher each. Imports go one way: runtime, device, gemm,
+hopper, operators, warmup.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,7 +32,7 @@ def _needs(problem: Problem) -> list[str]:
     if interpreting():
         if not numpy:
             needs.append("needs the package numpy to interpret kernels, got none")
-        elif triton < (3, 7) and numpy >= (2, 4):  # 3.6 turns arrays of one element into numbers
+        elif triton < (3, 7) and numpy >= (2, 4):  # 3.6 converts one-element arrays to numbers
             needs.append(
                 f"needs numpy < 2.4 to interpret with triton 3.6, got {installed('numpy')}"
             )

@@ -1,4 +1,4 @@
-"""Packed data and scales back to floats."""
+"""Dequantization: packed data and scales back to floats."""
 
 import triton
 import triton.language as tl
@@ -39,7 +39,7 @@ def _dequantize_kernel(
 
     codes = tl.join(packed & 0xF, packed >> 4).reshape(R, C // BLOCK, BLOCK)
     values = e2m1_to_f16(codes).to(tl.float32) * E2M1_F16_SCALE
-    # values * sf is exact, and only the product with p is rounded.
+    # values * sf is exact; only the product with p is rounded.
     values = values * e4m3_to_f16(sf, SM).to(tl.float32)[:, :, None] * p[:, None, None]
     columns = column + tl.arange(0, C)
     inside = in_rows & (columns < K)[None, :]
@@ -50,8 +50,8 @@ def _dequantize_kernel(
 def plan(
     data: Tensor, scales: Tensor, global_scale: Tensor, scale_layout: str, out: Tensor, sm: int
 ) -> Launch:
-    """data [M, K/2] and scales as bytes, global_scale float32 [1] or [M], out [M, K]; sm: the
-    architecture.
+    """Plan data [M, K/2] and scales uint8 with global_scale float32 [1] or [M] to out [M, K]; sm:
+    the architecture.
     """
     m, k = out.shape
     tile = choose_tile(k, elements=4096, widest=512, num_warps=4)

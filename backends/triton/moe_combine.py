@@ -1,4 +1,4 @@
-"""The experts' rows back to tokens, weighted."""
+"""The weighted sum of each token's expert rows."""
 
 import triton
 import triton.language as tl
@@ -16,8 +16,8 @@ def _combine_kernel(y, weights, positions, out, R, N, y_stride, top_k, C: tl.con
     acc = tl.zeros((C,), tl.float32)
     for j in range(top_k):
         row = tl.load(positions + token * top_k + j)
-        # A choice without a row adds nothing, whatever its weight is, and no address is made from a
-        # position that is not one of y's rows.
+        # A choice without a row adds nothing, whatever its weight. A position outside y makes no
+        # address.
         if (row >= 0) & (row < R):
             weight = to_f32(tl.load(weights + token * top_k + j))
             values = tl.load(y + row.to(tl.int64) * y_stride + columns, mask=columns < N, other=0.0)
@@ -27,7 +27,7 @@ def _combine_kernel(y, weights, positions, out, R, N, y_stride, top_k, C: tl.con
 
 
 def plan(y: Tensor, topk_weights: Tensor, positions: Tensor, out: Tensor) -> Launch:
-    """y [R, N], topk_weights [M, top_k], positions int32 [M, top_k], out [M, N]."""
+    """Plan y [R, N], topk_weights [M, top_k] and positions int32 [M, top_k] to out [M, N]."""
     (m, n), top_k = out.shape, positions.shape[1]
     columns = min(next_power_of_2(n), 1024)
     args = (y, topk_weights, positions, out, y.shape[0], n, y.stride(0), top_k)

@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton.device.tile_config import FEW_ROWS, Tile, choose_tile
+from nvfp4.backends.triton.device.tile_config import RESIDENT_ROWS, Tile, choose_tile
 from nvfp4.backends.triton.device.tiles import load_blocks, store_quantized
 from nvfp4.backends.triton.runtime.launch import Launch, cdiv
 from nvfp4.backends.triton.runtime.program import run
@@ -48,9 +48,11 @@ def plan(
     sm: int,
     tile: Tile | None = None,
 ) -> Launch:
-    """x [M, K], global_scale float32 [1] or [M], scales as bytes; sm: the architecture."""
+    """Plan quantizing x [M, K] with global_scale float32 [1] or [M], scales uint8; sm: the
+    architecture.
+    """
     (m, k), (scale_rows, scale_columns) = x.shape, scales.shape
-    warps = 4 if m <= FEW_ROWS else 1
+    warps = 4 if m <= RESIDENT_ROWS else 1
     tile = tile or choose_tile(k, elements=2048, widest=1024, num_warps=warps)
     return Launch(
         _quantize_kernel,

@@ -1,6 +1,4 @@
-"""Quantization with one global scale per row, found on the way: a program holds whole rows, so x
-is read once.
-"""
+"""Quantization with one global scale per row; a program holds whole rows, so x is read once."""
 
 import triton
 import triton.language as tl
@@ -54,7 +52,7 @@ def plan(
     sm: int,
     tile: Tile | None = None,
 ) -> Launch:
-    """x [M, K] with K <= LONGEST_ROW, scales as bytes; sm: the architecture."""
+    """Plan quantizing x [M, K], K up to LONGEST_ROW, scales uint8; sm: the architecture."""
     (m, k), (scale_rows, scale_columns) = x.shape, scales.shape
     tile = tile or choose_row_tile(m, k)
     return Launch(
@@ -72,7 +70,7 @@ def plan(
 
 
 def plan_row_scales(x: Tensor, global_scale: Tensor) -> Launch:
-    """The global scales [M] alone, for rows too long to hold."""
+    """Plan finding the rows' global scales [M] alone, for rows longer than LONGEST_ROW."""
     args = (x, global_scale, x.shape[1], x.stride(0))
     return Launch(_row_scales_kernel, (x.shape[0],), args, {"C": 8192}, num_warps=8)
 

@@ -1,1 +1,1 @@
-"""Device functions that operators and GEMMs share, and the sizes of the tiles they work on."""
+"""Device functions that the operators and the GEMMs share, and the sizes of their tiles."""

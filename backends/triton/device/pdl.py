@@ -1,4 +1,4 @@
-"""Programmatic dependent launch (PDL): a kernel starts before the one before it has ended."""
+"""Programmatic dependent launch (PDL): a kernel may start before the one before it has ended."""
 
 import triton
 import triton.language as tl
@@ -9,10 +9,12 @@ HOPPER = tl.constexpr(architecture.HOPPER)
 
 
 @triton.jit
-def await_previous(SM: tl.constexpr):
-    """Before the first read of what the kernel before wrote, and before any write: wait for its
-    end. Then the kernel after this one may start, and wait in turn. Not sooner: it may read weights
-    before it waits (hopper.copy_weights), and these the kernel before this one may have written.
+def wait_for_previous_kernel(SM: tl.constexpr):
+    """Wait for the end of the kernel before, then let the kernel after this one start.
+
+    Call it before the first read of what the kernel before wrote, and before any write. The next
+    kernel must not start sooner: it may read weights before it waits (hopper's copy_weights), which
+    the kernel before this one may have written.
     """
     if SM >= HOPPER:
         tl.extra.cuda.gdc_wait()

@@ -1,1 +1,1 @@
-"""The GEMM for every architecture: its tiles, its device functions, operands decoded once."""
+"""The GEMM's parts for every architecture: tiles, loads, decoding, multiplication and split-K."""

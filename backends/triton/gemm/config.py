@@ -1,4 +1,4 @@
-"""The GEMM's tiles."""
+"""Tile configurations of the GEMMs, and the rules that choose them by the problem's size."""
 
 import functools
 import math
@@ -7,13 +7,20 @@ from typing import NamedTuple
 
 import torch
 
+from nvfp4.spec.swizzle import TILE_ROWS
+
 K_GROUP = 128
-"""K is summed in groups of this many elements, whatever the tile; BK is a multiple of it."""
+"""Elements of K that are summed together, whatever the tile; BK is a multiple of it."""
+
+TOKEN_STEP = 128
+"""Beyond this many tokens, warming up compiles for multiples of it (contract.Workload)."""
 
 
 class MmConfig(NamedTuple):
-    """BM x BN outputs a program, BK of K a step. splits: so many programs a tile, each with a part
-    of K. most_registers: a thread's, so that more programs run at a time; None: what it takes.
+    """A tile of BM x BN outputs a program, in steps of BK elements of K.
+
+    splits: split-K, so many programs a tile, each with a part of K. maxnreg: the cap on a thread's
+    registers, so that more programs fit on an SM; None: no cap.
     """
 
     BM: int
@@ -22,66 +29,72 @@ class MmConfig(NamedTuple):
     num_warps: int
     num_stages: int
     splits: int = 1
-    most_registers: int | None = None
+    maxnreg: int | None = None
 
 
 class HopperConfig(NamedTuple):
-    """hopper.py's tiles: BM rows of A times HOPPER_BN of B; slots of a step of either, a power of
-    two. split: the programs share all steps of all tiles, and a tile's sum is split where a share
-    ends. per_sm: an SM's programs at a time, of which there are no more than that.
+    """A tile of BM x HOPPER_BN outputs for the pipeline in hopper/, in steps of K_GROUP.
+
+    a_stages, b_stages: pipeline stages of A and of B, each a power of two. stream_k: the programs
+    share all steps of all tiles evenly. per_sm: programs on an SM at a time.
     """
 
     BM: int
-    a_slots: int
-    b_slots: int
-    split: bool = False
+    a_stages: int
+    b_stages: int
+    stream_k: bool = False
     per_sm: int = 1
 
 
-HOPPER_BN = 128
-"""The scales of as many rows are one tile of the swizzled layout."""
-
-LEAST = 0
-"""For tiles that run on every architecture."""
+HOPPER_BN = TILE_ROWS
+"""Weight rows of a Hopper tile: the rows of one swizzled scale tile."""
 
 SMS = 132
-"""An H200's. With fewer the same tiles come in more waves, and the choice is still a good one."""
+"""An H200's SMs. With fewer, the same tiles run in more waves and are still a good choice."""
 
 
 @functools.cache
 def sms(device: torch.device) -> int:
-    """A GPU's number of SMs; an H200's where there is no GPU."""
+    """The GPU's number of SMs; an H200's where there is no GPU."""
     if device.type != "cuda":
         return SMS
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-FEW = MmConfig(16, 64, 256, 4, 4)
-SMALL = MmConfig(64, 64, 128, 4, 4)
-LARGE = MmConfig(128, 128, 128, 8, 3)
-SPEED = {SMALL: 0.6, LARGE: 1.0}
-"""Products in a unit of time on an H200, relative (bench/results/h200_linear_tiles.json; SMALL's
-with steps of 256, which spill on sm_80): the larger a tile, the less is decoded for each.
+TILE_16X64 = MmConfig(16, 64, 256, 4, 4)
+TILE_32X64 = MmConfig(32, 64, 256, 4, 3)
+TILE_64X64 = MmConfig(64, 64, 128, 4, 4)
+TILE_128X128 = MmConfig(128, 128, 128, 8, 3)
+RELATIVE_SPEED = {TILE_64X64: 0.6, TILE_128X128: 1.0}
+"""Relative throughput of the tiles on an H200 (bench/results/h200_linear_tiles.json).
+
+A larger tile decodes less for each product. TILE_64X64 was measured with BK = 256, which spills on
+sm_80.
 """
 
-FEW_WEIGHTS = 20e6
-"""Up to so many 9 to 16 tokens are multiplied by mma.sync, too."""
+DECODE_MAX_WEIGHTS = 20e6
+"""Up to this many weights, 9 to 16 tokens use the decode tiles too."""
 
-AT_ONCE, AT_MOST, MOST_REGISTERS = 5 * SMS, 6 * SMS, 80
-"""Programs of _fewest's for 8 tokens that run at a time, as their registers allow, and if a thread
-has no more than so many. These cost some time, but less than a second wave
-(bench/results/h200_few_registers.json). Triton 3.9 keeps 24 bytes of a thread in memory then, 3.6
-none.
+RESIDENT_PROGRAMS = 5 * SMS
+"""Programs of the decode tile for 8 tokens that run at a time: their registers allow five an SM."""
+
+CAPPED_RESIDENT_PROGRAMS, CAPPED_MAXNREG = 6 * SMS, 80
+"""Programs that run at a time if a thread is capped at 80 registers.
+
+The cap costs less time than a second wave (bench/results/h200_few_registers.json). With it Triton
+3.9 spills 24 bytes a thread, 3.6 none.
 """
 
 
 class Cost(NamedTuple):
-    """Microseconds of a Hopper tile: a step of K, when every SM has its programs, over their
-    number; sums that meet, beside PART for each.
+    """Microseconds of a Hopper tile.
+
+    step: a step of K with every SM full, over the programs on an SM. reduction: the fixed part of a
+    stream-K reduction, beside PARTIAL_COST for each partial sum.
     """
 
     step: float
-    meeting: float
+    reduction: float
 
 
 COST = {  # bench/results/h200_hopper_tiles.json, h200_two_programs.json, h200_slots.json,
@@ -97,11 +110,13 @@ COST = {  # bench/results/h200_hopper_tiles.json, h200_two_programs.json, h200_s
     HopperConfig(128, 2, 2): Cost(0.84, 5.1),
     HopperConfig(256, 2, 4): Cost(1.335, 12),
 }
-"""On an H200. The products alone would take 1.17 with 256 tokens and half with 128: there the L2
-cache, which gives an SM some 50 KB a microsecond, sets the time, and below it is decoding that
-does: one step after the other leaves an SM waiting, so that two programs share it, as long as their
-sums leave room. With 8 rows the weights then came at 88 % of the rate of a copy
-(h200_two_programs.json). Where a program has few steps, fewer slots were faster.
+"""Measured on an H200.
+
+The products alone would take 1.17 us a step with 256 tokens and half of that with 128. There the L2
+cache sets the time: it gives an SM some 50 KB a microsecond. With fewer tokens decoding sets it.
+One program's steps, one after the other, leave an SM waiting. So two programs share it, as long as
+their accumulators leave room. With 8 rows the weights then came at 88 % of the rate of a copy
+(h200_two_programs.json). Programs of few steps were faster with fewer stages.
 """
 
 GROUPED = {  # bench/results/h200_two_programs.json, h200_grouped_tiles.json
@@ -112,115 +127,129 @@ GROUPED = {  # bench/results/h200_two_programs.json, h200_grouped_tiles.json
     160: HopperConfig(128, 4, 4),
     math.inf: HopperConfig(256, 2, 4),
 }
-"""Tiles for experts by the most rows that they have on average: what an expert has more than a tile
-holds decodes its weights once more.
+"""Tiles of the grouped GEMM by the largest mean of rows an expert.
+
+An expert with more rows than the tile decodes its weights once more.
 """
 
-MOST_SPLIT = 3 * SMS
-"""Tiles. Of more each program has a row of its own to do, and the L2 cache holds none of what they
-read: 516 TFLOP/s instead of 700 with 8192 x 16384 x 7168.
+STREAM_K_MAX_TILES = 3 * SMS
+"""The most tiles that stream-K is used for.
+
+With more, each program works through tiles of its own, and the L2 cache holds nothing that they
+share: 516 TFLOP/s instead of 700 at 8192 x 16384 x 7168.
 """
 
-TILE = 2
-"""Microseconds that a tile takes beside its steps."""
+TILE_OVERHEAD = 2
+"""Microseconds of a tile beside its steps."""
 
-PART = 0.45
-"""Microseconds that each part of a split sum takes."""
+PARTIAL_COST = 0.45
+"""Microseconds to reduce one partial sum."""
 
 
-def _fastest(m: int, n: int, tiles: Iterable[MmConfig]) -> MmConfig:
-    """The tile whose waves take least: a wave takes as long for one program as for all."""
+def _choose_by_waves(m: int, n: int, tiles: Iterable[MmConfig]) -> MmConfig:
+    """Choose the tile whose waves take the least time; a partial wave takes as long as a full."""
 
     def time(tile: MmConfig) -> float:
         programs = -(-m // tile.BM) * -(-n // tile.BN)
-        return -(-programs // SMS) * tile.BM * tile.BN / SPEED[tile]
+        return -(-programs // SMS) * tile.BM * tile.BN / RELATIVE_SPEED[tile]
 
     return min(tiles, key=time)
 
 
-def _fewest(m: int, n: int, k: int) -> MmConfig:
-    """For up to 16 tokens on Hopper. Triton 3.6 multiplies these by mma.sync, which is faster there
-    than wgmma; but its sums may have another last bit than wgmma's (2 of 49,152 did), as split ones
-    do. bench/results/h200_two_programs.json.
+def _decode_config(m: int, n: int, k: int) -> MmConfig:
+    """Choose the tile for up to 16 tokens on Hopper (decode), split over K.
+
+    Triton multiplies so few rows by mma.sync, which is faster here than wgmma
+    (bench/results/h200_two_programs.json). Its sums may differ from wgmma's in the last bit, as
+    split sums do: 2 of 49,152 did with Triton 3.6.
     """
     if m > 8:
         return MmConfig(16, 32, 256, 2, 3, splits=3)
     tiles, steps = -(-n // 64), -(-k // 256)
-    squeezed = AT_ONCE < 3 * tiles <= AT_MOST
-    at_once = AT_MOST if squeezed else AT_ONCE
-    waves = -(-3 * tiles // at_once)  # of at least 3 splits, all but full
+    capped = RESIDENT_PROGRAMS < 3 * tiles <= CAPPED_RESIDENT_PROGRAMS
+    at_once = CAPPED_RESIDENT_PROGRAMS if capped else RESIDENT_PROGRAMS
+    waves = -(-3 * tiles // at_once)  # with at least 3 splits, nearly full
     splits = min(8, waves * at_once // tiles)
     share = -(-steps // splits)
-    registers = MOST_REGISTERS if squeezed else None
-    return MmConfig(8, 64, 256, 4, 3, splits=-(-steps // share), most_registers=registers)
+    registers = CAPPED_MAXNREG if capped else None
+    return MmConfig(8, 64, 256, 4, 3, splits=-(-steps // share), maxnreg=registers)
 
 
 def _choose_on_hopper(m: int, n: int, k: int, may_split: bool) -> HopperConfig:
-    if m > 128:
-        m = -(-m // 128) * 128  # of more than a few, the numbers that are warmed up (contract.py)
+    """Choose the tile and schedule that take the least time by COST."""
+    if m > TOKEN_STEP:  # choose as for the number of tokens that is warmed up
+        m = -(-m // TOKEN_STEP) * TOKEN_STEP
 
     def time(config: HopperConfig) -> float:
-        cost = COST[config._replace(split=False)]
+        cost = COST[config._replace(stream_k=False)]
         tiles, steps = -(-m // config.BM) * -(-n // HOPPER_BN), k // K_GROUP
-        if config.split:
-            if tiles > MOST_SPLIT:
+        if config.stream_k:
+            if tiles > STREAM_K_MAX_TILES:
                 return math.inf
             parts = config.per_sm * SMS / tiles
-            return tiles * steps * cost.step / SMS + TILE + cost.meeting + PART * parts
+            reduction = cost.reduction + PARTIAL_COST * parts
+            return tiles * steps * cost.step / SMS + TILE_OVERHEAD + reduction
         waves = -(-tiles // (config.per_sm * SMS))
-        return waves * (steps * config.per_sm * cost.step + TILE)
+        return waves * (steps * config.per_sm * cost.step + TILE_OVERHEAD)
 
     whole = list(COST)
-    split = [tile._replace(split=True) for tile in whole] if may_split else []
+    split = [tile._replace(stream_k=True) for tile in whole] if may_split else []
     return min((*whole, *split), key=time)
 
 
 @functools.cache
 def choose_config(
-    m: int, n: int, k: int, sm: int, may_split: bool = True
+    m: int, n: int, k: int, sm: int, may_split: bool = True, portable: bool = False
 ) -> MmConfig | HopperConfig:
-    """Tiles from the problem's size.
+    """Choose the tile of a GEMM from its size and the architecture.
 
-    But for Hopper's split sums no choice here changes how K is summed: the bits of a row of the
-    output are then the same whatever rows come with it. may_split=False leaves split ones out.
+    may_split=False leaves out split-K and stream-K on Hopper. Without these no choice changes how K
+    is summed, so a row of the output has the same bits whatever rows come with it. portable=True
+    chooses among the tiles that run on every architecture and need no aligned operands.
     """
     if sm >= 100:
         return _choose_on_blackwell(m)
     # Measured on an H200 (bench/results/h200_linear_tiles.json).
-    if sm == 90 and may_split and (m <= 8 or m <= 16 and n * k <= FEW_WEIGHTS):
-        return _fewest(m, n, k)
-    if sm == 90 and k % K_GROUP == 0:
+    hopper = sm == 90 and not portable
+    if hopper and may_split and (m <= 8 or m <= 16 and n * k <= DECODE_MAX_WEIGHTS):
+        return _decode_config(m, n, k)
+    if hopper and k % K_GROUP == 0:
         return _choose_on_hopper(m, n, k, may_split)
     if m <= 16:
-        return FEW
+        return TILE_16X64
     if m <= 32:
-        return MmConfig(32, 64, 256, 4, 3)
-    return _fastest(m, n, (SMALL, LARGE))  # other GPUs have less shared memory
+        return TILE_32X64
+    return _choose_by_waves(m, n, (TILE_64X64, TILE_128X128))  # other GPUs have less shared memory
 
 
 def _choose_on_blackwell(m: int) -> MmConfig:
-    """W's 128 rows fill one block-scaled tcgen05.mma; nothing is decoded, nothing was measured.
-    Four warps would not have the registers for 128 rows of both.
+    """Choose the tile where the hardware multiplies NVFP4; nothing here was measured.
+
+    128 weight rows fill one block-scaled tcgen05.mma. Four warps would not have the registers for
+    128 rows of both operands.
     """
     bm = next(bm for bm in (16, 32, 64, 128) if m <= bm or bm == 128)
     return MmConfig(bm, 128, 256, 4 if bm < 128 else 8, 3)
 
 
-def choose_grouped_config(rows: int, experts: int, k: int, sm: int) -> MmConfig | HopperConfig:
-    """Tiles for about `rows` rows of `experts` experts, from how many each would have: who has
-    more, only the device knows.
+def choose_grouped_config(
+    rows: int, experts: int, k: int, sm: int, portable: bool = False
+) -> MmConfig | HopperConfig:
+    """Choose the tile of a grouped GEMM from the mean of rows an expert, of about `rows` in all.
+
+    Only the device knows how many rows each expert has. portable: as in choose_config.
     """
     mean = -(-rows // min(rows, experts))
     if sm >= 100:
         return _choose_on_blackwell(mean)
-    if sm == 90 and k % K_GROUP == 0:
+    if sm == 90 and not portable and k % K_GROUP == 0:
         return next(tile for most, tile in GROUPED.items() if mean <= most)
-    # Measured on an H200 (bench/results/h200_grouped_tiles.json). Each tile decodes its weights
-    # anew: as soon as an expert fills them, the largest win.
+    # Each tile decodes its weights again, so the largest tile wins as soon as an expert fills it
+    # (H200, bench/results/h200_grouped_tiles.json).
     if mean <= 16:
-        return FEW
+        return TILE_16X64
     if mean <= 28:
-        return MmConfig(32, 64, 256, 4, 3)
+        return TILE_32X64
     if mean <= 96:
         return MmConfig(64, 128, 128, 4, 3)
-    return LARGE
+    return TILE_128X128

@@ -8,13 +8,14 @@ from nvfp4.backends.triton.device.tiles import scale_offsets
 
 
 @triton.jit
-def load_step(data, rows, unit, stride, units, EVEN_K: tl.constexpr, live=None):
-    """One step of an operand, in bytes, words or decoded elements [R, units]; zeros beyond K, and
-    in rows that are not live.
+def load_step(data, rows, unit, stride, units, EVEN_K: tl.constexpr, row_mask=None):
+    """Load one step of an operand, [R, units] of bytes, words or decoded elements.
+
+    Zeros beyond K, and in rows that row_mask leaves out, if it is given.
     """
     at = data + rows[:, None].to(tl.int64) * stride + unit[None, :]
-    if live is not None:
-        return tl.load(at, mask=live[:, None] & (unit < units)[None, :], other=0)
+    if row_mask is not None:
+        return tl.load(at, mask=row_mask[:, None] & (unit < units)[None, :], other=0)
     elif EVEN_K:
         return tl.load(at)
     else:
@@ -23,7 +24,7 @@ def load_step(data, rows, unit, stride, units, EVEN_K: tl.constexpr, live=None):
 
 @triton.jit
 def load_scales(scales, rows, k, stride, K, BK: tl.constexpr, EVEN_K: tl.constexpr):
-    """One step of an operand's scales, uint8 [R, BK/16]; zeros beyond K: padding is not read."""
+    """Load one step of an operand's scales, uint8 [R, BK/16]; zeros beyond K."""
     block = k // BLOCK + tl.arange(0, BK // BLOCK)
     at = scales + scale_offsets(rows[:, None], block[None, :], stride, True)
     if EVEN_K:

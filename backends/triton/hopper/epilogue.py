@@ -1,7 +1,9 @@
-"""A tile's way out on Hopper: sums times their factors, by way of shared memory.
+"""The GEMM's epilogue on Hopper: the accumulator times its factors, stored through shared memory.
 
-A consumer's sums are [ROWS, BM], of one weight row a row and one token a column: the output's
-transpose.
+A consumer's accumulator is [ROWS, BM], the output's transpose: a row is a weight row, a column a
+token.
+
+The tuple `epilogue` is (alpha, row_scale, bias, out, N, alpha_stride, row_scale_stride, segment).
 """
 
 from triton.experimental import gluon
@@ -10,47 +12,46 @@ from triton.experimental.gluon import language as gl
 
 from nvfp4.backends.triton.hopper.pipeline import ROWS
 
-PART = gl.constexpr(64)
-"""Of a tile's columns, as many as are stored at once."""
+STORE_COLUMNS = gl.constexpr(64)
+"""Columns of a tile that are stored at a time: shared memory has no room for more."""
 
-STORED = gl.constexpr(gl.BlockedLayout([8, 1], [8, 4], [1, 4], [0, 1]))
+STORE_LAYOUT = gl.constexpr(gl.BlockedLayout([8, 1], [8, 4], [1, 4], [0, 1]))
 
 
 @gluon.jit
 def rows_and_columns(R: gl.constexpr, C: gl.constexpr, layout: gl.constexpr):
+    """Row indices [R, 1] and column indices [1, C] in a layout."""
     row = gl.arange(0, R, gl.SliceLayout(1, layout))
     column = gl.arange(0, C, gl.SliceLayout(0, layout))
     return gl.expand_dims(row, 1), gl.expand_dims(column, 0)
 
 
 @constexpr_function
-def early(BM, PER_SM, ALPHA_OF_ROWS=False, SPLIT=False):
-    """Whether registers hold a tile's factors while it is multiplied."""
+def prefetches_factors(BM, PER_SM, ALPHA_OF_ROWS=False, STREAM_K=False):
+    """Whether a tile's factors are prefetched to registers, which hold them during the mainloop."""
     if PER_SM > 1:
         return BM <= 16
-    return (64 if ALPHA_OF_ROWS else 128 if SPLIT else 256) >= BM
+    return (64 if ALPHA_OF_ROWS else 128 if STREAM_K else 256) >= BM
 
 
 @gluon.jit
 def _row_scales(row_scale, stride, first_m, M, BM: gl.constexpr):
-    """[1, BM]; of more than a part of a tile, of its lower half and of its upper one."""
-    if BM > PART:
+    """Load the row scales [1, BM], as nested pairs of halves where BM exceeds STORE_COLUMNS."""
+    if BM > STORE_COLUMNS:
         return (
             _row_scales(row_scale, stride, first_m, M, BM // 2),
             _row_scales(row_scale, stride, first_m + BM // 2, M, BM // 2),
         )
     else:
-        m = gl.expand_dims(gl.arange(0, BM, gl.SliceLayout(0, STORED)), 0) + first_m
+        m = gl.expand_dims(gl.arange(0, BM, gl.SliceLayout(0, STORE_LAYOUT)), 0) + first_m
         return gl.load(row_scale + gl.minimum(m, M - 1) * stride)
 
 
 @gluon.jit
-def load_factors(ends, first_m, first_n, M, ALPHA_OF_ROWS: gl.constexpr, BM: gl.constexpr):
-    """What a tile's sums are multiplied by, and the bias: ((alpha, bias), row_scale), without those
-    that there are not.
-    """
-    alpha, row_scale, bias, out, N, alpha_stride, row_scale_stride, segment = ends
-    n, m = rows_and_columns(ROWS, BM, STORED)
+def load_factors(epilogue, first_m, first_n, M, ALPHA_OF_ROWS: gl.constexpr, BM: gl.constexpr):
+    """Load a tile's factors and bias: ((alpha, bias), row_scale), without the absent ones."""
+    alpha, row_scale, bias, out, N, alpha_stride, row_scale_stride, segment = epilogue
+    n, m = rows_and_columns(ROWS, BM, STORE_LAYOUT)
     n = gl.minimum(n + first_n, N - 1)
     at = alpha + n // segment
     if ALPHA_OF_ROWS:
@@ -67,7 +68,7 @@ def load_factors(ends, first_m, first_n, M, ALPHA_OF_ROWS: gl.constexpr, BM: gl.
 
 @gluon.jit
 def _half(factors, row_scale, H: gl.constexpr):
-    """Of a tile's factors those of its lower half, or of its upper one."""
+    """The factors of a tile's lower half (H = 0) or upper half (H = 1) of columns."""
     if row_scale is not None:
         return factors[0], factors[1][H]
     else:
@@ -75,26 +76,29 @@ def _half(factors, row_scale, H: gl.constexpr):
 
 
 @gluon.jit
-def store(acc, ends, factors, first_m, first_n, M, ALPHA_OF_ROWS: gl.constexpr, BM: gl.constexpr):
-    """out[m, n] = acc[n, m] * alpha * row_scale (+ bias), for m < M and n < N; as gemm.store. One
-    part after the other goes through shared memory, of which there is little; their factors come
-    together, if registers hold them.
+def store(
+    acc, epilogue, factors, first_m, first_n, M, ALPHA_OF_ROWS: gl.constexpr, BM: gl.constexpr
+):
+    """Store out[m, n] = acc[n, m] * alpha * row_scale (+ bias), for m < M and n < N.
+
+    STORE_COLUMNS at a time go through shared memory. `factors` are the prefetched ones; None loads
+    them here, for these columns only.
     """
-    alpha, row_scale, bias, out, N, alpha_stride, row_scale_stride, segment = ends
-    if BM > PART:
+    alpha, row_scale, bias, out, N, alpha_stride, row_scale_stride, segment = epilogue
+    if BM > STORE_COLUMNS:
         lower, upper = acc.reshape([ROWS, 2, BM // 2]).permute([0, 2, 1]).split()
         next_m = first_m + BM // 2
         if factors is None:
-            store(lower, ends, None, first_m, first_n, M, ALPHA_OF_ROWS, BM // 2)
-            store(upper, ends, None, next_m, first_n, M, ALPHA_OF_ROWS, BM // 2)
+            store(lower, epilogue, None, first_m, first_n, M, ALPHA_OF_ROWS, BM // 2)
+            store(upper, epilogue, None, next_m, first_n, M, ALPHA_OF_ROWS, BM // 2)
         else:
             below, above = _half(factors, row_scale, 0), _half(factors, row_scale, 1)
-            store(lower, ends, below, first_m, first_n, M, ALPHA_OF_ROWS, BM // 2)
-            store(upper, ends, above, next_m, first_n, M, ALPHA_OF_ROWS, BM // 2)
+            store(lower, epilogue, below, first_m, first_n, M, ALPHA_OF_ROWS, BM // 2)
+            store(upper, epilogue, above, next_m, first_n, M, ALPHA_OF_ROWS, BM // 2)
     else:
-        acc = gl.convert_layout(acc, STORED)
+        acc = gl.convert_layout(acc, STORE_LAYOUT)
         if factors is None:
-            factors = load_factors(ends, first_m, first_n, M, ALPHA_OF_ROWS, BM)
+            factors = load_factors(epilogue, first_m, first_n, M, ALPHA_OF_ROWS, BM)
         factor = factors[0][0]
         if row_scale is not None:
             factor = factor * factors[1]
@@ -104,7 +108,7 @@ def store(acc, ends, factors, first_m, first_n, M, ALPHA_OF_ROWS: gl.constexpr, 
             acc = gl.fma(acc, factor, added)
         else:
             acc = acc * factor
-        n, m = rows_and_columns(ROWS, BM, STORED)
+        n, m = rows_and_columns(ROWS, BM, STORE_LAYOUT)
         n += first_n
         m += first_m
         at = out + m.to(gl.int64) * N + n

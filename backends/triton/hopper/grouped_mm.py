@@ -1,8 +1,8 @@
-"""The grouped GEMM on Hopper: each expert's rows, decoded, times its own weight as it is stored.
+"""The grouped GEMM on Hopper: each expert's decoded rows times its own packed weight.
 
-There are as many programs as the SMs hold. Each has every so many-th tile of a schedule that a
-kernel before has made, up to where the schedule ends, and copies the next one's operands while it
-multiplies one.
+The kernel is persistent: there are as many programs as the SMs hold. Each takes every
+num_programs-th tile of the tile list that the kernel before has written (groups.store_tiles), up to
+its first tile without rows. It copies the next tile's operands while it multiplies one.
 """
 
 from torch import Tensor
@@ -10,19 +10,19 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from nvfp4.backends.triton.gemm.config import HOPPER_BN, K_GROUP, HopperConfig, sms
-from nvfp4.backends.triton.hopper.epilogue import early, load_factors, store
+from nvfp4.backends.triton.hopper.epilogue import load_factors, prefetches_factors, store
 from nvfp4.backends.triton.hopper.pipeline import (
     BN,
-    FIRST_REGISTERS,
+    LAUNCH_MAXNREG,
     ROWS,
-    await_previous,
     copy_activations,
     copy_weights,
-    describe,
-    first_place,
+    first_iteration,
+    make_descriptors,
     multiply,
     pipeline,
-    registers_of_roles,
+    role_registers,
+    wait_for_previous_kernel,
 )
 from nvfp4.backends.triton.runtime.launch import Launch, cdiv
 from nvfp4.spec.swizzle import TILE_ROWS
@@ -30,7 +30,7 @@ from nvfp4.spec.swizzle import TILE_ROWS
 
 @gluon.jit
 def _tile(tiles, index, count):
-    """groups.store_tiles' index-th: (expert, first row, end), no rows beyond the last."""
+    """Read a tile of groups.store_tiles: (expert, first row, end); no rows beyond the list."""
     inside = index < count
     return (
         gl.load(tiles + 3 * index, mask=inside, other=0),
@@ -41,85 +41,88 @@ def _tile(tiles, index, count):
 
 @gluon.jit
 def _activations_role(pipe, a, tiles, count, N, steps):
+    """The producer warp that copies A."""
     tiles_n = gl.cdiv(N, BN)
-    place = first_place()
-    await_previous()
+    iteration = first_iteration()
+    wait_for_previous_kernel()
     index = gl.program_id(0)
     _, row, end = _tile(tiles, index // tiles_n, count)
     while row < end:
-        # Rows beyond the expert's are another's: what they give is not stored.
-        place = copy_activations(pipe, a, place, row, 0, steps)
+        # A tile may read rows of the next expert: their results are not stored.
+        iteration = copy_activations(pipe, a, iteration, row, 0, steps)
         index += gl.num_programs(0)
         _, row, end = _tile(tiles, index // tiles_n, count)
 
 
 @gluon.jit
 def _weights_role(pipe, words, scales, scale_tiles, tiles, count, N, steps):
+    """The producer warp that copies weights and their scales."""
     tiles_n = gl.cdiv(N, BN)
-    place = first_place()
-    await_previous()
+    iteration = first_iteration()
+    wait_for_previous_kernel()
     index = gl.program_id(0)
     expert, row, end = _tile(tiles, index // tiles_n, count)
     while row < end:
         n = index % tiles_n
         word_row, tile_row = expert * N + n * BN, expert * scale_tiles + n
-        place = copy_weights(pipe, words, scales, place, word_row, tile_row, 0, steps)
+        iteration = copy_weights(pipe, words, scales, iteration, word_row, tile_row, 0, steps)
         index += gl.num_programs(0)
         expert, row, end = _tile(tiles, index // tiles_n, count)
 
 
 @gluon.jit
 def _multiply_tile(
-    pipe, ends, place, expert, row, end, first_n, N, steps, C: gl.constexpr, BM: gl.constexpr,
-    PER_SM: gl.constexpr,
+    pipe, epilogue, iteration, expert, row, end, first_n, N, steps, C: gl.constexpr,
+    BM: gl.constexpr, PER_SM: gl.constexpr,
 ):  # fmt: skip
-    """Consumer C's rows of a tile, from `place` in the rings on."""
-    alpha, row_scale, bias, out, segment = ends
+    """Multiply and store consumer C's rows of a tile."""
+    alpha, row_scale, bias, out, segment = epilogue
     alpha += expert * (N // segment)
     if bias is not None:
         bias += expert.to(gl.int64) * N
-    ends = (alpha, row_scale, bias, out, N, 0, 1, segment)
+    epilogue = (alpha, row_scale, bias, out, N, 0, 1, segment)
     factors = None
-    if early(BM, PER_SM):
-        factors = load_factors(ends, row, first_n, end, False, BM)
-    acc = multiply(pipe, place, steps, C, BM, PER_SM)
-    store(acc, ends, factors, row, first_n, end, False, BM)
+    if prefetches_factors(BM, PER_SM):
+        factors = load_factors(epilogue, row, first_n, end, False, BM)
+    acc = multiply(pipe, iteration, steps, C, BM, PER_SM)
+    store(acc, epilogue, factors, row, first_n, end, False, BM)
 
 
 @gluon.jit
 def _consumer_role(
-    pipe, ends, tiles, count, N, steps, C: gl.constexpr, BM: gl.constexpr, PER_SM: gl.constexpr
+    pipe, epilogue, tiles, count, N, steps, C: gl.constexpr, BM: gl.constexpr, PER_SM: gl.constexpr
 ):
+    """A warp group that multiplies its half of each tile."""
     tiles_n = gl.cdiv(N, BN)
-    place = first_place()
-    await_previous()
+    iteration = first_iteration()
+    wait_for_previous_kernel()
     index = gl.program_id(0)
     expert, row, end = _tile(tiles, index // tiles_n, count)
     while row < end:
         n = index % tiles_n * BN + C * ROWS
         index += gl.num_programs(0)
-        next_tile = _tile(tiles, index // tiles_n, count)  # known when this one is done
-        _multiply_tile(pipe, ends, place, expert, row, end, n, N, steps, C, BM, PER_SM)
-        place += steps
+        next_tile = _tile(tiles, index // tiles_n, count)  # loaded during this tile
+        _multiply_tile(pipe, epilogue, iteration, expert, row, end, n, N, steps, C, BM, PER_SM)
+        iteration += steps
         expert, row, end = next_tile
 
 
 @gluon.jit(do_not_specialize=["count", "steps"])
 def _hopper_grouped_mm_kernel(
     a, words, scales, alpha, row_scale, bias, tiles, out, count, N, steps, scale_tiles, segment,
-    BM: gl.constexpr, A_SLOTS: gl.constexpr, B_SLOTS: gl.constexpr, PER_SM: gl.constexpr,
+    BM: gl.constexpr, A_STAGES: gl.constexpr, B_STAGES: gl.constexpr, PER_SM: gl.constexpr,
 ):  # fmt: skip
-    pipe = pipeline(BM, A_SLOTS, B_SLOTS)
-    ends = (alpha, row_scale, bias, out, segment)
+    pipe = pipeline(BM, A_STAGES, B_STAGES)
+    epilogue = (alpha, row_scale, bias, out, segment)
     gl.warp_specialize(
         [
-            (_consumer_role, (pipe, ends, tiles, count, N, steps, 0, BM, PER_SM)),
-            (_consumer_role, (pipe, ends, tiles, count, N, steps, 1, BM, PER_SM)),
+            (_consumer_role, (pipe, epilogue, tiles, count, N, steps, 0, BM, PER_SM)),
+            (_consumer_role, (pipe, epilogue, tiles, count, N, steps, 1, BM, PER_SM)),
             (_weights_role, (pipe, words, scales, scale_tiles, tiles, count, N, steps)),
             (_activations_role, (pipe, a, tiles, count, N, steps)),
         ],
         [4, 1, 1],
-        registers_of_roles(PER_SM),
+        role_registers(PER_SM),
     )
 
 
@@ -134,11 +137,12 @@ def plan_multiply(
     out: Tensor,
     config: HopperConfig,
 ) -> Launch:
-    """a float16 [R, K] decoded, words [E, N, K/4], scales as bytes [E, Np, Kp], alpha float32 [E,
-    S], row_scale float32 [R], bias [E, N], tiles groups.store_tiles' of BM rows, out [R, N].
+    """Plan the launch: a float16 [R, K] (decoded), words uint16 [E, N, K/4], scales uint8
+    [E, Np, Kp], alpha float32 [E, S], row_scale float32 [R], bias [E, N], out [R, N]. tiles: what
+    groups.store_tiles writes for tiles of BM rows.
     """
     n, k = out.shape[1], a.shape[1]
-    operands = describe(a, words.flatten(0, 1), scales.flatten(0, 1), config)
+    operands = make_descriptors(a, words.flatten(0, 1), scales.flatten(0, 1), config)
     return Launch(
         _hopper_grouped_mm_kernel,
         (min(config.per_sm * sms(a.device), cdiv(n, HOPPER_BN) * tiles.shape[0]),),
@@ -148,12 +152,12 @@ def plan_multiply(
         ),
         {
             "BM": config.BM,
-            "A_SLOTS": config.a_slots,
-            "B_SLOTS": config.b_slots,
+            "A_STAGES": config.a_stages,
+            "B_STAGES": config.b_stages,
             "PER_SM": config.per_sm,
         },
         num_warps=4,
         num_stages=1,
-        most_registers=FIRST_REGISTERS[config.per_sm],
-        overlaps=True,
+        maxnreg=LAUNCH_MAXNREG[config.per_sm],
+        launch_pdl=True,
     )  # fmt: skip

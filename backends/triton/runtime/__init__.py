@@ -1,1 +1,1 @@
-"""From a kernel to a launch: architectures, the compile cache, compiling ahead, replaying."""
+"""Launching kernels: architectures, the compile cache, compiling ahead and replaying."""

@@ -1,5 +1,6 @@
-"""Compiling launches for any NVIDIA architecture on a machine without a GPU: by Triton's own way to
-a kernel, so that what is compiled is what a launch there finds in Triton's cache.
+"""Compiling launches for any NVIDIA architecture on a machine without a GPU.
+
+Triton's own path compiles the kernel, so a launch on that GPU finds it in Triton's cache.
 """
 
 from triton.backends.compiler import GPUTarget
@@ -11,8 +12,9 @@ from nvfp4.backends.triton.runtime.launch import Launch, hash_all
 
 
 class _Target:
-    """A driver that knows what its GPU is, and has none. Each architecture is a device of its own:
-    Triton keeps what it has compiled by device.
+    """A Triton driver with an architecture but no GPU.
+
+    Triton keeps compiled kernels by device, so each architecture is a device of its own.
     """
 
     def __init__(self, sm: int) -> None:
@@ -29,7 +31,7 @@ class _Target:
 
 
 def compile_launch(launch: Launch, sm: int) -> CompiledKernel:
-    """What `launch` would run on an sm_<sm> GPU; its tensors may be meta tensors."""
+    """Compile the kernel that `launch` would run on an sm_<sm> GPU; meta tensors will do."""
     cache_folder.ensure_usable()
     hash_all()
     arguments = launch.constants | launch.options
