@@ -27,7 +27,7 @@ from nvfp4.backends.triton.gemm.config import (
     HopperConfig,
     choose_config,
 )
-from nvfp4.backends.triton.hopper.mm import make_schedule
+from nvfp4.backends.triton.hopper.stream_k import make_schedule
 from nvfp4.backends.triton.mm import plan
 from nvfp4.spec.format import FLOAT_DTYPES
 

@@ -17,6 +17,7 @@ from nvfp4.backends.triton.gemm.multiply import multiply, store
 from nvfp4.backends.triton.gemm.split_k import Splits, plan_splits, reduce_partials, store_partial
 from nvfp4.backends.triton.gemm.tuned import tuned_config
 from nvfp4.backends.triton.hopper import mm as hopper_mm
+from nvfp4.backends.triton.hopper.stream_k import make_schedule
 from nvfp4.backends.triton.runtime.architecture import gemm_architecture, is_blackwell, supports_pdl
 from nvfp4.backends.triton.runtime.launch import Launch, cdiv
 from nvfp4.backends.triton.runtime.program import run
@@ -134,7 +135,7 @@ def plan_decoded(
     if config is None:
         config = choose_config(m, n, k, sm, may_split_k(), portable=not aligned)
     if isinstance(config, HopperConfig):
-        schedule = hopper_mm.make_schedule(m, n, k, config, out.device)
+        schedule = make_schedule(m, n, k, config, out.device)
         a, decode = decoding(schedule.tile_counters)
         factors = alpha, row_scale, bias
         return decode, hopper_mm.plan_multiply(
