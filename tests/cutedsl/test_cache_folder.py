@@ -273,7 +273,7 @@ def test_a_triton_cache_folder_that_cannot_be_written_stopped_compiling(folder):
     folder.write_text("a file")
     code = """
 import torch
-from nvfp4.backends.triton.ahead import compile_launch
+from nvfp4.backends.triton.runtime.ahead import compile_launch
 from nvfp4.backends.triton.moe_combine import plan
 from nvfp4.calls import MoeCombine
 
