@@ -14,7 +14,7 @@ import nvfp4
 
 OPS = torch.ops.nvfp4
 ROOT = Path(__file__).parent.parent
-COLD = re.compile(r"cutedsl/(emulator/|emulated|cache|compile|warmup|cubin|control_flow)")
+COLD = re.compile(r"cutedsl/(emulator|runtime)/")
 """What a call does not come through once a kernel is loaded on a GPU."""
 HOT_PATH = [
     path
