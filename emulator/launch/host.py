@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from nvfp4.backends.cutedsl.cache import Entry, get
+from nvfp4.backends.cutedsl.runtime.cache import Entry, get
 from nvfp4.emulator import ptx as ptx_
 from nvfp4.emulator.hazards import Unsupported
 from nvfp4.emulator.instructions import DECODERS
