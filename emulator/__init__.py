@@ -21,7 +21,8 @@ races within a CTA on global memory, and speed.
 """
 
 from nvfp4.emulator.hazards import Deadlock, Hazard, Kind, UnsupportedInstruction
-from nvfp4.emulator.launch.host import Emulated, execute, load
+from nvfp4.emulator.launch.host import Emulated, load
+from nvfp4.emulator.launch.session import execute
 from nvfp4.emulator.machine.machine import Options, Report
 
 __all__ = [

@@ -9,7 +9,8 @@ ROOT = Path(__file__).parent.parent
 ROOMS = {
     # room: the rooms it may import
     "spec": set(),
-    "backends": {"spec"},
+    "emulator": set(),
+    "backends": {"emulator", "spec"},
     "dispatch": {"backends", "spec"},
     "ops": {"dispatch", "backends", "spec"},
     "layers": {"ops", "spec"},
@@ -47,6 +48,14 @@ def test_imports_point_one_way(room):
             assert top not in ROOMS, f"{path}: import nvfp4.{name}, not {name}"
             if top == "nvfp4" and rest and rest[0] in ROOMS:
                 assert rest[0] in ROOMS[room] | {room}, f"{path} imports {name}"
+
+
+def test_the_emulator_imports_nothing_of_the_package_but_itself():
+    """It also runs PTX that is not ours, and nvfp4 itself is not needed for that."""
+    assert _files("emulator")
+    for path in _files("emulator"):
+        ours = [name.split(".") for name in _imports(path) if name.split(".")[0] == "nvfp4"]
+        assert all(name[:2] == ["nvfp4", "emulator"] for name in ours), path
 
 
 def test_spec_imports_torch_and_einops_alone():
