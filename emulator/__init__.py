@@ -23,7 +23,7 @@ races within a CTA on global memory, and speed.
 from nvfp4.emulator.hazards import Deadlock, Hazard, Kind, UnsupportedInstruction
 from nvfp4.emulator.launch.host import Emulated, load
 from nvfp4.emulator.launch.session import execute
-from nvfp4.emulator.machine.machine import Options, Report
+from nvfp4.emulator.machine.options import Options, Report
 
 __all__ = [
     "Deadlock",

@@ -65,7 +65,7 @@ def lowest(lanes: int) -> int:
 
 
 def spread(value: Value, bits: int) -> np.ndarray:
-    """One element of `bits` bits a lane; a wider value is truncated, a narrower zero-extended."""
+    """Give one element of `bits` bits a lane, truncated or zero-extended."""
     if isinstance(value, int):
         return np.full(LANES, value & ((1 << bits) - 1), DTYPES[bits])
     return value.astype(DTYPES[bits], copy=False)

@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 
 from nvfp4.emulator import ptx
-from nvfp4.emulator.isa.program import Program, Step
-from nvfp4.emulator.lanes import (
-    DTYPES,
-    spread,
-)
+from nvfp4.emulator.isa.builder import Builder
+from nvfp4.emulator.lanes import DTYPES, spread
+from nvfp4.emulator.machine.program import Step
 
 Scalar = Callable[..., int]
 
@@ -28,7 +26,7 @@ _SOURCES = {
 
 
 def elementwise(
-    program: Program,
+    builder: Builder,
     instruction: ptx.Instruction,
     bits: int,
     scalar: Scalar | None,
@@ -44,11 +42,11 @@ def elementwise(
     if len(operands) != _SOURCES.get(instruction.opcode, 2):
         raise ValueError(f"{len(operands)} operands behind the result")
     widths = source_bits or (bits,) * len(operands)
-    slots = [program.source(o, n) for o, n in zip(operands, widths, strict=True)]
-    put = program.put(into, result_bits)
+    slots = [builder.source(o, n) for o, n in zip(operands, widths, strict=True)]
+    put = builder.put(into, result_bits)
     wrap = (1 << result_bits) - 1
     # A register may be wider than the operation: then its upper bits do not count.
-    narrow = [program.bits[s] > n for s, n in zip(slots, widths, strict=True)]
+    narrow = [builder.bits[s] > n for s, n in zip(slots, widths, strict=True)]
     if scalar is not None and len(slots) == 2 and not any(narrow):
         a, b = slots
         wide_a, wide_b = widths

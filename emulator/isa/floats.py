@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from nvfp4.emulator import ptx
-from nvfp4.emulator.isa.program import Decoder, Modifiers, Program, Step
+from nvfp4.emulator.isa.builder import Builder, Decoder
+from nvfp4.emulator.isa.modifiers import Modifiers
 from nvfp4.emulator.lanes import DTYPES, spread
+from nvfp4.emulator.machine.program import Step
 
 
 def fma32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
@@ -106,7 +108,7 @@ _APPROXIMATE = ("rcp", "sqrt", "rsqrt", "ex2", "lg2", "tanh", "div")
 """Their .approx forms have no exact results; these are the correctly rounded ones."""
 
 
-def decode(instruction: ptx.Instruction, program: Program) -> Step:
+def decode(instruction: ptx.Instruction, builder: Builder) -> Step:
     """An arithmetic instruction on f32, f64 or packed f32x2."""
     modifiers = Modifiers(instruction)
     name = instruction.opcode
@@ -125,8 +127,8 @@ def decode(instruction: ptx.Instruction, program: Program) -> Step:
     into, *operands = instruction.operands
     if len(operands) != _SOURCES.get(name, 1):
         raise ValueError(f"{len(operands)} operands behind the result")
-    put = program.put(into, bits)
-    slots = [program.source(operand, bits) for operand in operands]
+    put = builder.put(into, bits)
+    slots = [builder.source(operand, bits) for operand in operands]
 
     def result(words: list[np.ndarray]) -> np.ndarray:
         floats = [word.view(dtype) for word in words]

@@ -1,6 +1,6 @@
 /* The CUDA runtime as the host code of a CuTe DSL function calls it, for a machine without a GPU: every
    launch goes to a callback. The signatures are those of what an exported object leaves undefined
-   (nvidia-cutlass-dsl 4.8); the names too, but for "em" in place of "cu" (launch.py says why). */
+   (nvidia-cutlass-dsl 4.8); the names too, but for "em" in place of "cu" (host.py says why). */
 #include <stddef.h>
 #include <stdint.h>
 

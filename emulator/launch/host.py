@@ -15,7 +15,8 @@ import torch
 from nvfp4.emulator.hazards import Unsupported
 from nvfp4.emulator.launch.library import library
 from nvfp4.emulator.launch.session import Session, parsed
-from nvfp4.emulator.machine.machine import Dim, Options, Report
+from nvfp4.emulator.machine.cluster import Dim
+from nvfp4.emulator.machine.options import Options, Report
 
 _CLUSTER_DIMENSION = 4
 """The id of cudaLaunchAttributeClusterDimension."""

@@ -6,11 +6,14 @@ from functools import lru_cache
 
 import torch
 
-from nvfp4.emulator import ptx as ptx_
 from nvfp4.emulator.instructions import DECODERS
-from nvfp4.emulator.isa.program import Program
-from nvfp4.emulator.machine.machine import Dim, Launch, Machine, Options, Report
+from nvfp4.emulator.isa.builder import build
+from nvfp4.emulator.machine.cluster import Dim
+from nvfp4.emulator.machine.machine import Launch, Machine
+from nvfp4.emulator.machine.options import Options, Report
+from nvfp4.emulator.machine.program import Program
 from nvfp4.emulator.memory.global_memory import GlobalMemory
+from nvfp4.emulator.ptx import Module, parse
 
 
 def execute(
@@ -63,15 +66,15 @@ class Session:
 
 
 @lru_cache(maxsize=64)
-def parsed(text: str) -> ptx_.Module:
+def parsed(text: str) -> Module:
     """Parse a PTX module, once for each text."""
-    return ptx_.parse(text)
+    return parse(text)
 
 
 @lru_cache(maxsize=64)
 def _program(text: str, kernel: str) -> Program:
     module = parsed(text)
-    return Program(module.kernel(kernel), module.shared, DECODERS)
+    return build(module.kernel(kernel), module.shared, DECODERS)
 
 
 @contextmanager

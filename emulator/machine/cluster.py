@@ -4,14 +4,14 @@ from itertools import product
 from typing import Any
 
 from nvfp4.emulator.hazards import Event, Hazard, Kind
-from nvfp4.emulator.isa.barriers import ClusterBarrier, NamedBarrier
-from nvfp4.emulator.isa.mbarriers import Mbarrier
 from nvfp4.emulator.lanes import LANES
+from nvfp4.emulator.machine.barriers import ClusterBarrier, NamedBarrier
+from nvfp4.emulator.machine.mbarrier import Mbarrier
+from nvfp4.emulator.machine.tensor_pipe import TensorPipe
 from nvfp4.emulator.machine.warp import Warp
-from nvfp4.emulator.memory.global_memory import SharedMemory
 from nvfp4.emulator.memory.shadow import Events
+from nvfp4.emulator.memory.shared_memory import SharedMemory
 from nvfp4.emulator.memory.tensor_memory import TensorMemory
-from nvfp4.emulator.tensor_cores.mma import TensorPipe
 
 Dim = tuple[int, int, int]
 

@@ -7,9 +7,8 @@ and no warp that can run: a deadlock.
 
 import heapq
 import random
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -17,48 +16,15 @@ import numpy as np
 
 from nvfp4.emulator import ptx
 from nvfp4.emulator.hazards import Deadlock
-from nvfp4.emulator.isa.program import Program
-from nvfp4.emulator.machine import special
+from nvfp4.emulator.machine import special_registers
 from nvfp4.emulator.machine.cluster import Cluster, Cta, Dim
+from nvfp4.emulator.machine.options import Options, Report
+from nvfp4.emulator.machine.program import Program
 from nvfp4.emulator.machine.warp import Warp
-from nvfp4.emulator.memory.global_memory import (
-    RANK_SHIFT,
-    Bytes,
-    GlobalMemory,
-    shared_layout,
-)
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a run is scheduled and what it checks.
-
-    `seed`: of every random choice. `delay`: the longest time that asynchronous work takes, in
-    instructions. `outputs`: names of tensors whose content counts as uninitialised and that must be
-    written whole. `max_steps`: instructions before a run counts as a livelock. `check`: hazards.
-    `tmem_load_waits`: whether a register that tcgen05.ld writes has no value until the warp has
-    executed tcgen05.wait::ld, as PTX ISA has it; False for kernels that leave the wait out, as
-    those of CUTLASS do, and rely on hardware's waiting for registers. `quantum`: the most
-    instructions that a warp runs at a time. `multiprocessors`: as many CTAs run at once.
-    """
-
-    seed: int = 0
-    delay: int = 0
-    outputs: frozenset[str] = frozenset()
-    max_steps: int = 200_000_000
-    check: bool = True
-    tmem_load_waits: bool = True
-    quantum: int = 64
-    multiprocessors: int = 148
-
-
-@dataclass
-class Report:
-    """What a run did."""
-
-    launches: int = 0
-    instructions: int = 0
-    counts: Counter[str] = field(default_factory=Counter)
+from nvfp4.emulator.memory.addresses import RANK_SHIFT
+from nvfp4.emulator.memory.bytes import Bytes
+from nvfp4.emulator.memory.global_memory import GlobalMemory
+from nvfp4.emulator.memory.shared_memory import shared_layout
 
 
 @dataclass(frozen=True)
@@ -132,7 +98,7 @@ class Machine:
         offsets = self.launch.program.kernel.parameter_offsets
         if name in offsets:
             return offsets[name]
-        return special.value(name, self, cta, warp)
+        return special_registers.value(name, self, cta, warp)
 
     def run(self) -> None:
         size = self.launch.cluster[0] * self.launch.cluster[1] * self.launch.cluster[2]
@@ -186,7 +152,7 @@ class Machine:
             for warp in (warp for cta in cluster.ctas for warp in cta.warps if warp.live):
                 places = [(warp.pc, warp.mask), *((pc, lanes) for pc, lanes, _ in warp.fragments)]
                 for pc, lanes in places:
-                    instruction = warp.program.lines[pc]
+                    instruction = warp.program.kernel.instructions[pc]
                     some = "" if lanes == warp.live else f" lanes {lanes:#010x}"
                     lines.append(f"{warp.where}{some}: line {instruction.line}: {instruction.text}")
         return lines

@@ -1,19 +1,15 @@
 """A warp: 32 threads, their registers and program counters, and what they know of others."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from nvfp4.emulator import ptx
-from nvfp4.emulator.hazards import (
-    Event,
-    Hazard,
-    Kind,
-    Unsupported,
-    UnsupportedInstruction,
-)
-from nvfp4.emulator.isa.program import BLOCKED, DIVERGED, YIELD
-from nvfp4.emulator.lanes import Loading, flags, spread
+from nvfp4.emulator.hazards import Event, Hazard, Kind, Unsupported, UnsupportedInstruction
+from nvfp4.emulator.lanes import Loading, flags, spread, uniform
+from nvfp4.emulator.machine.outcomes import BLOCKED, DIVERGED, YIELD
+from nvfp4.emulator.ptx.registers import named_by, read_by
 
 _FAR = 1 << 60
 
@@ -87,13 +83,13 @@ class Warp:
                     self._select(pc)
                     pc = self.pc
         except Hazard as hazard:
-            line = self.program.lines[pc]
+            line = self.program.kernel.instructions[pc]
             raise hazard.at(line.line, line.text, self.where) from None
         except Unsupported as error:
-            line = self.program.lines[pc]
+            line = self.program.kernel.instructions[pc]
             raise UnsupportedInstruction(line.line, line.text, str(error)) from None
         except (TypeError, AttributeError) as error:
-            line = self.program.lines[pc]
+            line = self.program.kernel.instructions[pc]
             if (missing := self._without_value(line)) is None:
                 raise
             raise missing.at(line.line, line.text, self.where) from error
@@ -102,12 +98,15 @@ class Warp:
 
     def _without_value(self, line: ptx.Instruction) -> Hazard | None:
         """What is wrong with an instruction that could not use its registers."""
-        for slot in self.program.named_by(line):
+        for slot in self._slots(named_by(line)):
             if self.registers[slot].__class__ is Loading:
                 return Hazard(Kind.EARLY_READ, str(self.registers[slot]))
-        if any(self.registers[slot] is None for slot in self.program.read_by(line)):
+        if any(self.registers[slot] is None for slot in self._slots(read_by(line))):
             return Hazard(Kind.UNINITIALISED, "a register is read that was never written")
         return None
+
+    def _slots(self, registers: list[ptx.Register]) -> list[int]:
+        return [self.program.registers[register.name] for register in registers]
 
     def merge(self, slot: int, value: Any) -> None:
         """Writes a register in the lanes that run; the others keep theirs."""
@@ -188,13 +187,46 @@ class Warp:
             )
         return BLOCKED
 
+    # What instructions need of a warp
+
+    def one_lane(self) -> None:
+        """Refuse an instruction that is for one lane and that several lanes issue."""
+        if self.mask & (self.mask - 1):
+            raise Hazard(
+                Kind.MANY_LANES,
+                f"{self.mask.bit_count()} lanes issue this; one of them is meant to",
+            )
+
+    def uniform(self, slot: int, what: str) -> int:
+        """Give a source of an instruction that acts for the warp, not for each lane."""
+        value = uniform(self.registers[slot], self.mask)
+        if value is None:
+            raise Hazard(Kind.MANY_LANES, f"the lanes differ in the {what}")
+        return value
+
+    def placed(self, instruction: ptx.Instruction, work: Callable[[], None]) -> Callable[[], None]:
+        """Make asynchronous work of an instruction name its place in the hazards that it finds."""
+
+        def run() -> None:
+            try:
+                work()
+            except Hazard as hazard:
+                raise hazard.at(instruction.line, instruction.text, self.where) from None
+
+        return run
+
     # What others may wait for
+
+    def new_event(self, what: str, instruction: ptx.Instruction, generic: bool = False) -> int:
+        """Number something that others may have to wait for."""
+        event = Event(what, instruction.line, self.where)
+        return self.cluster.events.new(event, generic)
 
     def event(self, instruction: ptx.Instruction) -> int:
         """The event that this warp's ordinary reads and writes belong to until it releases."""
         if not self.span:
-            event = Event("ordinary accesses from here on", instruction.line, self.where)
-            self.span = self.cluster.events.new(event, generic=True)
+            what = "ordinary accesses from here on"
+            self.span = self.new_event(what, instruction, generic=True)
             self.seen |= 1 << self.span
         return self.span
 
@@ -214,11 +246,11 @@ class Warp:
     def acquire_from_gpu(self) -> None:
         self.acquired |= self.machine.released
 
-    def wait_for_grids(self, line: int) -> None:
+    def wait_for_grids(self, instruction: ptx.Instruction) -> None:
         """griddepcontrol.wait: this warp, and who waits for it, may access global memory."""
         cluster = self.cluster
         if not self.seen & cluster.grid_waits:
-            event = cluster.events.new(Event("griddepcontrol.wait", line, self.where))
+            event = self.new_event("griddepcontrol.wait", instruction)
             self.seen |= 1 << event
             cluster.grid_waits |= 1 << event
 

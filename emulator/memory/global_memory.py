@@ -7,58 +7,15 @@ memory and of parameters lie in windows far above any that a CPU uses.
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
-from nvfp4.emulator import ptx
 from nvfp4.emulator.hazards import Hazard, Kind
 from nvfp4.emulator.lanes import DTYPES
-from nvfp4.emulator.memory.shadow import Events, Index, Shadow
-
-SHARED_WINDOW = 1 << 58
-PARAMETER_WINDOW = 1 << 59
-RANK_SHIFT = 24
-"""Where a cluster's ranks stand in shared addresses. PTX leaves it open; the DSL's kernels rely on
-it where they clear bit 24 of an mbarrier's address to name the even CTA of a pair."""
-DYNAMIC_SHARED_BASE = 1024
-"""The system keeps the first 1 KB of shared memory on sm_90 and later (CUDA programming guide)."""
-
-
-class Bytes:
-    """Memory as bytes and, where its address allows, as wider words."""
-
-    def __init__(self, data: np.ndarray, aligned: bool) -> None:
-        self.data = data
-        self._views = {8: data}
-        if aligned:
-            for bits in (16, 32, 64):
-                whole = len(data) // (bits // 8) * (bits // 8)
-                self._views[bits] = data[:whole].view(DTYPES[bits])
-
-    @property
-    def chunks(self) -> np.ndarray:
-        """[n, 2]: 16 bytes a row, as the async proxy moves them."""
-        return self._views[64][: len(self.data) // 16 * 2].reshape(-1, 2)
-
-    def gather(self, offsets: np.ndarray, bits: int, count: int) -> np.ndarray:
-        """[offsets, count] elements of `bits` bits."""
-        size = bits // 8
-        view = self._views.get(bits)
-        if view is not None:
-            return view[(offsets // size)[:, None] + np.arange(count)]
-        return self.data[offsets[:, None] + np.arange(size * count)].view(DTYPES[bits])
-
-    def scatter(self, offsets: np.ndarray, values: np.ndarray) -> None:
-        """Writes [offsets, count] elements."""
-        size, count = values.itemsize, values.shape[1]
-        view = self._views.get(size * 8)
-        if view is not None:
-            view[(offsets // size)[:, None] + np.arange(count)] = values
-        else:
-            raw = np.ascontiguousarray(values).view(np.uint8)
-            self.data[offsets[:, None] + np.arange(size * count)] = raw
+from nvfp4.emulator.memory.bytes import Bytes
+from nvfp4.emulator.memory.shadow import Index
 
 
 class Tensor:
@@ -242,55 +199,3 @@ class GlobalMemory:
                     f"{missing} of {tensor.size} bytes of {tensor.name} were never written;"
                     f" the first is byte {first}",
                 )
-
-
-class SharedMemory:
-    """A CTA's shared memory and its shadow, from offset 0 of its window."""
-
-    def __init__(self, size: int, events: Events, owner: str) -> None:
-        self.size = size
-        padded = -(-size // 16) * 16
-        self.bytes = Bytes(np.zeros(padded, np.uint8), True)
-        self.shadow = Shadow(
-            (padded,), events, lambda index, n: f"{owner}: shared byte {_nth(index, n):#x}"
-        )
-        self.chunk_shadow = self.shadow.reshaped(
-            (-1, 16),
-            lambda index, n: f"{owner}: shared byte {_nth(index, n // 16) * 16 + n % 16:#x}",
-        )
-
-    def bound(self, low: int, high: int) -> None:
-        if low < DYNAMIC_SHARED_BASE or high > self.size:
-            raise Hazard(
-                Kind.OUT_OF_BOUNDS,
-                f"shared bytes {low:#x}..{high - 1:#x}; the CTA has {DYNAMIC_SHARED_BASE:#x}.."
-                f"{self.size - 1:#x}",
-            )
-
-
-def _nth(index: Index, n: int) -> int:
-    """The n-th cell that an index names."""
-    if isinstance(index, slice):
-        return (index.start or 0) + n
-    assert isinstance(index, np.ndarray)
-    return int(index.ravel()[n])
-
-
-class SharedLayout(NamedTuple):
-    offsets: dict[str, int]
-    size: int
-
-
-def shared_layout(variables: list[ptx.Variable], dynamic: int) -> SharedLayout:
-    """Offsets of the shared variables: static ones first, then the dynamic ones, which overlap."""
-    offsets, end = {}, DYNAMIC_SHARED_BASE
-    for variable in variables:
-        if variable.size:
-            offsets[variable.name] = start = -(-end // variable.align) * variable.align
-            end = start + variable.size
-    size = end
-    for variable in variables:
-        if not variable.size:
-            offsets[variable.name] = start = -(-end // variable.align) * variable.align
-            size = max(size, start + dynamic)
-    return SharedLayout(offsets, size)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from nvfp4.emulator.hazards import Hazard, Kind
-from nvfp4.emulator.isa.program import Modifiers
+from nvfp4.emulator.isa.modifiers import Modifiers
 
 
 def group_of(modifiers: Modifiers) -> int:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nvfp4.emulator.hazards import Hazard, Kind, Unsupported
-from nvfp4.emulator.tma.tensor_map import swizzled
+from nvfp4.emulator.memory.swizzle import swizzled
 
 _SWIZZLE_BITS = {0: 0, 2: 3, 4: 2, 6: 1}
 """Layout type (bits 61-63): none, 128, 64, 32 bytes -> address bits exchanged."""

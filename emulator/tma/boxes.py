@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from nvfp4.emulator.hazards import Hazard, Kind, Unsupported
-from nvfp4.emulator.memory.global_memory import PARAMETER_WINDOW, Tensor
+from nvfp4.emulator.memory.addresses import PARAMETER_WINDOW
+from nvfp4.emulator.memory.global_memory import Tensor
 from nvfp4.emulator.tma import tensor_map
 from nvfp4.emulator.tma.tensor_map import TensorMap
 
@@ -21,13 +22,14 @@ def map_at(warp: Any, address: int) -> TensorMap:
 
 
 class Box:
-    """A box of a tensor: its bytes, those outside the tensor left out."""
+    """A box of a tensor: the part of it that lies inside the tensor."""
 
     def __init__(self, warp: Any, tmap: TensorMap, coordinates: list[int]) -> None:
         if len(coordinates) != len(tmap.sizes):
             raise Hazard(
                 Kind.DESCRIPTOR, f"{len(coordinates)} coordinates, {len(tmap.sizes)} dimensions"
             )
+        self.size, self.swizzle = tmap.box_bytes, tmap.swizzle
         starts, counts, skips = [], [], []
         for at, size, extent in zip(coordinates, tmap.sizes, tmap.box, strict=True):
             first, last = max(at, 0), min(at + extent, size)
@@ -53,6 +55,11 @@ class Box:
         self.tensor: Tensor = warp.machine.memory.find(low, high)
         self._offset = low - self.tensor.base
         self._strides = (*(stride for _, _, stride in reversed(pairs)), 1)
+
+    def check_alignment(self, offset: int) -> None:
+        """Refuse a copy to or from this shared offset if it is not a multiple of 128."""
+        if offset % 128:
+            raise Hazard(Kind.MISALIGNED, f"shared offset {offset:#x} of a tensor copy")
 
     def view(self, array: np.ndarray) -> np.ndarray:
         """The box's part of an array with an element for each byte of the tensor."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from nvfp4.emulator.lanes import ALL, LANES
-from nvfp4.emulator.memory.global_memory import DYNAMIC_SHARED_BASE
+from nvfp4.emulator.memory.addresses import DYNAMIC_SHARED_BASE
 
 CLOCKS = ("%clock", "%clock64", "%globaltimer")
 _TRIPLES = (

@@ -1,119 +1,24 @@
-"""PTX text to kernels: parameters, registers, labels and instructions with their lines.
-
-PTX ISA 8.8, "Syntax" and "State Spaces, Types, and Variables"; of them what compilers emit.
-"""
+"""The parser: PTX text to kernels, in the syntax that compilers emit (PTX ISA 8.8, "Syntax")."""
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from nvfp4.emulator.hazards import UnsupportedInstruction
-
-
-@dataclass(frozen=True, slots=True)
-class Register:
-    name: str  # unique in its kernel: a name declared in an inner block carries its block's number
-    bits: int  # 1 for predicates
-
-
-@dataclass(frozen=True, slots=True)
-class Immediate:
-    value: int | float
-
-
-@dataclass(frozen=True, slots=True)
-class Symbol:
-    """A name that is no register: variable, parameter, label or special register."""
-
-    name: str
-    offset: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Sink:
-    """The operand `_`: a result that nobody wants."""
-
-
-@dataclass(frozen=True, slots=True)
-class Not:
-    register: Register
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """`%r|%p`: two results."""
-
-    first: "Operand"
-    second: "Operand"
-
-
-@dataclass(frozen=True, slots=True)
-class Vector:
-    items: tuple["Operand", ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """`[base + offset]`, or `[base, {coordinates}]` for tensors."""
-
-    base: "Register | Symbol | Immediate"
-    offset: int = 0
-    coordinates: Vector | None = None
-
-
-Operand = Register | Immediate | Symbol | Sink | Not | Pair | Vector | Address
-
-
-@dataclass(frozen=True, slots=True)
-class Instruction:
-    opcode: str
-    modifiers: tuple[str, ...]
-    operands: tuple[Operand, ...]
-    guard: Register | Not | None
-    line: int
-    text: str
-
-    def unsupported(self, why: str) -> UnsupportedInstruction:
-        return UnsupportedInstruction(self.line, self.text, why)
-
-
-@dataclass(frozen=True, slots=True)
-class Variable:
-    """A parameter or a shared variable. `size` 0: as large as the launch says."""
-
-    name: str
-    align: int
-    size: int
-
-
-@dataclass(slots=True)
-class Kernel:
-    name: str
-    parameters: list[Variable] = field(default_factory=list)
-    instructions: list[Instruction] = field(default_factory=list)
-    labels: dict[str, int] = field(default_factory=dict)  # to an index into instructions
-    required_threads: tuple[int, int, int] | None = None
-    required_cluster: tuple[int, int, int] | None = None
-
-    @property
-    def parameter_offsets(self) -> dict[str, int]:
-        offsets, end = {}, 0
-        for parameter in self.parameters:
-            offsets[parameter.name] = end = -(-end // parameter.align) * parameter.align
-            end += parameter.size
-        return offsets
-
-
-@dataclass(frozen=True, slots=True)
-class Module:
-    kernels: dict[str, Kernel]
-    shared: list[Variable]
-
-    def kernel(self, name: str) -> Kernel:
-        if name not in self.kernels:
-            raise KeyError(f"no kernel {name} in this PTX; it has {', '.join(self.kernels)}")
-        return self.kernels[name]
-
+from nvfp4.emulator.ptx.syntax import (
+    Address,
+    Immediate,
+    Instruction,
+    Kernel,
+    Module,
+    Not,
+    Operand,
+    Pair,
+    Register,
+    Sink,
+    Symbol,
+    Variable,
+    Vector,
+)
 
 _BITS = {"pred": 1, **{f"{t}{n}": n for t in "busf" for n in (8, 16, 32, 64, 128)}, "f16x2": 32}
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
