@@ -29,7 +29,7 @@ _WINDOW_MASK = SHARED_WINDOW - 1
 
 
 def _resolve(space: str, address: int) -> tuple[str, int]:
-    """(space, address in it) of a generic address."""
+    """Give the state space of an address, and the address within that space."""
     if space:
         return space, address
     if address & SHARED_WINDOW:
@@ -55,7 +55,7 @@ def _load(
     ins: Any,
     strong: bool = False,
 ) -> Any:
-    """[addresses, count] elements. `strong`: of memory that others may write meanwhile."""
+    """Load [addresses, count] elements; a `strong` load may race with writers."""
     width = bits // 8 * count
     _aligned(addresses, width)
     space, _ = _resolve(space, int(addresses[0]))
@@ -96,7 +96,7 @@ def store(warp: Any, space: str, addresses: np.ndarray, values: np.ndarray, ins:
 
 
 def _shared_parts(warp: Any, addresses: np.ndarray, width: int) -> list[tuple[Any, Any, Any]]:
-    """(CTA, offsets, which addresses) for each CTA that they name."""
+    """Part shared addresses by CTA: the CTA, the offsets in it, and which addresses they are."""
     low, high = int(addresses.min()), int(addresses.max())
     ranks = [low >> RANK_SHIFT]
     chosen: Any = slice(None)
@@ -114,15 +114,16 @@ def _shared_parts(warp: Any, addresses: np.ndarray, width: int) -> list[tuple[An
 
 
 class _Access:
-    """What ld and st share: space, vector size, type and the hints that change no result."""
+    """The modifiers that ld and st share; hints that change no result are dropped."""
 
     def __init__(self, instruction: ptx.Instruction, builder: Builder) -> None:
         modifiers = Modifiers(instruction)
         self.letter, self.bits = modifiers.type()
         self.space = modifiers.take(*_SPACES)
         self.count = int(modifiers.take("v2", "v4", "v8")[1:] or 1)
-        # The machine is sequentially consistent: strength changes no value, but who may rely on it
-        # (memory.py). In shared memory these count as ordinary accesses, which is stricter.
+        # The machine is sequentially consistent, so strength changes no value. It decides which
+        # accesses to global memory may race (GlobalMemory.read_check). In shared memory, strong
+        # accesses count as ordinary ones, which is stricter.
         order = modifiers.take("weak", "volatile", "relaxed", "acquire", "release")
         wide = modifiers.take("cta", "cluster", "gpu", "sys") in ("gpu", "sys")
         self.strong = order not in ("", "weak")
@@ -196,7 +197,7 @@ def _decode_st(instruction: ptx.Instruction, builder: Builder) -> Step:
         if releases:
             warp.release_to_gpu()
         address = registers[base]
-        if address.__class__ is int:  # all lanes write the same place: one of them wins
+        if address.__class__ is int:  # all lanes write to one place, and one of them wins
             lane = lowest(mask)
             row = [v if (v := registers[s]).__class__ is int else int(v[lane]) for s in slots]
             values = np.array([[v & ((1 << bits) - 1) for v in row]], DTYPES[bits])
@@ -241,7 +242,7 @@ def _decode_mapa(instruction: ptx.Instruction, builder: Builder) -> Step:
 
 
 def _decode_cvta(instruction: ptx.Instruction, builder: Builder) -> Step:
-    """Between a state space and generic addresses: a window's base is added or taken away."""
+    """Convert an address between its state space and generic: add or remove a window's base."""
     modifiers = Modifiers(instruction)
     _, bits = modifiers.type()
     to = modifiers.take("to")

@@ -1,4 +1,4 @@
-"""Integer arithmetic (PTX ISA: Integer Arithmetic Instructions); floats.py has the rest."""
+"""Integer arithmetic (PTX ISA: Integer Arithmetic Instructions); floats go to floats.py."""
 
 import operator
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from nvfp4.emulator.machine.program import Step
 
 
 def _decode_add(instruction: ptx.Instruction, builder: Builder) -> Step:
-    """add and sub."""
+    """Decode add and sub."""
     if instruction.modifiers[-1][0] == "f":
         return decode(instruction, builder)
     modifiers = Modifiers(instruction)
@@ -26,7 +26,7 @@ def _decode_add(instruction: ptx.Instruction, builder: Builder) -> Step:
 
 
 def _decode_mul(instruction: ptx.Instruction, builder: Builder) -> Step:
-    """mul and mad: .lo, .hi and .wide."""
+    """Decode mul and mad with .lo, .hi and .wide."""
     if instruction.modifiers[-1] in ("f16", "f32", "f64", "f32x2", "f16x2", "bf16", "bf16x2"):
         return decode(instruction, builder)
     modifiers = Modifiers(instruction)
@@ -83,7 +83,7 @@ def _decode_minmax(instruction: ptx.Instruction, builder: Builder) -> Step:
 
 
 def _decode_sign(instruction: ptx.Instruction, builder: Builder) -> Step:
-    """neg and abs."""
+    """Decode neg and abs."""
     if instruction.modifiers[-1][0] != "s":
         return decode(instruction, builder)
     modifiers = Modifiers(instruction)
@@ -102,7 +102,7 @@ def _decode_sign(instruction: ptx.Instruction, builder: Builder) -> Step:
 
 
 def _decode_divide(instruction: ptx.Instruction, builder: Builder) -> Step:
-    """div and rem: integers truncate towards zero."""
+    """Decode div and rem, which truncate towards zero."""
     if instruction.modifiers[-1][0] == "f":
         return decode(instruction, builder)
     modifiers = Modifiers(instruction)
@@ -114,7 +114,7 @@ def _decode_divide(instruction: ptx.Instruction, builder: Builder) -> Step:
         if letter == "s":
             x, y = signed(x, bits), signed(y, bits)
         if not y:
-            return -1 if not remainder else x  # what the machine does; the ISA leaves it open
+            return -1 if not remainder else x  # as hardware does; the ISA leaves it open
         quotient = abs(x) // abs(y) * (1 if (x < 0) == (y < 0) else -1)
         return x - quotient * y if remainder else quotient
 

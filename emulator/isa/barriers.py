@@ -1,6 +1,6 @@
-"""bar.sync and its kin, barrier.cluster, and fences (PTX ISA: bar, barrier, membar, fence).
+"""Barriers of CTAs and clusters, and fences (PTX ISA: bar, barrier, membar, fence).
 
-Each barrier hands what the arriving have observed to those that wait; see shadow.py.
+A barrier passes what the arriving warps have observed on to the waiting ones (memory/shadow.py).
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from nvfp4.emulator.machine.program import Step
 
 
 def _decode_bar(instruction: ptx.Instruction, builder: Builder) -> Step:
-    """bar / barrier.cta .sync and .arrive; barrier.cluster."""
+    """Decode bar.warp, bar and barrier.cta with .sync and .arrive, and barrier.cluster."""
     modifiers = Modifiers(instruction)
     if modifiers.take("warp"):
         modifiers.need("sync")
@@ -33,7 +33,7 @@ def _decode_bar(instruction: ptx.Instruction, builder: Builder) -> Step:
     threads = None
     if len(instruction.operands) > 1:
         threads = builder.source(instruction.operands[1], 32)
-    waiting = object()  # the key of a warp's note that it has arrived here
+    waiting = object()  # the key in warp.state that says it has arrived here
 
     def step(warp: Any) -> int | None:
         if (blocked := warp.converge()) is not None:

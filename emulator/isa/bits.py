@@ -15,7 +15,7 @@ from nvfp4.emulator.machine.program import Step
 
 
 def _decode_logic(instruction: ptx.Instruction, builder: Builder) -> Step:
-    """and, or, xor; of predicates too."""
+    """Decode and, or and xor, also on predicates."""
     modifiers = Modifiers(instruction)
     letter, bits = modifiers.type()
     modifiers.done()
@@ -45,7 +45,7 @@ def _decode_not(instruction: ptx.Instruction, builder: Builder) -> Step:
 
 
 def _decode_shift(instruction: ptx.Instruction, builder: Builder) -> Step:
-    """Shift amounts above the width count as the width."""
+    """Decode shl and shr; amounts above the width count as the width."""
     modifiers = Modifiers(instruction)
     letter, bits = modifiers.type()
     modifiers.done()
@@ -68,7 +68,7 @@ def _decode_shift(instruction: ptx.Instruction, builder: Builder) -> Step:
 
 
 def _decode_prmt(instruction: ptx.Instruction, builder: Builder) -> Step:
-    """Bytes picked from b:a by selector nibbles; bit 3 of a nibble replicates the sign."""
+    """Decode prmt: nibbles select bytes of b:a, and bit 3 of a nibble replicates the sign."""
     Modifiers(instruction, "b32").done()
 
     def scalar(a: int, b: int, selector: int) -> int:
@@ -92,7 +92,7 @@ def _decode_prmt(instruction: ptx.Instruction, builder: Builder) -> Step:
 
 
 def _decode_funnel(instruction: ptx.Instruction, builder: Builder) -> Step:
-    """shf: a window of 32 bits on b:a."""
+    """Decode shf, which takes 32 bits out of b:a."""
     modifiers = Modifiers(instruction)
     left = modifiers.need("l", "r") == "l"
     wraps = modifiers.need("clamp", "wrap") == "wrap"
@@ -112,7 +112,7 @@ def _decode_funnel(instruction: ptx.Instruction, builder: Builder) -> Step:
 
 
 def _decode_lop3(instruction: ptx.Instruction, builder: Builder) -> Step:
-    """The truth table's bit (a << 2 | b << 1 | c) is the result."""
+    """Decode lop3: bit (a << 2 | b << 1 | c) of the table is the result."""
     Modifiers(instruction, "b32").done()
     *operands, table = instruction.operands
     if not isinstance(table, ptx.Immediate):
@@ -130,7 +130,7 @@ def _decode_lop3(instruction: ptx.Instruction, builder: Builder) -> Step:
 
 
 def _decode_bitfield(instruction: ptx.Instruction, builder: Builder) -> Step:
-    """bfe and bfi; positions and lengths are taken modulo 256."""
+    """Decode bfe and bfi, whose positions and lengths count modulo 256."""
     modifiers = Modifiers(instruction)
     letter, bits = modifiers.type()
     modifiers.done()
@@ -161,13 +161,13 @@ def _decode_bitfield(instruction: ptx.Instruction, builder: Builder) -> Step:
 
 
 def _decode_count(instruction: ptx.Instruction, builder: Builder) -> Step:
-    """popc, clz, brev, bfind."""
+    """Decode popc, clz, brev and bfind."""
     modifiers = Modifiers(instruction)
     letter, bits = modifiers.type()
     modifiers.done()
 
     def highest(x: int) -> int:
-        """The highest bit that is not the sign."""
+        """Find the highest bit that differs from the sign."""
         return (~signed(x, bits) if letter == "s" and x >> bits - 1 else x).bit_length() - 1
 
     scalar: Scalar = {

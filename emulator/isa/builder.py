@@ -42,7 +42,7 @@ def _step(
     try:
         step = decoders[instruction.opcode](instruction, builder)
     except (ValueError, TypeError, AttributeError, AssertionError) as error:
-        # not the operands that this instruction has
+        # the operands are not those of this instruction
         raise instruction.unsupported(f"the operands are not understood: {error}") from error
     if instruction.guard is None or instruction.opcode == "bra":
         return step

@@ -1,4 +1,4 @@
-"""Branches, and what a warp's lanes do together (PTX ISA: Control Flow; shfl, vote, elect)."""
+"""Branches, and exchanges between the lanes of a warp (PTX ISA: Control Flow; shfl, vote)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -56,7 +56,7 @@ def _decode_trap(instruction: ptx.Instruction, builder: Builder) -> Step:
 
 
 def _member_mask(warp: Any, mask: int) -> int | None:
-    """Waits for the lanes that a .sync instruction names."""
+    """Wait for the lanes that a .sync instruction names."""
     if mask & ~warp.mask & warp.live:
         return warp.converge()
     if warp.mask & ~mask:
@@ -83,7 +83,7 @@ def _decode_elect(instruction: ptx.Instruction, builder: Builder) -> Step:
 
 
 def _decode_shfl(instruction: ptx.Instruction, builder: Builder) -> Step:
-    """As in the ISA's pseudocode: `c` packs the segment mask (bits 8-12) and the clamp (0-4)."""
+    """Decode shfl; its `c` packs the segment mask (bits 8-12) and the clamp (bits 0-4)."""
     modifiers = Modifiers(instruction, "sync")
     mode = modifiers.need("idx", "up", "down", "bfly")
     modifiers.need("b32")
@@ -203,7 +203,7 @@ def _decode_nanosleep(instruction: ptx.Instruction, builder: Builder) -> Step:
 
 
 def _decode_setmaxnreg(instruction: ptx.Instruction, builder: Builder) -> Step:
-    """A register budget, which the emulator does not model; but whole warps run it."""
+    """Decode setmaxnreg: its register budget is not modelled, but whole warps have to run it."""
     modifiers = Modifiers(instruction)
     modifiers.need("inc", "dec")
     modifiers.need("sync")
@@ -219,8 +219,9 @@ def _decode_setmaxnreg(instruction: ptx.Instruction, builder: Builder) -> Step:
 
 
 def _decode_griddepcontrol(instruction: ptx.Instruction, builder: Builder) -> Step:
-    """Launches run one after the other here: the grids that this one depends on have ended. But a
-    kernel that has the wait may access global memory only behind it (Warp.access_global).
+    """Decode griddepcontrol, whose wait finds all earlier launches ended here.
+
+    A kernel that has the wait may access global memory only after it (Warp.access_global).
     """
     modifiers = Modifiers(instruction)
     kind = modifiers.need("wait", "launch_dependents")

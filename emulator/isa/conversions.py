@@ -1,4 +1,4 @@
-"""Conversions (PTX ISA: cvt), to nearest even where it rounds floats."""
+"""Conversions (PTX ISA: cvt); floats round to nearest, ties to even."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from nvfp4.emulator.machine.program import Step
 
 
 def to_bfloat16(bits: np.ndarray) -> np.ndarray:
-    """float32 patterns to bfloat16 ones, to nearest even; any NaN becomes 0x7FFF."""
+    """Round float32 patterns to bfloat16 patterns, ties to even; any NaN becomes 0x7FFF."""
     rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
     nan = bits & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000)
     return np.where(nan, np.uint32(0x7FFF), rounded).astype(np.uint16)
@@ -25,7 +25,7 @@ def _to_float16(bits: np.ndarray) -> np.ndarray:
 
 
 def _nearest(table: np.ndarray, magnitudes: np.ndarray) -> np.ndarray:
-    """Codes of the nearest values of an ascending table, ties to the even code, saturating."""
+    """Give the codes of the nearest values in an ascending table: ties to even, saturating."""
     middle = (table[:-1] + table[1:]) / 2
     below = np.searchsorted(middle, magnitudes, side="left")
     tie = (below < len(middle)) & (middle[np.minimum(below, len(middle) - 1)] == magnitudes)
@@ -185,11 +185,11 @@ def _convert_floats(
 
 
 _E4M3_AS_FLOAT16 = np.concatenate([_E4M3, [np.nan], -_E4M3, [np.nan]]).astype(np.float16)
-"""Each code's value, which float16 holds exactly."""
+"""The value of each E4M3 code, which float16 holds exactly."""
 
 
 def _decode_cvt_from_e4m3(instruction: ptx.Instruction, builder: Builder) -> Step:
-    """cvt.rn.f16x2.e4m3x2: two codes to two float16, in the same order."""
+    """Decode cvt.rn.f16x2.e4m3x2: two codes become two float16, in order."""
     modifiers = Modifiers(instruction, "e4m3x2")
     modifiers.need("f16x2")
     modifiers.need("rn")
@@ -206,7 +206,7 @@ def _decode_cvt_from_e4m3(instruction: ptx.Instruction, builder: Builder) -> Ste
 
 
 def _decode_cvt_pair(instruction: ptx.Instruction, builder: Builder) -> Step:
-    """cvt.rn.<pair>.f32 d, a, b: a goes to the upper half of d, b to the lower."""
+    """Decode cvt.rn.<pair>.f32 d, a, b: a becomes the upper half of d, b the lower."""
     modifiers = Modifiers(instruction, "f32")
     modifiers.need("rn")
     kind = modifiers.need(*_PAIRS)

@@ -1,4 +1,4 @@
-"""stmatrix: a warp stores 8x8 matrices of 16-bit elements (PTX ISA, "stmatrix")."""
+"""The stmatrix instruction: a warp stores 8x8 matrices of 16-bit elements (PTX ISA)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,9 @@ from nvfp4.emulator.machine.program import Step
 
 
 def _decode_stmatrix(instruction: ptx.Instruction, builder: Builder) -> Step:
-    """Lane l holds elements 2 (l % 4) and the next of row l / 4 of each matrix; row r of matrix i
+    """Decode stmatrix.
+
+    Lane l holds elements 2 (l % 4) and the next one of row l / 4 of each matrix. Row r of matrix i
     is stored at the address that lane 8 i + r gives.
     """
     modifiers = Modifiers(instruction, "sync", "aligned", "m8n8")

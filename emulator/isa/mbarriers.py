@@ -1,6 +1,6 @@
-"""mbarrier (PTX ISA: Parallel Synchronization and Communication Instructions, mbarrier).
+"""The mbarrier instructions (PTX ISA: Parallel Synchronization and Communication Instructions).
 
-A phase hands what those that arrived have observed to those that wait for it; see shadow.py.
+A phase passes what the arriving warps have observed on to the waiting ones (memory/shadow.py).
 """
 
 from collections.abc import Mapping
@@ -80,7 +80,7 @@ def _inval(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers)
 
 
 def _arrive(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -> Step:
-    """mbarrier.arrive, .arrive.expect_tx, .expect_tx: each active lane counts."""
+    """Decode arrive, arrive.expect_tx and expect_tx, in which each active lane counts."""
     counts = "arrive" in instruction.modifiers
     expects = bool(modifiers.take("expect_tx")) or not counts
     modifiers.take("noComplete")
@@ -113,7 +113,7 @@ def _arrive(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers
             arrivals = 0 if not counts else lanes if expects else lanes * each
             barrier.arrive(arrivals, lanes * each if expects else 0, *released)
         if put is not None:
-            put(warp, 0)  # the state: nothing uses it, waits are by parity
+            put(warp, 0)  # the state, which nothing uses: waits are by parity
 
     return step
 
@@ -153,7 +153,7 @@ def _wait(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) 
 
 
 def _spins(kernel: ptx.Kernel, start: int) -> bool:
-    """Whether a failed wait does nothing but try again; the warp can sleep meanwhile."""
+    """Say whether a failed wait only tries again, so that the warp can sleep meanwhile."""
     for instruction in kernel.instructions[start + 1 : start + 8]:
         if instruction.opcode == "bra":
             (target,) = instruction.operands

@@ -25,7 +25,7 @@ from nvfp4.emulator.machine.special_registers import CLOCKS
 
 
 def _decode_mov(instruction: ptx.Instruction, builder: Builder) -> Step:
-    """mov, and its packing and unpacking of vectors."""
+    """Decode mov, which also packs and unpacks vectors."""
     modifiers = Modifiers(instruction)
     letter, bits = modifiers.type()
     modifiers.done()

@@ -22,7 +22,7 @@ def library() -> str:
 
 
 def _compile() -> bytes:
-    """Takes about 0.1 s, so nothing is kept on disk."""
+    """Run the C compiler; at 0.1 s a process, nothing is kept on disk."""
     compiler = os.environ.get("CC") or next(filter(which, _COMPILERS), None)
     if compiler is None:
         raise RuntimeError("the emulator needs a C compiler (cc, gcc, clang or $CC), got none")

@@ -6,18 +6,18 @@ from nvfp4.emulator.hazards import Hazard, Kind
 
 
 class NamedBarrier:
-    """One of a CTA's 16 hardware barriers."""
+    """One of the 16 hardware barriers of a CTA."""
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.threads = 0  # of the phase under way; 0: nobody has arrived
+        self.threads = 0  # expected in this phase; 0 before the first arrival
         self.arrived = 0
         self.seen = self.fenced = 0
-        self.done: list[tuple[int, int]] = []  # of each phase, what its arrivals had observed
+        self.done: list[tuple[int, int]] = []  # for each phase, what its arrivals had observed
         self.waiting: list[Any] = []
 
     def arrive(self, warp: Any, threads: int) -> int:
-        """Counts a warp in; the phase to wait for."""
+        """Count a warp in, and return the phase to wait for."""
         if threads % 32 or not threads:
             raise Hazard(Kind.BARRIER, f"barrier {self.number} for {threads} threads")
         if self.arrived and threads != self.threads:
@@ -42,11 +42,11 @@ class NamedBarrier:
 
 
 class ClusterBarrier:
-    """barrier.cluster: all threads of the cluster that have not exited."""
+    """The barrier of all threads of a cluster that have not exited."""
 
     def __init__(self, cluster: Any) -> None:
         self._cluster = cluster
-        self.arrived: dict[Any, int] = {}  # warp: its lanes that have arrived
+        self.arrived: dict[Any, int] = {}  # the lanes of each warp that have arrived
         self.seen = self.fenced = 0
         self.done: list[tuple[int, int]] = []  # as in NamedBarrier
         self.waiting: list[Any] = []
@@ -58,7 +58,7 @@ class ClusterBarrier:
         self.check()
 
     def check(self) -> None:
-        """Completes the phase if all that live have arrived."""
+        """Complete the phase if all live threads have arrived."""
         for cta in self._cluster.ctas:
             for warp in cta.warps:
                 if warp.live & ~self.arrived.get(warp, 0):

@@ -1,8 +1,8 @@
-"""The machine that runs a grid: clusters, CTAs and warps under a seeded random scheduler.
+"""The machine that runs a grid's clusters under a seeded random scheduler.
 
-Time is counted in instructions. A random warp runs for a random number of them; asynchronous work
-ends after a random delay; when no warp can run, time skips to the next such end. Nothing in flight
-and no warp that can run: a deadlock.
+Time is counted in instructions. A random warp runs for a random number of them, and asynchronous
+work ends after a random delay. When no warp can run, time skips to the next end of such work. When
+nothing is in flight either, that is a deadlock.
 """
 
 import heapq
@@ -39,7 +39,7 @@ class Launch:
 
 
 class Machine:
-    """Runs one launch."""
+    """The clusters of one launch, their time, and the work in flight."""
 
     def __init__(self, launch: Launch, memory: GlobalMemory, options: Options, report: Report):
         self.launch, self.memory, self.options, self.report = launch, memory, options, report
@@ -80,12 +80,12 @@ class Machine:
         heapq.heappush(self.events, (time, self.event_number, what))
 
     def delay(self) -> int:
-        """A random duration of asynchronous work."""
+        """Draw the duration of asynchronous work."""
         longest = self.options.delay
         return self.random.randint(0, longest) if longest else 0
 
     def registers(self, cta: Cta, warp: int) -> list[Any]:
-        """A warp's registers at its start: constants, special registers, addresses of variables."""
+        """Give a warp's registers at its start: constants, special registers and addresses."""
         registers = self._template.copy()
         for slot, symbol in self.launch.program.symbols.items():
             value = self._symbol(cta, warp, symbol.name) if symbol.name else 0
@@ -127,7 +127,7 @@ class Machine:
         self.report.instructions += self.time - start
 
     def _drop(self, warp: Warp, position: int) -> None:
-        """Takes a warp off the list of those that can run; it may have moved meanwhile."""
+        """Take a warp off the list of runnable ones, in which it may have moved meanwhile."""
         runnable = self.runnable
         if position >= len(runnable) or runnable[position] is not warp:
             position = runnable.index(warp)
@@ -146,7 +146,7 @@ class Machine:
         self._start_cluster()
 
     def _waits(self) -> list[str]:
-        """Each live warp's place."""
+        """Describe where each live warp stands."""
         lines = []
         for cluster in self.clusters:
             for warp in (warp for cta in cluster.ctas for warp in cta.warps if warp.live):

@@ -20,13 +20,13 @@ class Mbarrier:
         self.tx = 0
         self.phase = 0
         self.seen = self.fenced = 0  # what this phase's arrivals had observed
-        self.done = (0, 0)  # what the completed phases' had
+        self.done = (0, 0)  # what the completed phases' arrivals had observed
         self.waiting: list[Any] = []
         self.init = init  # the event of its initialisation
         self.where = where
 
     def arrive(self, arrivals: int, tx: int, seen: int, fenced: int) -> None:
-        """`tx` > 0 expects that many bytes; < 0: so many have come."""
+        """Count arrivals, and bytes that are expected (`tx` above 0) or have come (below 0)."""
         if arrivals > self.pending:
             raise Hazard(
                 Kind.MBARRIER,

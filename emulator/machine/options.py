@@ -1,4 +1,4 @@
-"""How a run is scheduled and checked, and what it reports."""
+"""The options of a run, and its report."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ class Options:
 
 @dataclass
 class Report:
-    """What a run did."""
+    """What a run has executed: launches, instructions, and counts of TMA and tensor core work."""
 
     launches: int = 0
     instructions: int = 0

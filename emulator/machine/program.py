@@ -7,7 +7,7 @@ from nvfp4.emulator import ptx
 from nvfp4.emulator.machine.warp import Warp
 
 Step = Callable[[Warp], int | None]
-"""Runs an instruction on a warp. None: go on; 0 or more: jump there; below 0: see outcomes.py."""
+"""A function that runs an instruction on a warp; it returns None, a jump's target or an outcome."""
 
 
 @dataclass(frozen=True)

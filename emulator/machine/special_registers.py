@@ -1,5 +1,6 @@
-"""Special registers (PTX ISA: Special Registers). Their values do not change while a warp runs, but
-for the clocks, which mov reads.
+"""Special registers (PTX ISA: Special Registers).
+
+Only the clocks change while a warp runs; mov reads them.
 """
 
 from typing import Any
@@ -26,7 +27,7 @@ def is_special(name: str) -> bool:
 
 
 def value(name: str, machine: Any, cta: Any, warp: int) -> Any:
-    """What a special register holds in the lanes of a CTA's warp."""
+    """Give the value of a special register in the lanes of a CTA's warp."""
     launch = machine.launch
     base, _, axis = name.partition(".")
     if base == "%tid":

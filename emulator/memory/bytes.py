@@ -1,4 +1,4 @@
-"""Memory as an array of bytes that is also read and written in wider words."""
+"""Memory as an array of bytes, also read and written in wider words."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from nvfp4.emulator.lanes import DTYPES
 
 
 class Bytes:
-    """Memory as bytes and, where its address allows, as wider words."""
+    """An array of bytes with views in wider words where its address allows them."""
 
     def __init__(self, data: np.ndarray, aligned: bool) -> None:
         self.data = data
@@ -18,11 +18,11 @@ class Bytes:
 
     @property
     def chunks(self) -> np.ndarray:
-        """[n, 2]: 16 bytes a row, as the async proxy moves them."""
+        """View the bytes as [n, 2] words of 8: 16 bytes a row, as the async proxy moves them."""
         return self._views[64][: len(self.data) // 16 * 2].reshape(-1, 2)
 
     def gather(self, offsets: np.ndarray, bits: int, count: int) -> np.ndarray:
-        """[offsets, count] elements of `bits` bits."""
+        """Read [offsets, count] elements of `bits` bits."""
         size = bits // 8
         view = self._views.get(bits)
         if view is not None:
@@ -30,7 +30,7 @@ class Bytes:
         return self.data[offsets[:, None] + np.arange(size * count)].view(DTYPES[bits])
 
     def scatter(self, offsets: np.ndarray, values: np.ndarray) -> None:
-        """Writes [offsets, count] elements."""
+        """Write [offsets, count] elements."""
         size, count = values.itemsize, values.shape[1]
         view = self._views.get(size * 8)
         if view is not None:

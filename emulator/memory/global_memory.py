@@ -1,9 +1,4 @@
-"""Global memory, which is the registered tensors and nothing else, and a CTA's shared memory.
-
-Addresses are the CPU's own in global memory. A shared address is the CTA's rank in its cluster
-times 2^24 plus an offset, so that it also names memory of its peers; generic addresses of shared
-memory and of parameters lie in windows far above any that a CPU uses.
-"""
+"""Global memory: the registered tensors, and which CTA wrote which byte of them."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
@@ -19,7 +14,7 @@ from nvfp4.emulator.memory.shadow import Index
 
 
 class Tensor:
-    """A registered tensor: the span of memory from its first element to its last."""
+    """A registered tensor, as the span of memory from its first element to its last."""
 
     def __init__(self, name: str, tensor: torch.Tensor, output: bool) -> None:
         if tensor.device.type != "cpu":
@@ -35,9 +30,9 @@ class Tensor:
         self.bytes = Bytes(data.numpy(), self.base % 8 == 0)
         self.output = output
         self.dense = tensor.numel() == span
-        # Of each byte: the CTA that wrote it plus 1; -1: an earlier launch.
+        # For each byte the CTA that wrote it, plus 1; -1 if an earlier launch did.
         self.writer = np.zeros(0, np.int32)
-        # Of each CTA that writes it: its cluster, and the events that these writes belong to.
+        # For each CTA that writes it: the cluster, and the events of these writes.
         self.writes: dict[int, tuple[Any, int]] = {}
 
     @property
@@ -45,13 +40,15 @@ class Tensor:
         return self.base + self.size
 
     def track(self) -> np.ndarray:
-        """`writer`, from the first write on."""
+        """Give `writer`, which exists from the first write on."""
         if not len(self.writer):
             self.writer = np.zeros(self.size, np.int32)
         return self.writer
 
 
 class GlobalMemory:
+    """The registered tensors by address; an access to any other address is a hazard."""
+
     def __init__(
         self, memory: Mapping[str, torch.Tensor], outputs: frozenset[str], check: bool
     ) -> None:
@@ -63,7 +60,7 @@ class GlobalMemory:
         self.check = check
 
     def find(self, low: int, high: int) -> Tensor:
-        """The tensor that holds addresses low <= address < high."""
+        """Find the tensor that holds all addresses from low to high - 1."""
         position = bisect_right(self._bases, low) - 1
         if position >= 0:
             tensor = self.tensors[position]
@@ -80,8 +77,9 @@ class GlobalMemory:
         return f"{what}; the nearest is {near.name} ({near.size} bytes): {distance}"
 
     def load(self, addresses: np.ndarray, bits: int, count: int, warp: Any) -> np.ndarray:
-        """[addresses, count] elements; the addresses may be in several tensors. `warp`: of an
-        ordinary load, for read_check.
+        """Load [addresses, count] elements, from one tensor or several.
+
+        `warp` is None for a strong load (read_check).
         """
         width = bits // 8 * count
         parts = self._parts(addresses, width)
@@ -113,9 +111,10 @@ class GlobalMemory:
         return parts
 
     def read_check(self, tensor: Tensor, index: Index, warp: Any) -> None:
-        """Whether a warp may rely on these bytes: those of an output have been written, and what
-        another CTA of the launch has written, the warp has waited for. No warp: a strong access,
-        which may race.
+        """Check that a warp may rely on these bytes.
+
+        Those of an output must have been written. The warp must have waited for what another CTA of
+        the launch has written; `warp` is None for a strong access, which may race.
         """
         if not self.check:
             return
@@ -125,7 +124,7 @@ class GlobalMemory:
             raise Hazard(Kind.UNINITIALISED, f"{tensor.name} is an output, not yet written")
 
     def view_read_check(self, tensor: Tensor, view: Callable[..., np.ndarray], warp: Any) -> None:
-        """The same for a view of the tensor's bytes."""
+        """Check a view of the tensor's bytes, as read_check does an index."""
         if not self.check:
             return
         if len(tensor.writer):
@@ -156,14 +155,14 @@ class GlobalMemory:
     def write_check(
         self, tensor: Tensor, index: Index, warp: Any, event: int, atomic: bool = False
     ) -> None:
-        """A byte is written by one CTA of a launch."""
+        """Check that no other CTA of the launch writes these bytes, and record the write."""
         if self.check:
             writer = tensor.track()
             self._claim(tensor, writer[index], warp, event, atomic)
             writer[index] = warp.cta.number + 1
 
     def view_write_check(self, tensor: Tensor, cells: np.ndarray, warp: Any, event: int) -> None:
-        """write_check for a view of tensor.track()."""
+        """Check and record the write of a view of tensor.track(), as write_check does an index."""
         self._claim(tensor, cells, warp, event, False)
         cells[...] = warp.cta.number + 1
 
@@ -180,14 +179,14 @@ class GlobalMemory:
         tensor.writes[cta] = (warp.cluster, events | 1 << event)
 
     def launch_ended(self) -> None:
-        """What one launch wrote, the next may overwrite: it comes after it in the stream."""
+        """Let later launches in the stream read and overwrite what this one wrote."""
         for tensor in self.tensors:
             tensor.writes = {}
             if len(tensor.writer):
                 tensor.writer[tensor.writer > 0] = -1
 
     def finish(self) -> None:
-        """Every byte of an output has been written."""
+        """Check that every byte of the outputs has been written."""
         for tensor in self.tensors:
             if not (self.check and tensor.output and tensor.dense):
                 continue

@@ -13,7 +13,7 @@ from nvfp4.emulator.memory.swizzle import places
 
 
 class SharedMemory:
-    """A CTA's shared memory and its shadow, from offset 0 of its window."""
+    """The shared memory of a CTA and its shadow, indexed by the offset in its window."""
 
     def __init__(self, size: int, events: Events, owner: str) -> None:
         self.size = size
@@ -28,7 +28,7 @@ class SharedMemory:
         )
 
     def write_swizzled(self, offset: int, data: np.ndarray, swizzle: int) -> None:
-        """Write bytes from an offset on, their 16-byte chunks where the swizzle has them."""
+        """Write bytes from an offset on, each 16-byte chunk to its swizzled place."""
         if swizzle:
             order = places(offset, len(data), swizzle) + offset // 16
             self.bytes.chunks[order] = data.view(np.uint64).reshape(-1, 2)
@@ -52,7 +52,7 @@ class SharedMemory:
 
 
 def _nth(index: Index, n: int) -> int:
-    """The n-th cell that an index names."""
+    """Give the n-th cell that an index names."""
     if isinstance(index, slice):
         return (index.start or 0) + n
     assert isinstance(index, np.ndarray)
@@ -65,7 +65,7 @@ class SharedLayout(NamedTuple):
 
 
 def shared_layout(variables: list[ptx.Variable], dynamic: int) -> SharedLayout:
-    """Offsets of the shared variables: static ones first, then the dynamic ones, which overlap."""
+    """Place the shared variables: static ones first, then the dynamic ones, which overlap."""
     offsets, end = {}, DYNAMIC_SHARED_BASE
     for variable in variables:
         if variable.size:

@@ -6,17 +6,18 @@ import numpy as np
 
 
 def swizzled(address: np.ndarray | int, bits: int) -> np.ndarray | int:
-    """Where the byte of a linear shared address stands: address bits 4.. exchanged by bits 7.. .
+    """Give the swizzled place of a linear shared address: bits 4.. are xored with bits 7.. .
 
-    128-byte swizzle (3 bits): the 16-byte chunk's number within 128 bytes, xor the number of the
-    128-byte row within 1 KB. 64 and 32 bytes: the same with two bits and one.
+    The 128-byte swizzle takes 3 bits. The number of the 16-byte chunk within 128 bytes is xored
+    with the number of the 128-byte row within 1 KB. The 64-byte and 32-byte swizzles take 2 bits
+    and 1.
     """
     return address ^ (address >> 7 & (1 << bits) - 1) << 4
 
 
 @lru_cache(maxsize=256)
 def _permutation(phase: int, chunks: int, bits: int) -> np.ndarray:
-    """The places of a box's 16-byte chunks, relative to its start, `phase` chunks into 1 KB."""
+    """Give the places of a box's 16-byte chunks from its start, `phase` chunks into 1 KB."""
     linear = (np.arange(chunks) + phase) * 16
     places = swizzled(linear, bits)
     assert isinstance(places, np.ndarray)
@@ -24,5 +25,5 @@ def _permutation(phase: int, chunks: int, bits: int) -> np.ndarray:
 
 
 def places(address: int, size: int, bits: int) -> np.ndarray:
-    """The chunk, relative to `address` / 16, of each 16-byte chunk of a box at a shared address."""
+    """Give the place of each 16-byte chunk of a box, in chunks from its shared address."""
     return _permutation(address // 16 % 64, size // 16, bits)

@@ -1,4 +1,4 @@
-"""The parser: PTX text to kernels, in the syntax that compilers emit (PTX ISA 8.8, "Syntax")."""
+"""The parser of PTX text, for the syntax that compilers emit (PTX ISA 8.8, "Syntax")."""
 
 import re
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ _REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.*)$", re.S)
 _NAME = r"[A-Za-z_$%][\w$.]*"
 _HEADER = (".version", ".target", ".address_size")
 _IGNORED = (".pragma", ".loc", ".file", ".section")
-"""Directives that change no meaning: hints and debug information."""
+"""Directives that are hints or debug information, and change no meaning."""
 
 
 def _is_ignored(statement: str) -> bool:
@@ -38,7 +38,7 @@ def _is_ignored(statement: str) -> bool:
 
 
 def parse(text: str) -> Module:
-    """The kernels of a PTX module and its shared variables."""
+    """Read the kernels of a PTX module and its shared variables."""
     module = Module({}, [])
     text = _COMMENT.sub(lambda m: "\n" * m.group().count("\n"), text)
     statements = _statements(text)
@@ -55,7 +55,7 @@ def parse(text: str) -> Module:
 
 
 def _statements(text: str) -> Iterator[tuple[int, str]]:
-    """(line, text) of each statement; "{" and "}" when they open and close blocks, labels as "x:".
+    """Give (line, text) of each statement: braces of blocks alone, labels as "x:".
 
     A brace opens a block where a statement may start; elsewhere it belongs to a vector operand.
     """
@@ -191,7 +191,7 @@ def _instruction(line: int, text: str, scopes: list[dict[str, Register]]) -> Ins
 
 
 def _split(text: str) -> list[str]:
-    """Operands at the top level: commas inside braces and brackets do not part them."""
+    """Split a list of operands at its commas, except within braces and brackets."""
     parts, depth, current = [], 0, ""
     for character in text:
         depth += (character in "[{(") - (character in "]})")

@@ -1,4 +1,4 @@
-"""What PTX text is made of: operands, instructions, variables, kernels and modules."""
+"""PTX as values: operands, instructions, variables, kernels and modules."""
 
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ class Immediate:
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """A name that is no register: variable, parameter, label or special register."""
+    """The name of a variable, a parameter, a label or a special register."""
 
     name: str
     offset: int = 0
@@ -26,7 +26,7 @@ class Symbol:
 
 @dataclass(frozen=True, slots=True)
 class Sink:
-    """The operand `_`: a result that nobody wants."""
+    """The operand `_`, a result that nobody wants."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Not:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """`%r|%p`: two results."""
+    """Two results, `%r|%p`."""
 
     first: "Operand"
     second: "Operand"
@@ -49,7 +49,7 @@ class Vector:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """`[base + offset]`, or `[base, {coordinates}]` for tensors."""
+    """An address, `[base + offset]`, or `[base, {coordinates}]` for tensors."""
 
     base: "Register | Symbol | Immediate"
     offset: int = 0
@@ -74,7 +74,7 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A parameter or a shared variable. `size` 0: as large as the launch says."""
+    """A parameter or a shared variable; size 0 means as large as the launch says."""
 
     name: str
     align: int

@@ -1,4 +1,4 @@
-"""Tensor memory to registers and back (PTX ISA: tcgen05.ld, st, wait, fence)."""
+"""Moves between tensor memory and registers (PTX ISA: tcgen05.ld, st, wait, fence)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -95,7 +95,7 @@ def _shape(modifiers: Modifiers, shape: str) -> int:
 
 
 def _columns(warp: Any, base: int, offset: int, count: int, lanes: int) -> tuple[int, slice]:
-    """The first lane and the columns of an access to `lanes` lanes, of the warp's own 32."""
+    """Give the first lane and the columns of an access to `lanes` of the warp's own 32 lanes."""
     address = warp.uniform(base, "address") + offset
     first, own = address >> 16, 32 * (warp.index % 4)
     if first % lanes or not own <= first < own + 32:
@@ -125,7 +125,7 @@ def _wait(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) 
 
 
 def _fence(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -> Step:
-    """tcgen05.fence: orders what here is ordered anyway, tensor memory accesses around barriers."""
+    """Decode tcgen05.fence, which does nothing: barriers order tensor memory accesses here."""
     modifiers.done()
     return lambda warp: None
 

@@ -53,7 +53,7 @@ def _alloc(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers)
 
 
 def _grant(memories: list[Any], number: int) -> bool:
-    """Serves the same request of all these CTAs at once, or none."""
+    """Grant one request to all these CTAs at once, or to none."""
     if any(number >= len(memory.requests) for memory in memories):
         return False
     columns = memories[0].requests[number]

@@ -1,4 +1,4 @@
-"""tcgen05.commit: an arrival at mbarriers once earlier tensor core work has ended."""
+"""Arrivals at mbarriers when earlier tensor core work has ended (PTX ISA: tcgen05.commit)."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -50,7 +50,7 @@ def _commit(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers
             arrivals.append((cta, partial(barrier.arrive, 1, 0, observed, 0)))
 
         def send() -> None:
-            """Arrive in this CTA at once, and in each other one after a delay of its own."""
+            """Arrive in this CTA at once, and in each other CTA after a delay of its own."""
             for cta, arrive in arrivals:
                 if cta is warp.cta:
                     arrive()

@@ -1,4 +1,4 @@
-"""tcgen05.cp: copies from shared to tensor memory."""
+"""Copies from shared to tensor memory (PTX ISA: tcgen05.cp)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ _ALL_QUARTERS = slice(None)
 
 
 def _cp(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -> Step:
-    """32x128b.warpx4: 32 rows of 16 bytes to lanes r, r + 32, r + 64, r + 96 of 4 columns."""
+    """Decode 32x128b.warpx4: row r of 16 bytes goes to lanes r, r + 32, r + 64 and r + 96."""
     group = group_of(modifiers)
     modifiers.need("32x128b")
     modifiers.need("warpx4")

@@ -1,11 +1,10 @@
-"""The tensor core: copies to tensor memory, MMAs and commits (PTX ISA: tcgen05.cp, mma, commit).
+"""Block-scaled MMAs (PTX ISA: tcgen05.mma).
 
-Copies, MMAs and commits of a CTA run in the order of their issue, each after a random delay that
-keeps the order. An MMA is computed exactly and rounded to float32 once, when it is added to the
-accumulator; hardware's order of summation within one instruction is not documented.
+An MMA is computed exactly and rounded to float32 once, when it is added to the accumulator. The
+order of summation within one instruction is not documented for hardware.
 
-Matrix products go through torch: its thread count can be set for a run and set back, while numpy's
-BLAS reads the environment once, at import, and loses 20 times to threads on matrices this small.
+Matrix products go through torch, whose thread count can be set for a run and set back. numpy's BLAS
+reads the environment once, at import, and threads make it 20 times slower on matrices this small.
 """
 
 from collections.abc import Mapping
@@ -30,16 +29,16 @@ from nvfp4.emulator.tensor_cores.descriptors import (
 )
 
 _K = 64  # elements of K in one MMA
-_GROUP = 16  # of them under one scale
+_GROUP = 16  # elements of K under one scale
 _ALL_QUARTERS = slice(None)
 
 _E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 E2M1_PAIRS = np.stack([_E2M1[np.arange(256) & 15], _E2M1[np.arange(256) >> 4]], 1)
-"""A byte's two elements: the low nibble comes first."""
+"""The two elements of each byte, the low nibble's first."""
 
 
 def _e4m3(code: int) -> float:
-    """UE4M3: the sign bit does not count; the top code is NaN."""
+    """Decode UE4M3, which ignores the sign bit and has NaN as its top code."""
     exponent, mantissa = code >> 3 & 15, code & 7
     if code & 127 == 127:
         return float("nan")
@@ -124,10 +123,10 @@ def _check_shape(shape: InstructionDescriptor, group: int) -> None:
 
 
 def _check_scale_column(operand: str, column: int) -> None:
-    """Refuses scale factors of 16 elements that begin at an odd column.
+    """Refuse scale factors of 16 elements that begin at an odd column.
 
-    PTX ISA does not say so. NVIDIA's and other public kernels move these scales by two columns, 64
-    rows, even for an N of 32, and one of them reports that odd columns cannot be reached.
+    PTX ISA does not say so. NVIDIA's and other public kernels move these scales by two columns (64
+    rows), even for an N of 32. One of them reports that odd columns cannot be reached.
     """
     if column % 2:
         raise Hazard(
@@ -138,7 +137,7 @@ def _check_scale_column(operand: str, column: int) -> None:
 
 
 def _scales(words: np.ndarray, columns: slice, rows: int, table: np.ndarray) -> np.ndarray:
-    """[rows, 4] scale factors: those of row r are the bytes of lane r % 32, column r // 32."""
+    """Read [rows, 4] scale factors; row r has the bytes of lane r % 32, column r // 32."""
     quarters = words[:, columns].reshape(4, 32, -1)
     if not (quarters == quarters[0]).all():
         raise Hazard(Kind.TMEM, "scale factors differ between the 32-lane quarters")
@@ -147,7 +146,7 @@ def _scales(words: np.ndarray, columns: slice, rows: int, table: np.ndarray) -> 
 
 
 def _dequantize(codes: np.ndarray, scales: np.ndarray, negate: bool) -> np.ndarray:
-    """[rows, 64] values of rows of 32 bytes and their scales: exact in float64."""
+    """Give [rows, 64] values of rows of 32 bytes and their scales, exact in float64."""
     rows = len(codes)
     values = E2M1_PAIRS[codes.view(np.uint8).reshape(rows, -1)].reshape(rows, _K // _GROUP, _GROUP)
     values *= scales[:, :, None]

@@ -1,4 +1,4 @@
-"""Boxes of tensors: what a tensor map and coordinates name in global memory."""
+"""Boxes of tensors in global memory, which a tensor map and coordinates name."""
 
 from typing import Any
 
@@ -62,12 +62,12 @@ class Box:
             raise Hazard(Kind.MISALIGNED, f"shared offset {offset:#x} of a tensor copy")
 
     def view(self, array: np.ndarray) -> np.ndarray:
-        """The box's part of an array with an element for each byte of the tensor."""
+        """View the box in an array that has an element for each byte of the tensor."""
         strides = tuple(s * array.itemsize for s in self._strides)
         return np.lib.stride_tricks.as_strided(array[self._offset :], self._counts, strides)
 
     def fetch(self, memory: Any, warp: Any) -> np.ndarray:
-        """The box's bytes in order, zero where the tensor has none."""
+        """Read the box's bytes in order, with zeros outside the tensor."""
         if self.empty:
             return np.zeros(int(np.prod(self.shape)), np.uint8)
         memory.view_read_check(self.tensor, self.view, warp)

@@ -11,7 +11,7 @@ from nvfp4.emulator.machine.program import Step
 
 @dataclass(slots=True)
 class Transfer:
-    """A bulk store under way."""
+    """A bulk store that has been issued."""
 
     event: int
     read: bool = False
