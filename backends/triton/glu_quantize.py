@@ -36,6 +36,7 @@ from nvfp4.backends.triton.tiles import (
     store_scales,
     store_words,
 )
+from nvfp4.calls import GluQuantize, Packed, Quantized, takes
 from nvfp4.spec import swizzle
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, SWIZZLED
 
@@ -113,23 +114,19 @@ def _glu_row_scales_kernel(
 
 
 def plan(
-    gate_up: Tensor,
-    p: Tensor | None,
-    offsets: Tensor | None,
-    limit: float | None,
-    activation: str,
-    scale_layout: str,
-    data: Tensor,
-    scales: Tensor,
-    row_scales: Tensor | None,
+    call: GluQuantize,
+    out: Packed | Quantized,
     sm: int,
     tile: Tile | None = None,
-    p_of: str = "",
+    scale_per_row: bool = False,
 ) -> Launch:
-    """gate_up [M, 2I], p float32 [1], [M], with offsets [E], or None: each row's own, of I up to
-    LONGEST_ROW; scales as bytes; sm: the architecture. p_of: what has a p, by default told by its
-    size: "one" for all, each "row" or each "expert".
+    """The launch for a prepared call on architecture sm_<sm>; tile: default the one chosen.
+
+    With global_scale None, each row finds its own: I is at most LONGEST_ROW. scale_per_row:
+    global_scale is [M], although there are offsets.
     """
+    gate_up, p, offsets = call.gate_up, call.global_scale, call.offsets
+    scales = out.scales.view(DATA_DTYPE)
     (m, both), (scale_rows, scale_columns) = gate_up.shape, scales.shape
     k, experts = both // 2, 0 if offsets is None else offsets.numel() - 1
     if tile is None and p is None:
@@ -140,26 +137,26 @@ def plan(
     rows = scale_rows
     if experts:
         rows = swizzle.TILE_ROWS * most_tiles(m, experts, swizzle.TILE_ROWS)
+    row_scale = out.row_scale if isinstance(out, Quantized) else None
+    limit = call.limit or 0.0
+    sizes = m, experts, k, gate_up.stride(0), scale_rows, scale_columns
     return Launch(
         _glu_quantize_kernel,
         (cdiv(rows, tile.rows), cdiv(scale_columns * BLOCK, tile.columns)),
-        (
-            gate_up, p, offsets, limit or 0.0, data, scales, row_scales, m, experts, k,
-            gate_up.stride(0), scale_rows, scale_columns,
-        ),
+        (gate_up, p, offsets, limit, out.data, scales, row_scale, *sizes),
         {
-            "ACTIVATION": activation,
-            "LIMITED": limit is not None,
-            "SWIZZLED": scale_layout == SWIZZLED,
-            "P": p_of or _owner_of(p, experts),
-            "KEEP_P": row_scales is not None,
+            "ACTIVATION": call.activation,
+            "LIMITED": call.limit is not None,
+            "SWIZZLED": call.scale_layout == SWIZZLED,
+            "P": "row" if scale_per_row else _owner_of(p, experts),
+            "KEEP_P": row_scale is not None,
             "EXPERTS": experts_vector(experts) if experts else 0,
             "R": tile.rows,
             "C": tile.columns,
             "SM": sm,
         },
         num_warps=tile.num_warps,
-    )  # fmt: skip
+    )
 
 
 def _owner_of(p: Tensor | None, experts: int) -> str:
@@ -170,30 +167,21 @@ def _owner_of(p: Tensor | None, experts: int) -> str:
     return "expert" if experts else "row"
 
 
-def plan_row_scales(
-    gate_up: Tensor, limit: float | None, activation: str, row_scales: Tensor
-) -> Launch:
-    """The rows' global scales [M] alone, for rows too long to hold."""
-    args = (gate_up, limit or 0.0, row_scales, gate_up.shape[1] // 2, gate_up.stride(0))
-    constants = {"ACTIVATION": activation, "LIMITED": limit is not None, "C": 4096}
+def plan_row_scales(call: GluQuantize, row_scale: Tensor) -> Launch:
+    """The launch that computes row_scale [M] alone, for rows too long to hold."""
+    gate_up = call.gate_up
+    args = (gate_up, call.limit or 0.0, row_scale, gate_up.shape[1] // 2, gate_up.stride(0))
+    constants = {"ACTIVATION": call.activation, "LIMITED": call.limit is not None, "C": 4096}
     return Launch(_glu_row_scales_kernel, (gate_up.shape[0],), args, constants, num_warps=8)
 
 
-def glu_quantize(
-    gate_up: Tensor,
-    p: Tensor | None,
-    offsets: Tensor | None,
-    limit: float | None,
-    activation: str,
-    scale_layout: str,
-    data: Tensor,
-    scales: Tensor,
-    row_scales: Tensor | None,
-) -> None:
-    p_of = ""
-    if p is None and gate_up.shape[1] // 2 > LONGEST_ROW:
-        assert row_scales is not None
-        run(plan_row_scales(gate_up, limit, activation, row_scales))
-        p, row_scales, p_of = row_scales, None, "row"
-    args = (gate_up, p, offsets, limit, activation, scale_layout, data, scales.view(DATA_DTYPE))
-    run(plan(*args, row_scales, target_of(gate_up.device).sm, p_of=p_of))
+@takes(GluQuantize.prepared)
+def glu_quantize(call: GluQuantize, out: Packed | Quantized) -> None:
+    sm = target_of(call.gate_up.device).sm
+    if call.global_scale is None and call.gate_up.shape[1] // 2 > LONGEST_ROW:
+        assert isinstance(out, Quantized)  # a call without a global scale asks for the rows' own
+        run(plan_row_scales(call, out.row_scale))
+        call = call._replace(global_scale=out.row_scale)
+        run(plan(call, Packed(out.data, out.scales), sm, scale_per_row=True))
+    else:
+        run(plan(call, out, sm))

@@ -30,6 +30,7 @@ from nvfp4.backends.triton.mm_config import (
     choose_grouped_config,
 )
 from nvfp4.backends.triton.program import run
+from nvfp4.calls import GroupedMm, takes
 from nvfp4.spec.format import DATA_DTYPE
 
 
@@ -90,33 +91,22 @@ def _grouped_mm_kernel(
 
 
 def plan(
-    a: Tensor,
-    b: Tensor,
-    a_scales: Tensor,
-    b_scales: Tensor,
-    alpha: Tensor,
-    row_scale: Tensor | None,
-    bias: Tensor | None,
-    offsets: Tensor,
-    out: Tensor,
-    sm: int,
-    config: MmConfig | HopperConfig | None = None,
-    likely_rows: int | None = None,
+    call: GroupedMm, out: Tensor, sm: int, config: MmConfig | HopperConfig | None = None
 ) -> tuple[Launch, ...]:
-    """a [R, K/2], b [E, N, K/2], scales as bytes, a's grouped, b's [E, Np, Kp]; alpha float32 [E,
-    S], row_scale float32 [R], bias [E, N], offsets int32 [E+1], out [R, N]; sm: the architecture;
-    likely_rows: how many are expected to be somebody's, by which tiles are chosen; default all.
-    """
+    """The launches for a prepared call on architecture sm_<sm>; config: default the one chosen."""
+    a, b, offsets, alpha = call.a, call.b, call.offsets, call.alpha
+    a_scales, b_scales = call.a_scales.view(DATA_DTYPE), call.b_scales.view(DATA_DTYPE)
+    row_scale, bias = call.row_scale, call.bias
     (rows, n), experts, k = out.shape, b.shape[0], a.shape[1] * 2
     sm = gemm_architecture(sm)
-    likely_rows = likely_rows or rows
+    expected = call.expected_rows
     first: tuple[Launch, ...] = ()
     if is_blackwell(sm):
-        config = config or choose_grouped_config(likely_rows, experts, k, sm)
+        config = config or choose_grouped_config(expected, experts, k, sm)
     else:
         words, b = words_of(a), words_of(b)
         aligned = b.is_contiguous() and not (b.data_ptr() | b_scales.data_ptr()) % 16
-        config = config or choose_grouped_config(likely_rows, experts, k, sm if aligned else LEAST)
+        config = config or choose_grouped_config(expected, experts, k, sm if aligned else LEAST)
         if isinstance(config, HopperConfig):
             shape = most_tiles(rows, experts, config.BM), 3
             tiles = torch.empty(shape, dtype=torch.int32, device=out.device)
@@ -186,19 +176,6 @@ def _plan_decode(
     return out, launch
 
 
-def grouped_mm(
-    a: Tensor,
-    b: Tensor,
-    a_scales: Tensor,
-    b_scales: Tensor,
-    alpha: Tensor,
-    row_scale: Tensor | None,
-    bias: Tensor | None,
-    offsets: Tensor,
-    out: Tensor,
-    likely_rows: int | None = None,
-) -> None:
-    a_scales, b_scales = a_scales.view(DATA_DTYPE), b_scales.view(DATA_DTYPE)
-    sm = target_of(a.device).sm
-    factors = alpha, row_scale, bias
-    run(*plan(a, b, a_scales, b_scales, *factors, offsets, out, sm, likely_rows=likely_rows))
+@takes(GroupedMm.prepared)
+def grouped_mm(call: GroupedMm, out: Tensor) -> None:
+    run(*plan(call, out, target_of(out.device).sm))

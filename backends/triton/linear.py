@@ -16,12 +16,13 @@ from nvfp4.backends.triton.architecture import gemm_architecture, overlaps
 from nvfp4.backends.triton.decode import decoded_width
 from nvfp4.backends.triton.gemm import await_previous, count_from_zero, store_for_gemm
 from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.mm import Operand, plan_decoded
+from nvfp4.backends.triton.mm import Factors, Operand, plan_decoded
 from nvfp4.backends.triton.mm_config import HopperConfig, MmConfig
 from nvfp4.backends.triton.program import run
 from nvfp4.backends.triton.quantize_config import LONGEST_ROW, Tile, choose_rounding_tile
 from nvfp4.backends.triton.quantize_dynamic import plan_row_scales
 from nvfp4.backends.triton.tiles import load_blocks, round_tile, row_global_scale
+from nvfp4.calls import Linear, takes
 from nvfp4.spec.format import DATA_DTYPE
 
 
@@ -46,26 +47,24 @@ def _round_rows_kernel(
 
 
 def plan(
-    x: Tensor,
-    weight: Tensor,
-    weight_scales: Tensor,
-    alpha: Tensor,
-    p: Tensor | None,
-    bias: Tensor | None,
+    call: Linear,
     out: Tensor,
     sm: int,
     config: MmConfig | HopperConfig | None = None,
     tile: Tile | None = None,
 ) -> tuple[Launch, ...]:
-    """x [M, K], weight [N, K/2], scales as bytes, alpha float32 [1, S], p float32 [1], [M], or
-    None: each row's own, of K up to LONGEST_ROW; bias [N], out [M, N]; sm: the architecture.
+    """The launches for a prepared call on architecture sm_<sm>; config, tile: default those chosen.
+
+    With x_global_scale None, each row finds its own: K is at most LONGEST_ROW.
     """
+    x, p = call.x, call.x_global_scale
     m, k = x.shape
     sm = gemm_architecture(sm)
     row_scale = p if p is not None else torch.empty(m, dtype=torch.float32, device=x.device)
     rounding = partial(_plan_rounding, x, p, row_scale, sm, tile)
-    operand = Operand(weight, weight_scales)
-    return plan_decoded(rounding, operand, alpha, row_scale, bias, out, k, sm, config)
+    weight = Operand(call.weight, call.weight_scales.view(DATA_DTYPE))
+    factors = Factors(call.weight_global_scale[None], row_scale, call.bias)
+    return plan_decoded(rounding, weight, factors, out, k, sm, config)
 
 
 def _plan_rounding(
@@ -98,17 +97,11 @@ def _plan_rounding(
     return rounded, launch
 
 
-def linear(
-    x: Tensor,
-    weight: Tensor,
-    weight_scales: Tensor,
-    alpha: Tensor,
-    p: Tensor | None,
-    bias: Tensor | None,
-    out: Tensor,
-) -> None:
-    if p is None and x.shape[1] > LONGEST_ROW:
-        p = x.new_empty(x.shape[0], dtype=torch.float32)
-        run(plan_row_scales(x, p))
-    weight_scales, sm = weight_scales.view(DATA_DTYPE), target_of(x.device).sm
-    run(*plan(x, weight, weight_scales, alpha, p, bias, out, sm))
+@takes(Linear.prepared)
+def linear(call: Linear, out: Tensor) -> None:
+    x = call.x
+    if call.x_global_scale is None and x.shape[1] > LONGEST_ROW:
+        row_scale = x.new_empty(x.shape[0], dtype=torch.float32)
+        run(plan_row_scales(x, row_scale))
+        call = call._replace(x_global_scale=row_scale)
+    run(*plan(call, out, target_of(x.device).sm))

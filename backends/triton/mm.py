@@ -26,6 +26,7 @@ from nvfp4.backends.triton.launch import Launch, cdiv
 from nvfp4.backends.triton.mm_config import LEAST, HopperConfig, MmConfig, choose_config
 from nvfp4.backends.triton.program import run
 from nvfp4.backends.triton.tuned import tuned_config
+from nvfp4.calls import Mm, takes
 from nvfp4.spec.format import DATA_DTYPE
 
 
@@ -81,6 +82,16 @@ def _mm_kernel(
     store(acc, factor, bias, out, m, n, M, N, n_read, HAS_BIAS, BM, BN)
 
 
+class Factors(NamedTuple):
+    """What the epilogue applies to the sums: alpha float32 [1 or M, S], row_scale float32 [1] or
+    [M], bias [N].
+    """
+
+    alpha: Tensor
+    row_scale: Tensor | None
+    bias: Tensor | None
+
+
 class Operand(NamedTuple):
     """data [R, K/2] packed bytes, or as words, or [R, K] decoded; its scales as bytes."""
 
@@ -93,38 +104,27 @@ Decoding = Callable[[Tensor | None], tuple[Tensor, Launch]]
 
 
 def plan(
-    a: Tensor,
-    b: Tensor,
-    a_scales: Tensor,
-    b_scales: Tensor,
-    alpha: Tensor,
-    row_scale: Tensor | None,
-    bias: Tensor | None,
-    out: Tensor,
-    sm: int,
-    config: MmConfig | HopperConfig | None = None,
+    call: Mm, out: Tensor, sm: int, config: MmConfig | HopperConfig | None = None
 ) -> tuple[Launch, ...]:
-    """a [M, K/2], b [N, K/2], scales as bytes, alpha float32 [1 or M, S], row_scale float32 [1] or
-    [M], bias [N], out [M, N]; sm: the architecture.
-    """
-    k, sm = a.shape[1] * 2, gemm_architecture(sm)
-    weight = Operand(b, b_scales)
+    """The launches for a prepared call on architecture sm_<sm>; config: default the one chosen."""
+    k, sm = call.a.shape[1] * 2, gemm_architecture(sm)
+    a_scales, b_scales = call.a_scales.view(DATA_DTYPE), call.b_scales.view(DATA_DTYPE)
+    weight = Operand(call.b, b_scales)
+    factors = Factors(call.alpha, call.row_scale, call.bias)
     if not is_blackwell(sm):
-        decoding = partial(plan_decode, words_of(a), a_scales, k, sm)
-        return plan_decoded(decoding, weight, alpha, row_scale, bias, out, k, sm, config)
+        decoding = partial(plan_decode, words_of(call.a), a_scales, k, sm)
+        return plan_decoded(decoding, weight, factors, out, k, sm, config)
     if config is None:
         config = choose_config(out.shape[0], out.shape[1], k, sm)
     assert isinstance(config, MmConfig)
-    packed, splits = Operand(a, a_scales), Splits()
-    return (_plan_multiply(packed, weight, alpha, row_scale, bias, out, k, config, splits, sm),)
+    packed = Operand(call.a, a_scales)
+    return (_plan_multiply(packed, weight, factors, out, k, config, Splits(), sm),)
 
 
 def plan_decoded(
     decoding: Decoding,
     weight: Operand,
-    alpha: Tensor,
-    row_scale: Tensor | None,
-    bias: Tensor | None,
+    factors: Factors,
     out: Tensor,
     k: int,
     sm: int,
@@ -141,14 +141,13 @@ def plan_decoded(
     if isinstance(config, HopperConfig):
         shares = hopper_mm.share_out(m, n, k, config, out.device)
         a, decode = decoding(shares.arrived)
-        factors = alpha, row_scale, bias
         return decode, hopper_mm.plan_multiply(
             a, words, weight.scales, *factors, out, config, shares
         )
     splits = _plan_splits(m, n, config, out.device)
     a, decode = decoding(splits.arrived)
     operands = Operand(a, weight.scales), Operand(words, weight.scales)
-    multiply = _plan_multiply(*operands, alpha, row_scale, bias, out, k, config, splits, sm)
+    multiply = _plan_multiply(*operands, factors, out, k, config, splits, sm)
     return decode, multiply
 
 
@@ -179,16 +178,14 @@ of it or more. All programs read A's rows at once: a single one that each read e
 def _plan_multiply(
     a: Operand,
     b: Operand,
-    alpha: Tensor,
-    row_scale: Tensor | None,
-    bias: Tensor | None,
+    factors: Factors,
     out: Tensor,
     k: int,
     config: MmConfig,
     splits: Splits,
     sm: int,
 ) -> Launch:
-    m, n = out.shape
+    (m, n), (alpha, row_scale, bias) = out.shape, factors
     return Launch(
         _mm_kernel,
         (cdiv(n, config.BN), cdiv(m, config.BM), config.splits),
@@ -216,16 +213,6 @@ def _plan_multiply(
     )  # fmt: skip
 
 
-def mm(
-    a: Tensor,
-    b: Tensor,
-    a_scales: Tensor,
-    b_scales: Tensor,
-    alpha: Tensor,
-    row_scale: Tensor | None,
-    bias: Tensor | None,
-    out: Tensor,
-) -> None:
-    a_scales, b_scales = a_scales.view(DATA_DTYPE), b_scales.view(DATA_DTYPE)
-    sm = target_of(a.device).sm
-    run(*plan(a, b, a_scales, b_scales, alpha, row_scale, bias, out, sm))
+@takes(Mm.prepared)
+def mm(call: Mm, out: Tensor) -> None:
+    run(*plan(call, out, target_of(out.device).sm))

@@ -6,7 +6,6 @@ tokens write the padding of the scales, one a scale tile that experts' rows take
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton import route
@@ -25,6 +24,7 @@ from nvfp4.backends.triton.tiles import (
     store_scales,
     store_words,
 )
+from nvfp4.calls import Dispatched, MoeDispatch, takes
 from nvfp4.spec import swizzle
 from nvfp4.spec.format import DATA_DTYPE
 
@@ -80,34 +80,25 @@ def _clear_padding(scales, offsets, index, E, scale_columns, EXPERTS: tl.constex
             tl.store(at + k * TILE_WORDS, tl.zeros_like(word), mask=beyond)
 
 
-def plan(
-    x: Tensor,
-    topk_ids: Tensor,
-    p: Tensor | None,
-    expert_offset: int,
-    data: Tensor,
-    scales: Tensor,
-    row_scale: Tensor,
-    offsets: Tensor,
-    positions: Tensor,
-    sm: int,
-    tile: Tile | None = None,
-) -> Launch:
-    """x [M, K], p float32 [1], [M], or None: each token's own, of K up to LONGEST_ROW; offsets and
-    positions as routed, the outputs' scales as bytes; sm: the architecture.
+def plan(call: MoeDispatch, out: Dispatched, sm: int, tile: Tile | None = None) -> Launch:
+    """The launch that quantizes a prepared call's tokens, once out.offsets and out.positions are
+    written (route.py), on architecture sm_<sm>; tile: default the one chosen.
+
+    With x_global_scale None, each token finds its own: H is at most LONGEST_ROW.
     """
-    (m, k), experts = x.shape, offsets.numel() - 1
+    x, p, scales = call.x, call.x_global_scale, out.scales.view(DATA_DTYPE)
+    (m, k), experts = x.shape, out.offsets.numel() - 1
     if tile is None:
         tile = choose_row_tile(m, k) if p is None else choose_tile(k, 2048, 1024, num_warps=2)
     token_programs = cdiv(m, tile.rows)
-    padded = most_tiles(data.shape[0], experts, swizzle.TILE_ROWS)
+    padded = most_tiles(out.data.shape[0], experts, swizzle.TILE_ROWS)
     return Launch(
         _quantize_tokens_kernel,
         (token_programs + padded, cdiv(scales.shape[1] * 16, tile.columns)),
         (
-            x, p, topk_ids, offsets, positions, data, scales, row_scale, m, experts, k,
-            x.stride(0), int(p is not None and p.numel() > 1), topk_ids.shape[1], expert_offset,
-            scales.shape[1], token_programs,
+            x, p, call.topk_ids, out.offsets, out.positions, out.data, scales, out.row_scale, m,
+            experts, k, x.stride(0), int(p is not None and p.numel() > 1), call.topk_ids.shape[1],
+            call.expert_offset, scales.shape[1], token_programs,
         ),
         {
             "DYNAMIC": p is None,
@@ -120,20 +111,12 @@ def plan(
     )  # fmt: skip
 
 
-def moe_dispatch(
-    x: Tensor,
-    topk_ids: Tensor,
-    p: Tensor | None,
-    expert_offset: int,
-    data: Tensor,
-    scales: Tensor,
-    row_scale: Tensor,
-    offsets: Tensor,
-    positions: Tensor,
-) -> None:
-    run(*route.plan(topk_ids, expert_offset, offsets, positions))
-    if p is None and x.shape[1] > LONGEST_ROW:
-        p = x.new_empty(x.shape[0], dtype=row_scale.dtype)
-        run(plan_row_scales(x, p))
-    outputs = (data, scales.view(DATA_DTYPE), row_scale, offsets, positions)
-    run(plan(x, topk_ids, p, expert_offset, *outputs, target_of(x.device).sm))
+@takes(MoeDispatch.prepared)
+def moe_dispatch(call: MoeDispatch, out: Dispatched) -> None:
+    x = call.x
+    run(*route.plan(call.topk_ids, call.expert_offset, out.offsets, out.positions))
+    if call.x_global_scale is None and x.shape[1] > LONGEST_ROW:
+        row_scale = x.new_empty(x.shape[0], dtype=out.row_scale.dtype)
+        run(plan_row_scales(x, row_scale))
+        call = call._replace(x_global_scale=row_scale)
+    run(plan(call, out, target_of(x.device).sm))

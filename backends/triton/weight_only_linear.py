@@ -17,11 +17,12 @@ from nvfp4.backends.triton.decode import decoded_width
 from nvfp4.backends.triton.floats import E2M1_F16_SCALE, from_f32, to_f32
 from nvfp4.backends.triton.gemm import await_previous, count_from_zero, store_for_gemm
 from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.mm import Operand, plan_decoded
+from nvfp4.backends.triton.mm import Factors, Operand, plan_decoded
 from nvfp4.backends.triton.mm_config import HopperConfig, MmConfig
 from nvfp4.backends.triton.program import run
 from nvfp4.backends.triton.quantize_config import Tile, choose_rounding_tile
 from nvfp4.backends.triton.tiles import load_blocks, row_power_of_two
+from nvfp4.calls import Linear, takes
 from nvfp4.spec.format import DATA_DTYPE
 
 
@@ -51,25 +52,18 @@ def _lay_out_rows_kernel(
 
 
 def plan(
-    x: Tensor,
-    weight: Tensor,
-    weight_scales: Tensor,
-    alpha: Tensor,
-    bias: Tensor | None,
-    out: Tensor,
-    sm: int,
-    config: MmConfig | HopperConfig | None = None,
+    call: Linear, out: Tensor, sm: int, config: MmConfig | HopperConfig | None = None
 ) -> tuple[Launch, ...]:
-    """x [M, K], weight [N, K/2], scales as bytes, alpha float32 [1, S], bias [N], out [M, N]; sm:
-    the architecture.
-    """
+    """The launches for a prepared call on architecture sm_<sm>; config: default the one chosen."""
+    x = call.x
     m, k = x.shape
     if is_blackwell(sm):  # its own instruction multiplies NVFP4 by NVFP4 alone
         sm = FP8
     row_scale = torch.empty(m, dtype=torch.float32, device=x.device)
     laying_out = partial(_plan_rows, x, row_scale, sm)
-    operand = Operand(weight, weight_scales)
-    return plan_decoded(laying_out, operand, alpha, row_scale, bias, out, k, sm, config)
+    weight = Operand(call.weight, call.weight_scales.view(DATA_DTYPE))
+    factors = Factors(call.weight_global_scale[None], row_scale, call.bias)
+    return plan_decoded(laying_out, weight, factors, out, k, sm, config)
 
 
 LONGEST = 8192
@@ -101,13 +95,6 @@ def _plan_rows(
     return out, launch
 
 
-def weight_only_linear(
-    x: Tensor,
-    weight: Tensor,
-    weight_scales: Tensor,
-    alpha: Tensor,
-    bias: Tensor | None,
-    out: Tensor,
-) -> None:
-    sm = target_of(x.device).sm
-    run(*plan(x, weight, weight_scales.view(DATA_DTYPE), alpha, bias, out, sm))
+@takes(Linear.prepared)
+def weight_only_linear(call: Linear, out: Tensor) -> None:
+    run(*plan(call, out, target_of(out.device).sm))
