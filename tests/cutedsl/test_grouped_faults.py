@@ -1,5 +1,5 @@
 """Single faults in a grouped kernel's schedule, each of which the emulator or the output must show:
-what is new in it beside the dense kernels of test_emulator_mutations.py.
+what is new in it beside the dense kernels of emulator/test_mutations.py.
 """
 
 from dataclasses import dataclass

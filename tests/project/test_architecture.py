@@ -4,8 +4,8 @@ import ast
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 ROOMS = {
     # room: the rooms it may import
     "spec": set(),

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from paths import ROOT
 
 import nvfp4
 from nvfp4.backends import cutedsl
@@ -27,7 +28,6 @@ pytest.importorskip("filelock")
 
 NOBODY = 65534
 REASONS = cutedsl.BACKEND.reasons(Problem("mm", Target("cpu")))
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture

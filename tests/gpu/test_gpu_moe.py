@@ -22,8 +22,9 @@ from nvfp4.spec.quantize import decode
 
 pytestmark = pytest.mark.gpu
 
-TESTS = Path(__file__).parent
-ENVIRONMENT = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
+TESTS = Path(__file__).parents[1]
+FOUND = (TESTS.parent, TESTS / "support", Path(__file__).parent)
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, FOUND))}
 H, INTERMEDIATE, EXPERTS, TOP_K = 576, 320, 24, 4
 
 

@@ -5,8 +5,7 @@ to a token's neighbours.
 import pytest
 import torch
 from cases import activations, same_bits
-from routing import NAN, PATTERNS, Pattern, exact_experts, exact_tokens
-from test_moe import moved, same_rows
+from routing import NAN, PATTERNS, Pattern, exact_experts, exact_tokens, moved, same_rows
 from torch import Tensor
 
 import nvfp4

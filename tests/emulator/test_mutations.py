@@ -8,7 +8,6 @@ emulator.
 import re
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -16,6 +15,7 @@ import torch
 from cases import Shape, same_bits, skip_if_it_cannot
 from edits import Edit, Outcome
 from mutations import EDITS, MULTICAST, ONE, PAIR, SPLIT_K
+from paths import ROOT
 from torch import Tensor
 
 import nvfp4
@@ -26,7 +26,7 @@ from nvfp4.backends.cutedsl.gemm.launch import Launch, plan
 from nvfp4.backends.cutedsl.gemm.layouts import layout_of
 from nvfp4.backends.reference.mm import mm as reference_mm
 
-DOCUMENT = Path(__file__).parents[1] / "backends" / "cutedsl" / "emulator" / "MUTATIONS.md"
+DOCUMENT = ROOT / "backends" / "cutedsl" / "emulator" / "MUTATIONS.md"
 
 
 @dataclass(frozen=True)

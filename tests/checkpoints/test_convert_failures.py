@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from checkpoint_files import save_model
 from conversion import names_in, no_bar
+from paths import ROOT
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -53,8 +54,7 @@ app(sys.argv[1:])
 
 def test_a_kill_in_the_middle_leaves_nothing_that_loads(tmp_path, source):
     args = ["convert", str(source("mixtral")), str(tmp_path / "out"), "--shard-size", "20KB"]
-    root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", KILLED, *args], cwd=root, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", KILLED, *args], cwd=ROOT, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     (partial,) = names_in(tmp_path)
     assert partial.startswith(".out.") and partial.endswith(".partial")

@@ -13,11 +13,11 @@ from types import FrameType
 
 import pytest
 import torch
+from paths import ROOT
 
 import nvfp4
 from nvfp4.checkout import real_folders
 
-ROOT = Path(nvfp4.__file__).resolve().parents[1]
 LINKS = [path for path in (ROOT / "nvfp4").iterdir() if path.is_symlink()]
 
 pytestmark = pytest.mark.skipif(not LINKS, reason="needs a checkout, got copies of its folders")

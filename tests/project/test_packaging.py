@@ -2,9 +2,9 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from paths import ROOT
+
 ROOMS = [path for path in (ROOT / "nvfp4").iterdir() if path.is_dir() and path.name[0] != "_"]
 
 

@@ -4,16 +4,15 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from cases import activations, same_bits
+from paths import ROOT
 
 import nvfp4
 
 OPS = torch.ops.nvfp4
-ROOT = Path(__file__).parent.parent
 COLD = re.compile(r"cutedsl/(emulator/|emulated|cache|compile|warmup|cubin|control_flow)")
 """What a call does not come through once a kernel is loaded on a GPU."""
 HOT_PATH = [
@@ -197,9 +196,9 @@ def test_the_default_environment_of_these_tests_is_honest():
 
 def test_the_table_of_symptoms_names_tests_that_exist():
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "tests" / "SEEDS.md").read_text()))
-    files = (ROOT / "tests").glob("test_*.py")
+    files = (ROOT / "tests").rglob("test_*.py")
     defined = {name for file in files for name in re.findall(r"def (test_\w+)", file.read_text())}
-    own = Path(__file__).read_text() + (ROOT / "tests" / "test_seeds_moe.py").read_text()
+    own = "".join(file.read_text() for file in (ROOT / "tests" / "seeds").glob("test_*.py"))
     assert len(named) > 20 and named <= defined, named - defined
     # And the other way round: no symptom is tested that the table does not have.
     about_the_table = {"test_the_table_of_symptoms_names_tests_that_exist"}

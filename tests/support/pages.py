@@ -1,10 +1,10 @@
 """Reading our Markdown: sentences, code blocks, links and headings of a page."""
 
 import re
-from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parent.parent
+from paths import ROOT
+
 PAGES = (
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",

@@ -2,13 +2,12 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from nvfp4.bench.goals import GOALS, table
 
-ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 LINEAR = "h200_linear"
 

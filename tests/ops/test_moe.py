@@ -9,7 +9,7 @@ import pytest
 import torch
 from bounds import gemm_bound
 from cases import activations, from_numpy, same_bits
-from routing import PATTERNS, Pattern, exact_experts, exact_tokens
+from routing import PATTERNS, Pattern, exact_experts, exact_tokens, moved, same_rows
 from torch import Tensor
 
 import nvfp4
@@ -24,19 +24,6 @@ H, INTERMEDIATE = 80, 128
 BY_PATTERN = pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 SOME = [p for p in PATTERNS if p.name in ("uniform", "empty experts", "slice, middle rank")]
 BY_FEW = pytest.mark.parametrize("pattern", SOME, ids=str)
-
-
-def moved(value, device: str):
-    """A tensor, rows or weights on the device."""
-    if isinstance(value, ExpertRows):
-        parts = (value.data, value.scales, value.row_scale, value.offsets)
-        return ExpertRows(*(part.to(device) for part in parts))
-    return value if value is None else value.to(device)
-
-
-def same_rows(got: ExpertRows, want: ExpertRows) -> None:
-    for g, w in zip(vars(got).values(), vars(want).values(), strict=True):
-        same_bits(g, w)
 
 
 @cache

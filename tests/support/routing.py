@@ -4,9 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from cases import same_bits
 from torch import Tensor
 
 import nvfp4
+from nvfp4.ops.experts import ExpertRows
 
 NAN = float("nan")
 
@@ -122,3 +124,16 @@ def exact_tokens(tokens: int, k: int) -> Tensor:
     codes.view(tokens, -1, 16)[:, :, 3] = 6.0
     codes = torch.where(codes.abs() == 5, 4.0, codes)
     return (codes * 2.0 ** torch.randint(-3, 4, (tokens, 1))).bfloat16()
+
+
+def moved(value, device: str):
+    """A tensor, rows or weights on the device."""
+    if isinstance(value, ExpertRows):
+        parts = (value.data, value.scales, value.row_scale, value.offsets)
+        return ExpertRows(*(part.to(device) for part in parts))
+    return value if value is None else value.to(device)
+
+
+def same_rows(got: ExpertRows, want: ExpertRows) -> None:
+    for g, w in zip(vars(got).values(), vars(want).values(), strict=True):
+        same_bits(g, w)

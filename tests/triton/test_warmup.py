@@ -4,18 +4,17 @@ import os
 import queue
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from paths import ROOT
 from torch import Tensor
 
 import nvfp4
 from nvfp4.backends.contract import Compilation, Target, Workload, sm_of
 from nvfp4.backends.triton import warmup
 
-ROOT = Path(__file__).parent.parent
 DENSE = Workload(96, 256, 3)
 
 

@@ -2,7 +2,7 @@
 of a thread (what spills), and of Hopper's pipelines the slots that are given back in their loops,
 all and too early, as JSON.
 
-    python tests/compile_triton.py SM
+    python tests/support/compile_triton.py SM
 
 A program of its own, since Triton decides once a process whether it compiles or interprets.
 """

@@ -8,9 +8,9 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from nvfp4.backends import triton
 from nvfp4.backends.contract import Problem, Target
@@ -22,7 +22,7 @@ from nvfp4.backends.triton.architecture import (
     release,
 )
 
-SCRIPT = Path(__file__).parent / "compile_triton.py"
+SCRIPT = ROOT / "tests" / "support" / "compile_triton.py"
 ARCHITECTURES = (80, 89, 90, 100, 110, 120, 121)
 """sm_86 compiles what sm_80 does, and sm_103 what sm_100 does."""
 
@@ -38,7 +38,7 @@ def compiled_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def compile_kernels(sm: int) -> subprocess.CompletedProcess[str]:
-    paths = [str(SCRIPT.parent.parent), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     command = [sys.executable, str(SCRIPT), str(sm)]
     return subprocess.run(command, env=environment, capture_output=True, text=True)

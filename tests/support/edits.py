@@ -1,4 +1,4 @@
-"""Finding and replacing instructions in a kernel's PTX: what tests/mutations.py is made of.
+"""Finding and replacing instructions in a kernel's PTX: what mutations.py is made of.
 
 Blocks are matched as backends/cutedsl/gemm/ptx.py emits them; which barrier one is about follows
 from the offset that its address was computed with.
@@ -20,7 +20,7 @@ Put = str | Callable[[re.Match[str]], str]
 class Edit:
     """One fault, put into a kernel's PTX.
 
-    kernel: of KERNELS in test_emulator_mutations.py. find: what is there `matches` times (None:
+    kernel: of KERNELS in emulator/test_mutations.py. find: what is there `matches` times (None:
     once or more); `unrolled`: so often in each of the copies that the compiler makes of the MMA
     loop. put: what replaces those of `at`, or all of them. caught: what counts as noticed; nothing,
     where the emulator notices nothing. sometimes: it is noticed under some schedules only.
