@@ -19,7 +19,7 @@ def multiprocessors(device: torch.device) -> int:
 
 
 def emulate(launch: Launch) -> None:
-    import nvfp4.backends.cutedsl.emulated as emulated  # not needed where there is a GPU
+    import nvfp4.backends.cutedsl.runtime.emulated as emulated  # not needed where there is a GPU
 
     emulated.run(launch)
 

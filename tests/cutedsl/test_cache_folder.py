@@ -20,9 +20,9 @@ from paths import ROOT
 import nvfp4
 from nvfp4.backends import cutedsl
 from nvfp4.backends.contract import Problem, Target
-from nvfp4.backends.cutedsl import cache
-from nvfp4.backends.cutedsl import compile as compiler
 from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
+from nvfp4.backends.cutedsl.runtime import cache
+from nvfp4.backends.cutedsl.runtime import compile as compiler
 
 pytest.importorskip("filelock")
 
@@ -215,7 +215,7 @@ def test_a_private_folder_is_private_and_is_gone_with_its_process(folder):
     folder.write_text("a file")
     code = """
 import multiprocessing, os, stat
-from nvfp4.backends.cutedsl.cache_folder import directory
+from nvfp4.backends.cutedsl.runtime.cache_folder import directory
 
 folder = directory()
 if os.fork() == 0:

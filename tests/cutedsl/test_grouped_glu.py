@@ -25,8 +25,6 @@ from torch import Tensor
 
 from nvfp4.backends import cutedsl
 from nvfp4.backends.contract import Problem, Target
-from nvfp4.backends.cutedsl import cubin, emulated
-from nvfp4.backends.cutedsl.compile import compiled
 from nvfp4.backends.cutedsl.emulator import Options
 from nvfp4.backends.cutedsl.emulator.floats import fma32
 from nvfp4.backends.cutedsl.gemm.choose import GLU
@@ -38,6 +36,9 @@ from nvfp4.backends.cutedsl.gemm.launch_grouped import (
 from nvfp4.backends.cutedsl.gemm.layouts import layout_of
 from nvfp4.backends.cutedsl.grouped_mm import grouped_mm
 from nvfp4.backends.cutedsl.grouped_mm_glu_quantize import grouped_mm_glu_quantize
+from nvfp4.backends.cutedsl.runtime import emulated
+from nvfp4.backends.cutedsl.runtime.compile import compiled
+from nvfp4.bench import cubin
 from nvfp4.spec.format import FLOAT_DTYPES
 from nvfp4.spec.glu import ACTIVATIONS, EXP2_COEFFICIENTS, GELU_TANH, SILU, glu
 from nvfp4.spec.grouped import expert_of_rows, swizzle_grouped_scales

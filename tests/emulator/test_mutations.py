@@ -19,11 +19,11 @@ from paths import ROOT
 from torch import Tensor
 
 import nvfp4
-from nvfp4.backends.cutedsl.compile import FUNCTION, Compiled, compiled
 from nvfp4.backends.cutedsl.emulator import Deadlock, Emulated, Hazard, Options, load
 from nvfp4.backends.cutedsl.gemm.config import STAGE_K, Tile
 from nvfp4.backends.cutedsl.gemm.launch import Launch, plan
 from nvfp4.backends.cutedsl.gemm.layouts import layout_of
+from nvfp4.backends.cutedsl.runtime.compile import FUNCTION, Compiled, compiled
 from nvfp4.backends.reference.mm import mm as reference_mm
 
 DOCUMENT = ROOT / "backends" / "cutedsl" / "emulator" / "MUTATIONS.md"

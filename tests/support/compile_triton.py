@@ -19,7 +19,6 @@ os.environ["TRITON_INTERPRET"] = "0"
 
 import torch
 
-from nvfp4.backends.cutedsl.cubin import stack_bytes
 from nvfp4.backends.triton import (
     dequantize,
     glu_quantize,
@@ -37,6 +36,7 @@ from nvfp4.backends.triton.ahead import compile_launch
 from nvfp4.backends.triton.architecture import multiplies_nvfp4
 from nvfp4.backends.triton.launch import Launch
 from nvfp4.backends.triton.mm_config import COST, GROUPED
+from nvfp4.bench.cubin import stack_bytes
 from nvfp4.spec.format import FLOAT_DTYPES, SCALE_LAYOUTS
 from nvfp4.spec.glu import ACTIVATIONS
 from nvfp4.spec.grouped import grouped_scales_shape

@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 
-from nvfp4.backends.cutedsl.cache import Entry, get
 from nvfp4.backends.cutedsl.emulator import ptx as ptx_
 from nvfp4.backends.cutedsl.emulator.hazards import Unsupported
 from nvfp4.backends.cutedsl.emulator.instructions import DECODERS
 from nvfp4.backends.cutedsl.emulator.machine import Dim, Launch, Machine, Options, Report
 from nvfp4.backends.cutedsl.emulator.memory import GlobalMemory
 from nvfp4.backends.cutedsl.emulator.program import Program
+from nvfp4.backends.cutedsl.runtime.cache import Entry, get
 
 _SOURCE = Path(__file__).with_name("cudart.c")
 _CLUSTER_DIMENSION = 4

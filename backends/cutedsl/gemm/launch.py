@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nvfp4.backends.cutedsl.compile import FUNCTION, Compiled, compiled
 from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
+from nvfp4.backends.cutedsl.runtime.compile import FUNCTION, Compiled, compiled
 
 ALPHA_FORMS = ("one", "rows", "segments", "matrix")
 """Epilogue.alpha, by whether alpha [1 or M, S] has segments, then rows."""
