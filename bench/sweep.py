@@ -34,9 +34,9 @@ from nvfp4.backends.triton.mm_config import COST, K_GROUP, HopperConfig, MmConfi
 from nvfp4.backends.triton.quantize_config import Tile
 from nvfp4.backends.triton.tuned import machine
 from nvfp4.bench.cases import furthest
-from nvfp4.bench.timing import compare
 from nvfp4.ops.quantize import empty_quantized
 from nvfp4.spec.swizzle import swizzled_shape
+from nvfp4.tuning.timing import compare
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from nvfp4.bench.moe_accuracy import run as mixture
 from nvfp4.cli.errors import user_errors
 from nvfp4.cli.progress import steps
-from nvfp4.demo import moe as mixture
 from nvfp4.demo.run import Report, run
 
 

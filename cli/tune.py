@@ -28,7 +28,7 @@ def tune(
         os.environ.setdefault("TRITON_INTERPRET", "1")
     from nvfp4.backends.triton.tuned import TUNED, as_text
     from nvfp4.bench.sweep import DEVICE
-    from nvfp4.bench.tune import TOKENS, measure
+    from nvfp4.tuning.linear import TOKENS, measure
 
     with user_errors(), steps() as step:
         shapes = [weight_shape(text) for text in shape]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nvfp4.demo import bf16
+from nvfp4.bench.moe_accuracy import bf16
 from nvfp4.layers import Linear, SwiGLUMLP
 
 Progress = Callable[[], None]

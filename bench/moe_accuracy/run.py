@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nvfp4.demo import bf16, measure
+from nvfp4.bench.moe_accuracy import bf16
+from nvfp4.bench.moe_accuracy.stages import StageTime, stage_times
+from nvfp4.bench.moe_accuracy.synthetic import DISTRIBUTIONS, Distribution, Source
+from nvfp4.demo import measure
 from nvfp4.demo.measure import cosine
 from nvfp4.demo.model import TEXT, default_weights, load
-from nvfp4.demo.stages import StageTime, stage_times
-from nvfp4.demo.synthetic import DISTRIBUTIONS, Distribution, Source
 from nvfp4.layers import Linear, MoE, SwiGLUMLP
 from nvfp4.ops import concatenate, explain, global_scale, quantize_weight
 

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from typer.testing import CliRunner
 
+from nvfp4.bench.moe_accuracy import bf16
+from nvfp4.bench.moe_accuracy import run as moe
+from nvfp4.bench.moe_accuracy.synthetic import GAUSSIAN, OUTLIERS, Source
 from nvfp4.cli import app
-from nvfp4.demo import bf16, moe
 from nvfp4.demo.model import WEIGHTS_PACKAGE
-from nvfp4.demo.synthetic import GAUSSIAN, OUTLIERS, Source
 
 TINY = moe.Plan(
     moe=((96, 64), (64, 32)), shared=((96, 64),), linear=((48, 96),), experts=2, experts_of=4,
