@@ -15,10 +15,11 @@ ROOMS = {
     "layers": {"ops", "spec"},
     "checkpoints": {"layers", "ops", "spec"},
     "demo": {"checkpoints", "layers", "ops", "dispatch", "backends", "spec"},
-    "bench": {"layers", "ops", "dispatch", "backends", "spec"},
+    "tuning": {"ops", "backends", "spec"},
+    "bench": {"demo", "tuning", "checkpoints", "layers", "ops", "dispatch", "backends", "spec"},
     "integrations": {"checkpoints", "layers", "ops", "backends", "spec"},
-    "cli": {"bench", "checkpoints", "demo", "layers", "ops", "dispatch", "backends", "spec"},
 }
+ROOMS["cli"] = {"bench"} | ROOMS["bench"]
 
 
 def _imports(path: Path) -> list[str]:
@@ -47,6 +48,14 @@ def test_imports_point_one_way(room):
             assert top not in ROOMS, f"{path}: import nvfp4.{name}, not {name}"
             if top == "nvfp4" and rest and rest[0] in ROOMS:
                 assert rest[0] in ROOMS[room] | {room}, f"{path} imports {name}"
+
+
+def test_tune_imported_the_benchmarks():
+    """Of the commands, bench alone imports the room of that name."""
+    commands = [path for path in _files("cli") if path.name not in ("__init__.py", "bench.py")]
+    assert len(commands) > 5
+    for path in commands:
+        assert not [name for name in _imports(path) if name.startswith("nvfp4.bench")], path
 
 
 def test_spec_imports_torch_and_einops_alone():
