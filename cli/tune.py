@@ -26,7 +26,8 @@ def tune(
     # Triton decides whether it interprets when it is imported.
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")
-    from nvfp4.backends.triton.tuned import TUNED, as_text
+    from nvfp4.backends.environment import TUNED
+    from nvfp4.backends.triton.tuned import as_text
     from nvfp4.tuning.linear import TOKENS, tune_linear
     from nvfp4.tuning.sweep import DEVICE
 

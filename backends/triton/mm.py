@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.settings import may_split_k
+from nvfp4.backends.environment import may_split_k
 from nvfp4.backends.triton import hopper_mm
 from nvfp4.backends.triton.architecture import gemm_architecture, is_blackwell, overlaps
 from nvfp4.backends.triton.decode import plan_decode

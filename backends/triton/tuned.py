@@ -6,7 +6,6 @@ run the same tiles. What was measured on another kind of GPU, or with other vers
 
 import functools
 import json
-import os
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from nvfp4.backends.settings import TUNED
+from nvfp4.backends.environment import TUNED, tuned_file
 from nvfp4.backends.triton.mm_config import HopperConfig, MmConfig
 
 Config = MmConfig | HopperConfig
@@ -56,7 +55,7 @@ def tuned_config(m: int, n: int, k: int, device: torch.device, may_split: bool) 
 
     ValueError: NVFP4_TUNED names no file of picks.
     """
-    path = os.environ.get(TUNED, "")
+    path = tuned_file()
     if not path or device.type == "meta":
         return None
     pick = next((p for p in _picks(path, device).get((n, k), ()) if p.m >= m), None)

@@ -17,7 +17,7 @@ from cases import (
 
 import nvfp4
 from nvfp4.backends.contract import Workload, target_of
-from nvfp4.backends.settings import BATCH_INVARIANT
+from nvfp4.backends.environment import BATCH_INVARIANT
 from nvfp4.backends.triton.hopper_mm import share_out
 from nvfp4.backends.triton.mm import plan
 from nvfp4.backends.triton.mm_config import (

@@ -7,10 +7,10 @@ import torch
 from typer.testing import CliRunner
 
 import nvfp4
-from nvfp4.backends.settings import BATCH_INVARIANT
+from nvfp4.backends.environment import BATCH_INVARIANT, TUNED
 from nvfp4.backends.triton.linear import plan
 from nvfp4.backends.triton.mm_config import HopperConfig, MmConfig, choose_config
-from nvfp4.backends.triton.tuned import TUNED, Pick, as_text, tuned_config
+from nvfp4.backends.triton.tuned import Pick, as_text, tuned_config
 from nvfp4.cli import app
 
 CPU = torch.device("cpu")
