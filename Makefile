@@ -61,4 +61,4 @@ setup: .venv/.ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm .triton build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .triton build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

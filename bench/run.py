@@ -16,8 +16,8 @@ from nvfp4.backends.contract import recorded
 from nvfp4.backends.triton.runtime.launch import Launch
 from nvfp4.bench import cases
 from nvfp4.bench.moe import Sizes, moe
-from nvfp4.bench.timing import Call, compare, host_seconds
 from nvfp4.dispatch.explain import explain
+from nvfp4.tuning.timing import Call, compare, host_seconds
 
 QUANTIZERS = ("quantize", "quantize_dynamic", "silu_mul_quantize", "dequantize")
 OPS = (*QUANTIZERS, "linear", "moe")

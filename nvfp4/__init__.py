@@ -3,6 +3,10 @@
 Importing it registers torch.ops.nvfp4.*; the functions below are its Python face.
 """
 
+from nvfp4.checkout import real_folders
+
+__path__ = real_folders(__name__, __file__)
+
 from nvfp4 import layers
 from nvfp4.ahead.warmup import warmup, warmup_moe
 from nvfp4.dispatch.explain import Explanation, explain

@@ -56,7 +56,7 @@ def _compile_ahead(workloads: Iterable[Workload], arch: str, workers: int) -> Co
 
 def _describe(m: int, n: int, k: int) -> str:
     from nvfp4.backends.cutedsl.gemm.choose import choose_config
-    from nvfp4.backends.settings import may_split_k
+    from nvfp4.backends.environment import may_split_k
 
     return f"on a B200, {choose_config(m, n, k, splits=may_split_k())}"
 

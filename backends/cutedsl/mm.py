@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nvfp4.backends.cutedsl.gemm.choose import SMS, choose_config
 from nvfp4.backends.cutedsl.gemm.launch import Launch, plan, run
-from nvfp4.backends.settings import may_split_k
+from nvfp4.backends.environment import may_split_k
 from nvfp4.calls import Mm, takes
 
 

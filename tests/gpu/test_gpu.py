@@ -8,7 +8,7 @@ from cases import activations, same_bits
 
 import nvfp4
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.settings import BATCH_INVARIANT
+from nvfp4.backends.environment import BATCH_INVARIANT
 from nvfp4.backends.triton import mm
 from nvfp4.backends.triton.gemm.config import COST, GROUPED
 from nvfp4.calls import Mm

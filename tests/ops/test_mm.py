@@ -17,7 +17,7 @@ from cases import (
 
 import nvfp4
 from nvfp4.backends.contract import Workload, target_of
-from nvfp4.backends.settings import BATCH_INVARIANT
+from nvfp4.backends.environment import BATCH_INVARIANT
 from nvfp4.backends.triton.device.tile_config import choose_rounding_tile
 from nvfp4.backends.triton.gemm.config import (
     COST,

@@ -7,20 +7,27 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
-ROOMS = {
-    # room: the rooms it may import
-    "spec": set(),
-    "emulator": set(),
-    "backends": {"emulator", "spec"},
-    "dispatch": {"backends", "spec"},
-    "ops": {"dispatch", "backends", "spec"},
-    "layers": {"ops", "spec"},
-    "checkpoints": {"layers", "ops", "spec"},
-    "demo": {"checkpoints", "layers", "ops", "dispatch", "backends", "spec"},
-    "bench": {"layers", "ops", "dispatch", "backends", "spec"},
-    "integrations": {"checkpoints", "layers", "ops", "backends", "spec"},
-    "cli": {"bench", "checkpoints", "demo", "layers", "ops", "dispatch", "backends", "spec"},
-}
+ROOMS: dict[str, set[str]] = {}
+"""The rooms that each room may import."""
+
+for room, below in {
+    "spec": "",
+    "emulator": "",
+    "calls": "spec",
+    "tensors": "spec",
+    "backends": "calls emulator spec",
+    "dispatch": "backends calls spec",
+    "ops": "dispatch calls tensors spec",
+    "ahead": "ops dispatch backends tensors spec",
+    "layers": "ahead ops calls tensors spec",
+    "checkpoints": "layers ops calls tensors spec",
+    "demo": "checkpoints layers ops dispatch backends tensors spec",
+    "tuning": "ops calls backends spec",
+    "bench": "demo tuning checkpoints layers ops dispatch backends calls tensors spec",
+    "integrations": "checkpoints layers ahead ops backends tensors spec",
+    "cli": "bench demo tuning checkpoints layers ahead ops dispatch backends tensors spec",
+}.items():
+    ROOMS[room] = set(below.split())
 
 EMULATOR = {
     # room or file of the emulator: the others it may import
@@ -98,6 +105,14 @@ def test_no_modules_of_the_emulator_import_each_other_in_a_circle():
     imports = {module: set(_imports(path)) & modules.keys() for module, path in modules.items()}
     assert "nvfp4.emulator.machine.warp" in imports["nvfp4.emulator.isa.builder"]
     TopologicalSorter(imports).prepare()
+
+
+def test_tune_imported_the_benchmarks():
+    """Of the commands, bench alone imports the room of that name."""
+    commands = [path for path in _files("cli") if path.name not in ("__init__.py", "bench.py")]
+    assert len(commands) > 5
+    for path in commands:
+        assert not [name for name in _imports(path) if name.startswith("nvfp4.bench")], path
 
 
 def test_spec_imports_torch_and_einops_alone():

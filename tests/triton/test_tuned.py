@@ -7,7 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 import nvfp4
-from nvfp4.backends.settings import BATCH_INVARIANT
+from nvfp4.backends.environment import BATCH_INVARIANT
 from nvfp4.backends.triton.gemm.config import HopperConfig, MmConfig, choose_config
 from nvfp4.backends.triton.gemm.tuned import TUNED, Pick, as_text, tuned_config
 from nvfp4.backends.triton.linear import plan

@@ -18,7 +18,7 @@ from nvfp4.backends.cutedsl.gemm.config import Kernel
 from nvfp4.backends.cutedsl.gemm.launch import kernel_of
 from nvfp4.backends.cutedsl.gemm.launch_grouped import glu_kernel_of, grouped_kernel_of
 from nvfp4.backends.cutedsl.runtime.compile import compiled, is_cached
-from nvfp4.backends.settings import may_split_k
+from nvfp4.backends.environment import may_split_k
 from nvfp4.spec.glu import ACTIVATIONS
 
 FORMS = (("one", False), ("rows", False), ("one", True), ("segments", True))
