@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from cases import Shape, same_bits, skip_if_it_cannot
+from cases import Shape, same_bits
 from edits import Edit, Outcome
 from mutations import EDITS, MULTICAST, ONE, PAIR, SPLIT_K
 from paths import ROOT
@@ -25,6 +25,8 @@ from nvfp4.backends.cutedsl.gemm.config import STAGE_K, Tile
 from nvfp4.backends.cutedsl.gemm.launch import Launch, plan
 from nvfp4.backends.cutedsl.gemm.layouts import layout_of
 from nvfp4.backends.reference.mm import mm as reference_mm
+
+pytestmark = pytest.mark.usefixtures("emulated")
 
 DOCUMENT = ROOT / "backends" / "cutedsl" / "emulator" / "MUTATIONS.md"
 
@@ -133,11 +135,6 @@ def outcome(edit: Edit, function: Emulated, schedule: Schedule) -> Outcome | Non
 def edited(edit: Edit) -> Emulated:
     code = prepared(edit.kernel).code
     return load(code.object_code, FUNCTION, edit.apply(code.ptx))
-
-
-@pytest.fixture(autouse=True)
-def _needs_emulation() -> None:
-    skip_if_it_cannot("cutedsl")
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -13,8 +13,6 @@ from nvfp4.backends.triton import mm
 from nvfp4.backends.triton.mm_config import COST, GROUPED
 from nvfp4.spec.swizzle import swizzled_shape
 
-pytestmark = pytest.mark.gpu
-
 OPS = torch.ops.nvfp4
 
 HOPPER_TILES = [

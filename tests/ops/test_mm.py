@@ -12,7 +12,6 @@ from cases import (
     activations,
     from_numpy,
     same_bits,
-    skip_if_it_cannot,
 )
 
 import nvfp4
@@ -153,10 +152,10 @@ def test_warming_up_meets_every_tile(sm, n, k, may_split):
     assert {tiles(m) for m in range(1, 3001)} == warm
 
 
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("config, k", TILES, ids=str)
 def test_every_tile_of_triton(device, config, k):
     """Whatever the tile, decoded before or not: the same bits, also where K is no whole step."""
-    skip_if_it_cannot("triton", device)
     sm = target_of(torch.device(device)).sm
     if isinstance(config, HopperConfig) and sm != 90:
         pytest.skip(f"needs sm_90, got sm_{sm}")
