@@ -86,7 +86,7 @@ def interpreted() -> None:
 
 @pytest.fixture
 def compiles() -> None:
-    """The test compiles kernels for a GPU, which takes seconds."""
+    """The test compiles kernels, or graphs by torch.compile, which takes seconds."""
 
 
 @pytest.fixture(autouse=True)

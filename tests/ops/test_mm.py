@@ -2,6 +2,8 @@
 arithmetic allows.
 """
 
+from itertools import cycle
+
 import oracle
 import pytest
 import torch
@@ -228,8 +230,7 @@ def test_a_nan_block_makes_its_row_nan_and_no_other(backend, device):
 
 
 @pytest.mark.op("linear")
-@BY_SHAPE
-@BY_DTYPE
+@pytest.mark.parametrize("shape, dtype", list(zip(GEMM_SHAPES, cycle(FLOAT_DTYPES))), ids=str)
 def test_linear_is_quantize_and_mm(backend, device, shape, dtype):
     x = activations(shape.m, shape.k, dtype)
     w = nvfp4.quantize(activations(shape.n, shape.k), backend="reference").to(device)
