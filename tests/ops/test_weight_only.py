@@ -25,8 +25,7 @@ def _weight(n: int, k: int) -> nvfp4.QuantizedTensor:
 def _linear(
     x: torch.Tensor, w: nvfp4.QuantizedTensor, bias=None, backend: str = ""
 ) -> torch.Tensor:
-    args = (x, w.data, w.scales, w.global_scale, None, bias, backend)
-    return OPS.linear(*args, activation="bf16")
+    return OPS.linear(x, w.data, w.scales, w.global_scale, None, bias, "bf16", backend)
 
 
 @pytest.mark.parametrize("m, n, k", SHAPES)
