@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from nvfp4.backends.contract import recorded
-from nvfp4.backends.triton.launch import Launch
+from nvfp4.backends.triton.runtime.launch import Launch
 from nvfp4.bench import cases
 from nvfp4.bench.moe import Sizes, moe
 from nvfp4.bench.timing import Call, compare, host_seconds
@@ -199,7 +199,7 @@ def _described(launch: Launch) -> str:
     options = {
         "num_warps": launch.num_warps,
         "num_stages": launch.num_stages,
-        "most_registers": launch.most_registers,
+        "maxnreg": launch.maxnreg,
     }
     told = [
         name if value is True else f"{name}={value}"

@@ -29,10 +29,10 @@ from nvfp4.backends.triton import (
     quantize,
     quantize_dynamic,
 )
-from nvfp4.backends.triton.launch import Launch
-from nvfp4.backends.triton.mm_config import COST, K_GROUP, HopperConfig, MmConfig
-from nvfp4.backends.triton.quantize_config import Tile
-from nvfp4.backends.triton.tuned import machine
+from nvfp4.backends.triton.device.tile_config import Tile
+from nvfp4.backends.triton.gemm.config import COST, K_GROUP, HopperConfig, MmConfig
+from nvfp4.backends.triton.gemm.tuned import machine
+from nvfp4.backends.triton.runtime.launch import Launch
 from nvfp4.bench.cases import furthest
 from nvfp4.bench.timing import compare
 from nvfp4.calls import (
@@ -186,7 +186,7 @@ def linear_configs(m: int, k: int) -> Iterator[Config]:
         for config in COST:
             if m / 4 <= config.BM < 2 * max(m, 16):
                 yield config
-                yield config._replace(split=True)
+                yield config._replace(stream_k=True)
 
 
 def _grouped_configs(k: int) -> Iterator[Config]:

@@ -48,7 +48,7 @@ def _only_by_name(problem: Problem) -> str:
 
 
 def _compile_ahead(workloads: Iterable[Workload], arch: str, workers: int) -> Compilation:
-    from nvfp4.backends.cutedsl.warmup import compile_all, kernels_for
+    from nvfp4.backends.cutedsl.runtime.warmup import compile_all, kernels_for
 
     kernels = dict.fromkeys(kernel for w in workloads for kernel in kernels_for(w))
     return Compilation(len(kernels), compile_all(kernels, arch, workers))

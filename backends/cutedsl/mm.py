@@ -23,7 +23,7 @@ def run_or_emulate(launch: Launch) -> None:
     if launch.tensors["out"].is_cuda:
         run(launch)
         return
-    import nvfp4.backends.cutedsl.emulated as emulated  # not needed where there is a GPU
+    import nvfp4.backends.cutedsl.runtime.emulated as emulated  # not needed where there is a GPU
 
     emulated.run(launch)
 

@@ -1,15 +1,21 @@
-"""Packed data and scales back to floats."""
+"""Dequantization: packed data and scales back to floats."""
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton.floats import BLOCK, E2M1_F16_SCALE, e2m1_to_f16, e4m3_to_f16, from_f32
-from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.program import run
-from nvfp4.backends.triton.quantize_config import choose_tile
-from nvfp4.backends.triton.tiles import scale_offsets
+from nvfp4.backends.triton.device.floats import (
+    BLOCK,
+    E2M1_F16_SCALE,
+    e2m1_to_f16,
+    e4m3_to_f16,
+    from_f32,
+)
+from nvfp4.backends.triton.device.tile_config import choose_tile
+from nvfp4.backends.triton.device.tiles import scale_offsets
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv
+from nvfp4.backends.triton.runtime.program import run
 from nvfp4.calls import Dequantize, takes
 from nvfp4.spec.format import DATA_DTYPE, SWIZZLED
 
@@ -34,7 +40,7 @@ def _dequantize_kernel(
 
     codes = tl.join(packed & 0xF, packed >> 4).reshape(R, C // BLOCK, BLOCK)
     values = e2m1_to_f16(codes).to(tl.float32) * E2M1_F16_SCALE
-    # values * sf is exact, and only the product with p is rounded.
+    # values * sf is exact; only the product with p is rounded.
     values = values * e4m3_to_f16(sf, SM).to(tl.float32)[:, :, None] * p[:, None, None]
     columns = column + tl.arange(0, C)
     inside = in_rows & (columns < K)[None, :]

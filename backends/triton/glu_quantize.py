@@ -1,7 +1,7 @@
-"""A gated linear unit's elementwise half and the quantization of its result, in one pass.
+"""A gated linear unit's activation and product, and the quantization of its result, in one pass.
 
-Grouped, programs go by the scale tiles that experts' rows take, padding included, so that these are
-written whole; of the grouped buffer's other tiles nothing is written, nor ever read.
+With experts, the programs go by the scale tiles that the experts' rows take, padding included, so
+these tiles are written whole. The grouped buffer's other tiles are never written and never read.
 """
 
 import triton
@@ -9,22 +9,20 @@ import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton.groups import (
+from nvfp4.backends.triton.device.groups import (
     experts_vector,
-    most_tiles,
+    max_tiles,
     scale_rows,
     tile_of_expert,
 )
-from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.program import run
-from nvfp4.backends.triton.quantize_config import (
-    FEW_ROWS,
+from nvfp4.backends.triton.device.tile_config import (
     LONGEST_ROW,
+    RESIDENT_ROWS,
     Tile,
     choose_row_tile,
     choose_tile,
 )
-from nvfp4.backends.triton.tiles import (
+from nvfp4.backends.triton.device.tiles import (
     TILE_ROWS,
     global_scale_of,
     glu,
@@ -36,6 +34,8 @@ from nvfp4.backends.triton.tiles import (
     store_scales,
     store_words,
 )
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv
+from nvfp4.backends.triton.runtime.program import run
 from nvfp4.calls import GluQuantize, Packed, Quantized, takes
 from nvfp4.spec import swizzle
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, SWIZZLED
@@ -43,14 +43,14 @@ from nvfp4.spec.format import BLOCK, DATA_DTYPE, SWIZZLED
 
 @triton.jit
 def _values(
-    gate_up, rows, live, column, K, stride, limit, ACTIVATION: tl.constexpr, LIMITED: tl.constexpr,
-    R: tl.constexpr, C: tl.constexpr,
+    gate_up, rows, row_mask, column, K, stride, limit, ACTIVATION: tl.constexpr,
+    LIMITED: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """act(gate) * up, float32 [R, C/16, 16]; zeros in rows that are not live, and beyond K."""
-    gate = load_blocks(gate_up, rows, live, column, K, stride, R, C)
-    up = load_blocks(gate_up + K, rows, live, column, K, stride, R, C)
+    """Compute act(gate) * up, float32 [R, C/16, 16]; zeros where masked and beyond K."""
+    gate = load_blocks(gate_up, rows, row_mask, column, K, stride, R, C)
+    up = load_blocks(gate_up + K, rows, row_mask, column, K, stride, R, C)
     if LIMITED:
-        # Comparisons, not minimum and maximum: those would turn a NaN into the limit.
+        # Comparisons keep a NaN; minimum and maximum would turn it into the limit.
         gate = tl.where(gate > limit, limit, gate)
         up = tl.where(up > limit, limit, tl.where(up < -limit, -limit, up))
     return glu(gate, up, ACTIVATION)
@@ -73,28 +73,28 @@ def _glu_quantize_kernel(
             return
         first = row + tl.program_id(0) * R % TILE_ROWS
         rows = first + tl.arange(0, R)
-        live = rows < end
+        row_mask = rows < end
         scale_row = scale_rows(rows, begin, expert)
         in_scales = scale_row >= 0
-        if first >= end:  # padding: most of it, where experts have few rows
+        if first >= end:  # padding only, as most programs have where experts have few rows
             store_padding(scales, scale_row, column, scale_columns, SWIZZLED, R, C)
             return
     else:
         expert = 0
-        live = rows < M
+        row_mask = rows < M
         scale_row = rows
         in_scales = rows < all_scale_rows
-    values = _values(gate_up, rows, live, column, K, stride, limit, ACTIVATION, LIMITED, R, C)
+    values = _values(gate_up, rows, row_mask, column, K, stride, limit, ACTIVATION, LIMITED, R, C)
     if P == "own":
         p = row_global_scale(values)
     elif P == "row":
-        p = tl.load(global_scale + rows, mask=live, other=1.0)
+        p = tl.load(global_scale + rows, mask=row_mask, other=1.0)
     else:
         p = tl.load(global_scale + tl.zeros_like(rows) + (expert if P == "expert" else 0))
     if KEEP_P and column == 0:
-        tl.store(row_scales + rows, p, mask=live)
+        tl.store(row_scales + rows, p, mask=row_mask)
     words, sf = quantize_tile(values, p, R, C, SM)
-    store_words(words, data, rows, live, column, K, C)
+    store_words(words, data, rows, row_mask, column, K, C)
     store_scales(sf, scales, scale_row, in_scales, column, scale_columns, SWIZZLED, C)
 
 
@@ -132,11 +132,11 @@ def plan(
     if tile is None and p is None:
         tile = choose_row_tile(m, k)
     elif tile is None:
-        elements = 512 if m <= FEW_ROWS else 1024
+        elements = 512 if m <= RESIDENT_ROWS else 1024
         tile = choose_tile(k, elements, widest=elements, num_warps=2)
     rows = scale_rows
     if experts:
-        rows = swizzle.TILE_ROWS * most_tiles(m, experts, swizzle.TILE_ROWS)
+        rows = swizzle.TILE_ROWS * max_tiles(m, experts, swizzle.TILE_ROWS)
     row_scale = out.row_scale if isinstance(out, Quantized) else None
     limit = call.limit or 0.0
     sizes = m, experts, k, gate_up.stride(0), scale_rows, scale_columns

@@ -1,12 +1,12 @@
-"""The experts' rows back to tokens, weighted."""
+"""The weighted sum of each token's expert rows."""
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from nvfp4.backends.triton.floats import from_f32, to_f32
-from nvfp4.backends.triton.launch import Launch, cdiv, next_power_of_2
-from nvfp4.backends.triton.program import run
+from nvfp4.backends.triton.device.floats import from_f32, to_f32
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv, next_power_of_2
+from nvfp4.backends.triton.runtime.program import run
 from nvfp4.calls import MoeCombine, takes
 
 
@@ -17,8 +17,8 @@ def _combine_kernel(y, weights, positions, out, R, N, y_stride, top_k, C: tl.con
     acc = tl.zeros((C,), tl.float32)
     for j in range(top_k):
         row = tl.load(positions + token * top_k + j)
-        # A choice without a row adds nothing, whatever its weight is, and no address is made from a
-        # position that is not one of y's rows.
+        # A choice without a row adds nothing, whatever its weight. A position outside y makes no
+        # address.
         if (row >= 0) & (row < R):
             weight = to_f32(tl.load(weights + token * top_k + j))
             values = tl.load(y + row.to(tl.int64) * y_stride + columns, mask=columns < N, other=0.0)

@@ -1,7 +1,7 @@
-"""Tokens to the experts' rows: routed, then quantized on the way.
+"""Tokens quantized into the rows of their experts.
 
-A token is read and quantized once and written to each of its rows. Programs after those of the
-tokens write the padding of the scales, one a scale tile that experts' rows take.
+A token is read and quantized once and written to each of its rows. The grid's last programs clear
+the scales' padding, one program for each scale tile that the experts' rows take.
 """
 
 import triton
@@ -9,13 +9,16 @@ import triton.language as tl
 
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton import route
-from nvfp4.backends.triton.groups import experts_vector, most_tiles, scale_rows, tile_of_expert
-from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.program import run
-from nvfp4.backends.triton.quantize_config import LONGEST_ROW, Tile, choose_row_tile, choose_tile
-from nvfp4.backends.triton.quantize_dynamic import plan_row_scales
-from nvfp4.backends.triton.route import local_expert
-from nvfp4.backends.triton.tiles import (
+from nvfp4.backends.triton.device.groups import (
+    experts_vector,
+    max_tiles,
+    scale_rows,
+    tile_of_expert,
+)
+from nvfp4.backends.triton.device.tile_config import LONGEST_ROW, Tile, choose_row_tile, choose_tile
+from nvfp4.backends.triton.device.tiles import (
+    SCALE_ROW_GROUPS,
+    SCALE_ROW_STEP,
     TILE_BLOCKS,
     TILE_ROWS,
     load_blocks,
@@ -24,12 +27,16 @@ from nvfp4.backends.triton.tiles import (
     store_scales,
     store_words,
 )
+from nvfp4.backends.triton.quantize_dynamic import plan_row_scales
+from nvfp4.backends.triton.route import local_expert
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv
+from nvfp4.backends.triton.runtime.program import run
 from nvfp4.calls import Dispatched, MoeDispatch, takes
 from nvfp4.spec import swizzle
-from nvfp4.spec.format import DATA_DTYPE
+from nvfp4.spec.format import BLOCK, DATA_DTYPE
 
-TILE_WORDS = tl.constexpr(swizzle.TILE_ROWS * swizzle.TILE_BLOCKS // 4)
-"""int32 words of a scale tile: one a row, rows 32 apart side by side."""
+TILE_WORDS = tl.constexpr(swizzle.TILE_ROWS)
+"""int32 words of a scale tile: one a row, rows SCALE_ROW_STEP apart side by side."""
 
 
 @triton.jit(do_not_specialize=["M", "p_stride", "expert_offset", "token_programs"])
@@ -55,22 +62,22 @@ def _quantize_tokens_kernel(
         for j in range(top_k):
             choice = tokens * top_k + j
             rows = tl.load(positions + choice, mask=tokens < M, other=-1)
-            live = rows >= 0
-            expert = local_expert(ids, choice, live, expert_offset, E)
+            row_mask = rows >= 0
+            expert = local_expert(ids, choice, row_mask, expert_offset, E)
             begin = tl.load(offsets + expert)
             if column == 0:
-                tl.store(row_scale + rows, p, mask=live)
-            store_words(words, data, rows, live, column, K, C)
+                tl.store(row_scale + rows, p, mask=row_mask)
+            store_words(words, data, rows, row_mask, column, K, C)
             scale_row = scale_rows(rows, begin, expert)
-            store_scales(sf, scales, scale_row, live, column, scale_columns, True, C)
+            store_scales(sf, scales, scale_row, row_mask, column, scale_columns, True, C)
 
 
 @triton.jit
 def _clear_padding(scales, offsets, index, E, scale_columns, EXPERTS: tl.constexpr):
-    """Zeros in the index-th scale tile that experts' rows take, after the last of its rows."""
+    """Zero the scales after the last row of the index-th scale tile that the experts' rows take."""
     expert, begin, row, end = tile_of_expert(offsets, index, E, TILE_ROWS, EXPERTS)
     word = tl.arange(0, TILE_WORDS)
-    beyond = row + (word % 4) * 32 + word // 4 >= end
+    beyond = row + (word % SCALE_ROW_GROUPS) * SCALE_ROW_STEP + word // SCALE_ROW_GROUPS >= end
     if (row < end) & (row + TILE_ROWS > end):
         across = scale_columns // TILE_BLOCKS
         tile = scale_rows(row, begin, expert) // TILE_ROWS
@@ -91,10 +98,10 @@ def plan(call: MoeDispatch, out: Dispatched, sm: int, tile: Tile | None = None) 
     if tile is None:
         tile = choose_row_tile(m, k) if p is None else choose_tile(k, 2048, 1024, num_warps=2)
     token_programs = cdiv(m, tile.rows)
-    padded = most_tiles(out.data.shape[0], experts, swizzle.TILE_ROWS)
+    padded = max_tiles(out.data.shape[0], experts, swizzle.TILE_ROWS)
     return Launch(
         _quantize_tokens_kernel,
-        (token_programs + padded, cdiv(scales.shape[1] * 16, tile.columns)),
+        (token_programs + padded, cdiv(scales.shape[1] * BLOCK, tile.columns)),
         (
             x, p, call.topk_ids, out.offsets, out.positions, out.data, scales, out.row_scale, m,
             experts, k, x.stride(0), int(p is not None and p.numel() > 1), call.topk_ids.shape[1],

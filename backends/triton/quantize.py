@@ -4,10 +4,10 @@ import triton
 import triton.language as tl
 
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.program import run
-from nvfp4.backends.triton.quantize_config import FEW_ROWS, Tile, choose_tile
-from nvfp4.backends.triton.tiles import load_blocks, store_quantized
+from nvfp4.backends.triton.device.tile_config import RESIDENT_ROWS, Tile, choose_tile
+from nvfp4.backends.triton.device.tiles import load_blocks, store_quantized
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv
+from nvfp4.backends.triton.runtime.program import run
 from nvfp4.calls import Packed, Quantize, takes
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, SWIZZLED
 
@@ -43,7 +43,7 @@ def plan(call: Quantize, out: Packed, sm: int, tile: Tile | None = None) -> Laun
     """The launch for a prepared call on architecture sm_<sm>; tile: default the one chosen."""
     x, p, scales = call.x, call.global_scale, out.scales.view(DATA_DTYPE)
     (m, k), (scale_rows, scale_columns) = x.shape, scales.shape
-    warps = 4 if m <= FEW_ROWS else 1
+    warps = 4 if m <= RESIDENT_ROWS else 1
     tile = tile or choose_tile(k, elements=2048, widest=1024, num_warps=warps)
     strides = x.stride(0), int(p.numel() > 1)
     return Launch(

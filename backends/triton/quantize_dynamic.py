@@ -1,23 +1,21 @@
-"""Quantization with one global scale per row, found on the way: a program holds whole rows, so x
-is read once.
-"""
+"""Quantization with one global scale per row; a program holds whole rows, so x is read once."""
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.program import run
-from nvfp4.backends.triton.quantize import quantize
-from nvfp4.backends.triton.quantize_config import LONGEST_ROW, Tile, choose_row_tile
-from nvfp4.backends.triton.tiles import (
+from nvfp4.backends.triton.device.tile_config import LONGEST_ROW, Tile, choose_row_tile
+from nvfp4.backends.triton.device.tiles import (
     global_scale_of,
     largest_of_row,
     load_blocks,
     row_global_scale,
     store_quantized,
 )
+from nvfp4.backends.triton.quantize import quantize
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv
+from nvfp4.backends.triton.runtime.program import run
 from nvfp4.calls import Packed, Quantize, Quantized, QuantizeDynamic, takes
 from nvfp4.spec.format import DATA_DTYPE, SWIZZLED
 

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from nvfp4.backends.contract import Workload
 from nvfp4.backends.triton import grouped_mm, linear, mm, quantize_dynamic
-from nvfp4.backends.triton.architecture import multiplies_nvfp4
-from nvfp4.backends.triton.launch import Launch, hash_all, kind, specialized
-from nvfp4.backends.triton.quantize_config import LONGEST_ROW
+from nvfp4.backends.triton.device.tile_config import LONGEST_ROW
+from nvfp4.backends.triton.runtime.architecture import multiplies_nvfp4
+from nvfp4.backends.triton.runtime.launch import Launch, hash_all, kind, specialized
 from nvfp4.calls import GroupedMm, Linear, Mm, Quantized, QuantizeDynamic
 from nvfp4.spec.format import DATA_DTYPE, SCALE_DTYPE, SWIZZLED
 from nvfp4.spec.grouped import grouped_scales_shape
@@ -169,7 +169,7 @@ def _run_share(
 
 
 def main(sm: int) -> None:
-    from nvfp4.backends.triton.ahead import compile_launch
+    from nvfp4.backends.triton.runtime.ahead import compile_launch
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else is printed, by libraries too, is no answer

@@ -20,9 +20,9 @@ from paths import ROOT
 import nvfp4
 from nvfp4.backends import cutedsl
 from nvfp4.backends.contract import Problem, Target
-from nvfp4.backends.cutedsl import cache
-from nvfp4.backends.cutedsl import compile as compiler
 from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
+from nvfp4.backends.cutedsl.runtime import cache
+from nvfp4.backends.cutedsl.runtime import compile as compiler
 
 pytest.importorskip("filelock")
 
@@ -215,7 +215,7 @@ def test_a_private_folder_is_private_and_is_gone_with_its_process(folder):
     folder.write_text("a file")
     code = """
 import multiprocessing, os, stat
-from nvfp4.backends.cutedsl.cache_folder import directory
+from nvfp4.backends.cutedsl.runtime.cache_folder import directory
 
 folder = directory()
 if os.fork() == 0:
@@ -273,7 +273,7 @@ def test_a_triton_cache_folder_that_cannot_be_written_stopped_compiling(folder):
     folder.write_text("a file")
     code = """
 import torch
-from nvfp4.backends.triton.ahead import compile_launch
+from nvfp4.backends.triton.runtime.ahead import compile_launch
 from nvfp4.backends.triton.moe_combine import plan
 from nvfp4.calls import MoeCombine
 

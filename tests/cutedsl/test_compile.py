@@ -10,12 +10,13 @@ import torch
 import nvfp4
 from nvfp4.backends import cutedsl
 from nvfp4.backends.contract import Problem, Target
-from nvfp4.backends.cutedsl import cache, cubin
-from nvfp4.backends.cutedsl import compile as compiler
-from nvfp4.backends.cutedsl.compile import Compiled, cache_key, compiled, is_cached
 from nvfp4.backends.cutedsl.gemm.choose import NARROW, TILES
 from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
 from nvfp4.backends.cutedsl.gemm.launch import function_on, loadable
+from nvfp4.backends.cutedsl.runtime import cache
+from nvfp4.backends.cutedsl.runtime import compile as compiler
+from nvfp4.backends.cutedsl.runtime.compile import Compiled, cache_key, compiled, is_cached
+from nvfp4.bench import cubin
 
 REASONS = cutedsl.BACKEND.reasons(Problem("mm", Target("cpu")))
 pytestmark = pytest.mark.skipif(bool(REASONS), reason="; ".join(REASONS))

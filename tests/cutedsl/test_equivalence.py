@@ -174,8 +174,8 @@ def test_batch_invariance_can_be_asked_for(monkeypatch):
 def test_one_compiled_kernel_serves_any_allocation_and_size(monkeypatch, tmp_path):
     """Three allocations, three sizes, one compilation: nothing of a call is baked in."""
     skip_if_it_cannot("cutedsl")
-    from nvfp4.backends.cutedsl import compile as compiler
-    from nvfp4.backends.cutedsl import emulated
+    from nvfp4.backends.cutedsl.runtime import compile as compiler
+    from nvfp4.backends.cutedsl.runtime import emulated
 
     compilations = []
     compile_ = compiler._compile

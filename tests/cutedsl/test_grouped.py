@@ -24,9 +24,6 @@ from grouped_problems import (
 )
 
 from nvfp4.backends.contract import Workload
-from nvfp4.backends.cutedsl import compile as compiler
-from nvfp4.backends.cutedsl import cubin, emulated
-from nvfp4.backends.cutedsl.compile import compiled
 from nvfp4.backends.cutedsl.gemm.choose import GLU, GROUPED, choose_grouped_config
 from nvfp4.backends.cutedsl.gemm.config import Epilogue, Glu, Kernel, Tile
 from nvfp4.backends.cutedsl.gemm.launch_grouped import (
@@ -38,7 +35,11 @@ from nvfp4.backends.cutedsl.gemm.launch_grouped import (
 from nvfp4.backends.cutedsl.gemm.layouts import SHARED_BYTES, layout_of
 from nvfp4.backends.cutedsl.grouped_mm import grouped_mm
 from nvfp4.backends.cutedsl.mm import run_or_emulate
-from nvfp4.backends.cutedsl.warmup import kernels_for
+from nvfp4.backends.cutedsl.runtime import compile as compiler
+from nvfp4.backends.cutedsl.runtime import emulated
+from nvfp4.backends.cutedsl.runtime.compile import compiled
+from nvfp4.backends.cutedsl.runtime.warmup import kernels_for
+from nvfp4.bench import cubin
 from nvfp4.calls import GroupedMm
 from nvfp4.emulator import Options
 from nvfp4.spec.format import FLOAT_DTYPES

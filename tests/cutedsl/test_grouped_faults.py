@@ -10,9 +10,9 @@ import torch
 from edits import DROP, Edit
 from grouped_problems import POISON, SQUARE, Routing, eighths, expected, operands, runs
 
-from nvfp4.backends.cutedsl.compile import FUNCTION, Compiled, compiled
 from nvfp4.backends.cutedsl.gemm.launch import Launch
 from nvfp4.backends.cutedsl.gemm.launch_grouped import plan_grouped
+from nvfp4.backends.cutedsl.runtime.compile import FUNCTION, Compiled, compiled
 from nvfp4.calls import GroupedMm
 from nvfp4.emulator import Deadlock, Hazard, Kind, Options, load
 

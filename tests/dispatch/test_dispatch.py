@@ -8,7 +8,7 @@ import torch
 import nvfp4
 from nvfp4.backends import cutedsl, triton
 from nvfp4.backends.contract import Problem, Target
-from nvfp4.backends.triton import architecture
+from nvfp4.backends.triton.runtime import architecture
 from nvfp4.dispatch import BACKENDS, choose, select
 from nvfp4.dispatch.explain import STAGES
 

@@ -19,10 +19,10 @@ from paths import ROOT
 from torch import Tensor
 
 import nvfp4
-from nvfp4.backends.cutedsl.compile import FUNCTION, Compiled, compiled
 from nvfp4.backends.cutedsl.gemm.config import STAGE_K, Tile
 from nvfp4.backends.cutedsl.gemm.launch import Launch, plan
 from nvfp4.backends.cutedsl.gemm.layouts import layout_of
+from nvfp4.backends.cutedsl.runtime.compile import FUNCTION, Compiled, compiled
 from nvfp4.backends.reference.mm import mm as reference_mm
 from nvfp4.calls import Mm
 from nvfp4.emulator import Deadlock, Emulated, Hazard, Options, load

@@ -10,7 +10,7 @@ import nvfp4
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.settings import BATCH_INVARIANT
 from nvfp4.backends.triton import mm
-from nvfp4.backends.triton.mm_config import COST, GROUPED
+from nvfp4.backends.triton.gemm.config import COST, GROUPED
 from nvfp4.calls import Mm
 from nvfp4.spec.swizzle import swizzled_shape
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.gpu
 OPS = torch.ops.nvfp4
 
 HOPPER_TILES = [
-    tile._replace(split=split)
+    tile._replace(stream_k=split)
     for tile in sorted({*COST, *GROUPED.values()})
     for split in (False, True)
 ]
@@ -278,8 +278,8 @@ def test_every_tile_at_real_sizes(m, n, k, monkeypatch):
 def test_every_tile_that_does_not_split_gives_the_same_bits(n, k):
     """In float32, on activations with outliers: no token's bits tell how many came with it."""
     from nvfp4.backends.contract import target_of
+    from nvfp4.backends.triton.gemm.config import choose_config, choose_grouped_config
     from nvfp4.backends.triton.mm import plan
-    from nvfp4.backends.triton.mm_config import choose_config, choose_grouped_config
 
     w, x = _weight(n, k), nvfp4.quantize_dynamic(activations(200, k).cuda() / 1024)
     sm = target_of(w.device).sm

@@ -18,9 +18,8 @@ from cases import (
 import nvfp4
 from nvfp4.backends.contract import Workload, target_of
 from nvfp4.backends.settings import BATCH_INVARIANT
-from nvfp4.backends.triton.hopper_mm import share_out
-from nvfp4.backends.triton.mm import plan
-from nvfp4.backends.triton.mm_config import (
+from nvfp4.backends.triton.device.tile_config import choose_rounding_tile
+from nvfp4.backends.triton.gemm.config import (
     COST,
     GROUPED,
     K_GROUP,
@@ -28,7 +27,8 @@ from nvfp4.backends.triton.mm_config import (
     HopperConfig,
     choose_config,
 )
-from nvfp4.backends.triton.quantize_config import choose_rounding_tile
+from nvfp4.backends.triton.hopper.stream_k import make_schedule
+from nvfp4.backends.triton.mm import plan
 from nvfp4.calls import Mm
 from nvfp4.spec.format import FLOAT_DTYPES
 
@@ -120,7 +120,9 @@ def test_every_form_of_alpha(backend, device, form, with_bias):
 CONFIGS = {choose_config(m, n, k, sm) for m in (1, 9, 17, 33, 65, 257, 513, 4096)
            for n in (64, 9216, 16384) for k in (4000, 4096) for sm in (80, 90)}  # fmt: skip
 CONFIGS |= {
-    config._replace(split=split) for config in (*COST, *GROUPED.values()) for split in (False, True)
+    config._replace(stream_k=split)
+    for config in (*COST, *GROUPED.values())
+    for split in (False, True)
 }
 
 
@@ -131,7 +133,7 @@ def test_programs_of_few_tokens_all_have_steps_and_run_in_full_waves(n, k):
     steps = k // config.BK
     share = -(-steps // config.splits)
     assert (config.splits - 1) * share < steps
-    tiles, squeezed = n // config.BN, config.most_registers is not None
+    tiles, squeezed = n // config.BN, config.maxnreg is not None
     assert squeezed == (5 * SMS < 3 * tiles <= 6 * SMS)
     assert not squeezed or tiles * config.splits <= 6 * SMS
 
@@ -173,10 +175,10 @@ def test_every_tile_of_triton(device, config, k):
 
 
 def test_steps_that_32_bits_do_not_count_are_not_shared_out():
-    config = HopperConfig(16, 8, 8, split=True)
-    assert share_out(16, 2**16, 2**16, config, torch.device("cpu")).programs > 1
+    config = HopperConfig(16, 8, 8, stream_k=True)
+    assert make_schedule(16, 2**16, 2**16, config, torch.device("cpu")).programs > 1
     with pytest.raises(ValueError, match="too many steps"):
-        share_out(2**16, 2**16, 2**16, config, torch.device("cpu"))
+        make_schedule(2**16, 2**16, 2**16, config, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)

@@ -9,7 +9,7 @@ from cases import skip_if_it_cannot
 
 import nvfp4
 from nvfp4.backends.triton import grouped_mm
-from nvfp4.backends.triton.mm_config import choose_grouped_config
+from nvfp4.backends.triton.gemm.config import choose_grouped_config
 
 OPS = torch.ops.nvfp4
 Change = Callable[[torch.Tensor], object]

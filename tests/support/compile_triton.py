@@ -19,7 +19,6 @@ os.environ["TRITON_INTERPRET"] = "0"
 
 import torch
 
-from nvfp4.backends.cutedsl.cubin import stack_bytes
 from nvfp4.backends.triton import (
     dequantize,
     glu_quantize,
@@ -33,10 +32,11 @@ from nvfp4.backends.triton import (
     route,
     weight_only_linear,
 )
-from nvfp4.backends.triton.ahead import compile_launch
-from nvfp4.backends.triton.architecture import multiplies_nvfp4
-from nvfp4.backends.triton.launch import Launch
-from nvfp4.backends.triton.mm_config import COST, GROUPED
+from nvfp4.backends.triton.gemm.config import COST, GROUPED
+from nvfp4.backends.triton.runtime.ahead import compile_launch
+from nvfp4.backends.triton.runtime.architecture import multiplies_nvfp4
+from nvfp4.backends.triton.runtime.launch import Launch
+from nvfp4.bench.cubin import stack_bytes
 from nvfp4.calls import (
     Dequantize,
     Dispatched,
@@ -200,7 +200,7 @@ def main(sm: int) -> None:
             together = per_sm * (compiled.metadata.shared + 1024)
             assert together <= 228 * 1024, (name, launch.constants, together)
             spilled = max(0, spilled - 32)
-        if "B_SLOTS" in launch.constants:
+        if "B_STAGES" in launch.constants:
             read, too_early = _given_back(compiled.asm["sass"])
             assert read, launch.constants
             slots, early = slots + read, early + too_early

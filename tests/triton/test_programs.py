@@ -14,13 +14,13 @@ from nvfp4.backends.triton import (
     linear,
     mm,
     moe_dispatch,
-    program,
     quantize,
     route,
     weight_only_linear,
 )
-from nvfp4.backends.triton.launch import Launch
-from nvfp4.backends.triton.program import Program, record
+from nvfp4.backends.triton.runtime import program
+from nvfp4.backends.triton.runtime.launch import Launch
+from nvfp4.backends.triton.runtime.program import Program, record
 from nvfp4.calls import (
     Dispatched,
     GluQuantize,

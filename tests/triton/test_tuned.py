@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 
 import nvfp4
 from nvfp4.backends.settings import BATCH_INVARIANT
+from nvfp4.backends.triton.gemm.config import HopperConfig, MmConfig, choose_config
+from nvfp4.backends.triton.gemm.tuned import TUNED, Pick, as_text, tuned_config
 from nvfp4.backends.triton.linear import plan
-from nvfp4.backends.triton.mm_config import HopperConfig, MmConfig, choose_config
-from nvfp4.backends.triton.tuned import TUNED, Pick, as_text, tuned_config
 from nvfp4.calls import Linear
 from nvfp4.cli import app
 
@@ -47,7 +47,7 @@ def test_picks_are_for_as_many_tokens_as_they_say(tuned):
 
 
 def test_both_kinds_of_tiles_come_back_as_they_were(tmp_path, monkeypatch):
-    hopper = HopperConfig(64, 4, 8, split=True)
+    hopper = HopperConfig(64, 4, 8, stream_k=True)
     path = tmp_path / "tuned.json"
     path.write_text(as_text({(N, K): [Pick(8, hopper, SMALL)]}, CPU))
     monkeypatch.setenv(TUNED, str(path))

@@ -78,7 +78,7 @@ SAME_KERNELS = """
 import torch
 from nvfp4.backends.contract import Workload
 from nvfp4.backends.triton import warmup
-from nvfp4.backends.triton.ahead import compile_launch
+from nvfp4.backends.triton.runtime.ahead import compile_launch
 
 def hashes():
     launches = warmup.launches_for([Workload(96, 256, 3), Workload(96, 256, 3, experts=4)], 90)

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nvfp4.backends.cutedsl.compile import FUNCTION, Compiled, compiled
 from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
+from nvfp4.backends.cutedsl.runtime.compile import FUNCTION, Compiled, compiled
 from nvfp4.calls import Mm
 
 ALPHA_FORMS = ("one", "rows", "segments", "matrix")

@@ -1,5 +1,7 @@
-"""Launches as a program: written down with the places of their arguments, to be run again on other
-tensors of the same form.
+"""Recorded launches that run again on other tensors of the same shapes, strides and dtypes.
+
+A program knows where in which tensor each pointer argument lies, so a replay only adds offsets to
+the new tensors' addresses.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,14 +12,15 @@ from torch import Tensor
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from nvfp4.backends.contract import RECORDING
-from nvfp4.backends.triton.launch import Launch
+from nvfp4.backends.triton.runtime.compat import copy_descriptor
+from nvfp4.backends.triton.runtime.launch import Launch
 
 ALIGNMENT = 256
-"""Of each tensor in a workspace, in bytes; at least what a kernel is compiled for."""
+"""Bytes that each tensor in a workspace is aligned to; kernels are compiled for 16."""
 
 
 def run(*launches: Launch) -> None:
-    """Launch them in order, and write them down if that is asked."""
+    """Launch in order, and record the launches if a recording is active."""
     for launch in launches:
         launch.run()
     recording = RECORDING.get()
@@ -26,7 +29,10 @@ def run(*launches: Launch) -> None:
 
 
 class Place(NamedTuple):
-    """Where an argument points: so many bytes into a tensor, or, the last, the workspace."""
+    """Where a pointer argument points: `offset` bytes into a tensor.
+
+    The index after the last tensor is the workspace.
+    """
 
     argument: int
     tensor: int
@@ -34,7 +40,7 @@ class Place(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A launch, but for addresses."""
+    """One launch without its addresses."""
 
     launch: Callable[..., None]
     arguments: tuple[Any, ...]
@@ -51,12 +57,13 @@ class Step(NamedTuple):
 
 
 class Program(NamedTuple):
+    """A call's launches, and the bytes of workspace for the tensors that they make."""
+
     steps: tuple[Step, ...]
     workspace: int
-    """Bytes."""
 
     def run(self, addresses: Sequence[int], device: torch.device) -> None:
-        """On tensors at these addresses of the current device."""
+        """Launch on tensors at these addresses of the current device."""
         if self.workspace:
             workspace = torch.empty(self.workspace, dtype=torch.uint8, device=device)
             addresses = [*addresses, workspace.data_ptr()]
@@ -65,7 +72,7 @@ class Program(NamedTuple):
 
 
 class Address(NamedTuple):
-    """A tensor, as much of it as a launch asks for."""
+    """The part of a tensor that a launch asks for."""
 
     address: int
     dtype: torch.dtype
@@ -75,8 +82,9 @@ class Address(NamedTuple):
 
 
 class Described:
-    """A tensor descriptor, but for its address. Those last asked for are kept: weights stay where
-    they are.
+    """A tensor descriptor without its address.
+
+    It keeps the descriptors that it made, up to MOST: weights stay at their addresses.
     """
 
     MOST = 1024
@@ -91,15 +99,13 @@ class Described:
         if descriptor is None:
             if len(self.known) == self.MOST:
                 self.known.clear()
-            # Not by its constructor, which would check again what has been checked.
-            descriptor = object.__new__(TensorDescriptor)
-            vars(descriptor).update(self.fields, base=Address(address, self.dtype))
+            descriptor = copy_descriptor(self.fields, Address(address, self.dtype))
             self.known[address] = descriptor
         return descriptor
 
 
 Extent = tuple[int, int]
-"""Where a tensor lies: from its first byte up to its last."""
+"""A tensor's bytes: the address of the first, and the address after the last."""
 
 
 def extent(x: Tensor) -> Extent:
@@ -111,13 +117,13 @@ def extent(x: Tensor) -> Extent:
 
 
 def apart(extents: Sequence[Extent]) -> bool:
-    """Whether an address tells the tensor."""
+    """Whether no two extents overlap, so that an address identifies its tensor."""
     ordered = sorted(extents)
     return all(a[1] <= b[0] for a, b in zip(ordered, ordered[1:], strict=False))
 
 
 class Workspace:
-    """The tensors that were made on the way, side by side."""
+    """Lays out the tensors that the launches make, one after the other."""
 
     def __init__(self) -> None:
         self.begins: dict[int, int] = {}
@@ -132,8 +138,10 @@ class Workspace:
 
 
 def record(launches: Sequence[Launch], tensors: Sequence[Tensor]) -> Program | None:
-    """What has been launched, as a function of where these tensors are; all others that it was
-    launched on were made on the way. None: the tensors overlap.
+    """Record launches as a program over `tensors`, the call's inputs and outputs.
+
+    Every other tensor that they were launched on is taken to be made by the call. None: the tensors
+    overlap.
     """
     extents = [extent(x) for x in tensors]
     if not apart(extents):

@@ -1,16 +1,16 @@
-"""A kernel launch as a value: what to run, on what grid, with which arguments and options.
+"""A kernel launch as a value: the kernel, its grid, its arguments and its compile options.
 
-Launchers build one and run it; the same value, built from meta tensors, is compiled for any
-architecture on a machine without a GPU (ahead.py). So what is checked is what is launched.
+Launchers build a Launch and run it. Built from meta tensors, it is compiled for any architecture on
+a machine without a GPU (ahead.py), so tests check the launch that runs.
 
-Kernels are not specialized to what changes with the number of tokens (do_not_specialize): one that
-is compiled serves any number that has its configuration, and warming up is not a matter of luck.
+Kernels are not specialized to arguments that change with the number of tokens (do_not_specialize).
+A compiled kernel then serves every number of tokens that has its configuration.
 """
 
 import functools
 from collections.abc import Callable
 from importlib import import_module
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 from typing import Any, NamedTuple
 
 import torch
@@ -19,30 +19,32 @@ from triton.compiler import CompiledKernel
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.runtime import JITFunction
 
-from nvfp4.backends.triton import cache_folder
+from nvfp4.backends.triton.runtime import cache_folder
 
 
 class Launch(NamedTuple):
+    """One kernel launch; `constants` are its constexpr arguments."""
+
     kernel: JITFunction
     grid: tuple[int, ...]
     args: tuple[Any, ...]
     constants: dict[str, Any]
     num_warps: int = 4
     num_stages: int = 3
-    most_registers: int | None = None
-    """A thread. None: as many as it takes."""
-    overlaps: bool = False
-    """May start before the kernel before has ended, and waits itself (gemm.await_previous)."""
+    maxnreg: int | None = None
+    """The most registers a thread; None: no cap."""
+    launch_pdl: bool = False
+    """PDL: the kernel may start before the one before ends, and waits itself (device/pdl.py)."""
 
     @property
     def options(self) -> dict[str, Any]:
-        # The spec rounds after every operation; a fused multiply-add would not.
+        # The spec rounds after every operation, so multiply-adds are not fused.
         return {
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
-            "maxnreg": self.most_registers,
+            "maxnreg": self.maxnreg,
             "enable_fp_fusion": False,
-            "launch_pdl": self.overlaps,
+            "launch_pdl": self.launch_pdl,
         }
 
     @property
@@ -50,6 +52,7 @@ class Launch(NamedTuple):
         return next(arg.device for arg in self.args if isinstance(arg, Tensor))
 
     def run(self) -> None:
+        """Launch on the tensors' device; interpret where they are not on a GPU."""
         device = self.device
         if device.type != "cuda":
             self._through_triton()  # interpreted
@@ -69,12 +72,13 @@ class Launch(NamedTuple):
 
     def _key(self, device: int) -> tuple[Any, ...]:
         kinds = map(kind, self.args, specialized(self.kernel))
-        options = self.num_warps, self.num_stages, self.most_registers, self.overlaps
+        options = self.num_warps, self.num_stages, self.maxnreg, self.launch_pdl
         return (self.kernel.fn, device, *options, *self.constants.values(), *kinds)
 
     def loaded(self) -> tuple[Callable[..., None], tuple[Any, ...]]:
-        """Of a launch that has run: the compiled kernel on its grid, and all that it is called
-        with. Triton's own way to it costs more of the host's time than the launch.
+        """The compiled kernel on its grid and the arguments to call it with; it must have run once.
+
+        Triton's own path to them costs more host time than the launch.
         """
         loaded = _LOADED[self._key(self.device.index)]
         x, y, z = (*self.grid, 1, 1)[:3]
@@ -97,38 +101,42 @@ class Launch(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """A kernel on a device, and its constants in the order of its signature."""
+    """A compiled kernel on a device, and its constants in the order of its signature."""
 
     kernel: CompiledKernel
     constants: tuple[Any, ...]
 
 
 _LOADED: dict[tuple[Any, ...], Loaded] = {}
-"""By all that a kernel is compiled for: what Triton's own cache goes by, told faster."""
+"""Kernels that have run here, by what Triton's own cache distinguishes, looked up faster."""
 
 
 @functools.cache
 def hash_all() -> None:
-    """Triton finds a kernel in its cache on disk by a hash of the source and the constants of all
-    functions it calls; but of one that was not hashed before in this process the constants do not
-    count. All being hashed first, in one order, a process finds what another has compiled.
+    """Hash every kernel and device function of this backend, in one order.
+
+    Triton finds a kernel on disk by a hash of the source and constants of all functions that it
+    calls. It leaves out the constants of a function that was not hashed before in this process.
+    Hashing all of them first lets a process find what another process has compiled.
     """
-    package = import_module(__package__)
-    for module in sorted(module.name for module in iter_modules(package.__path__)):
-        for _, value in sorted(vars(import_module(f"{__package__}.{module}")).items()):
+    package = import_module("nvfp4.backends.triton")
+    modules = walk_packages(package.__path__, f"{package.__name__}.")
+    for module in sorted(module.name for module in modules):
+        for _, value in sorted(vars(import_module(module)).items()):
             if isinstance(value, JITFunction):
                 value.cache_key  # noqa: B018 - hashes it
 
 
 @functools.cache
 def specialized(kernel: JITFunction) -> tuple[bool, ...]:
-    """Which of a kernel's arguments it is specialized to."""
+    """Whether a kernel is specialized to each of its arguments."""
     return tuple(not parameter.do_not_specialize for parameter in kernel.params)
 
 
 def kind(value: Any, specialized: bool) -> Any:
-    """What Triton specializes a kernel to: a pointer's dtype and alignment; whether an integer is
-    1, a multiple of 16, or wide.
+    """What Triton specializes a kernel to: a pointer's dtype and alignment, an integer's width.
+
+    If `specialized`, also whether an integer is 1 or a multiple of 16.
     """
     if isinstance(value, Tensor):
         return value.dtype, value.data_ptr() % 16 == 0
@@ -142,8 +150,10 @@ def kind(value: Any, specialized: bool) -> Any:
 
 
 def cdiv(a: int, b: int) -> int:
+    """Divide and round up."""
     return (a + b - 1) // b
 
 
 def next_power_of_2(n: int) -> int:
+    """The smallest power of two that is at least n."""
     return 1 << max(n - 1, 0).bit_length()

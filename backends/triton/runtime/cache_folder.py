@@ -1,6 +1,6 @@
-"""The folder in which Triton keeps compiled kernels: one that can be written, or a private one.
+"""Triton's cache folder, replaced by a private one where it cannot be written.
 
-Triton itself raises where it cannot write. A call must not fail for that: it costs a compilation.
+Triton raises where it cannot write its cache. Here that costs a compilation, never a call.
 """
 
 import functools
@@ -14,7 +14,7 @@ from triton import knobs
 
 
 def ensure_usable() -> None:
-    """Give Triton a private folder, and say so once, if files cannot be made in its own."""
+    """Give Triton a private folder, and warn once, if its own cannot be written."""
     _ensure_usable(knobs.cache.dir, os.getpid())
 
 
@@ -27,7 +27,7 @@ def _ensure_usable(folder: str, pid: int) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
     private = tempfile.mkdtemp(prefix="nvfp4-triton-")
-    # Unlike atexit it also runs in processes that multiprocessing forks, and only in this process.
+    # Unlike atexit, Finalize also runs in processes that multiprocessing forked.
     Finalize(None, shutil.rmtree, (private,), {"ignore_errors": True}, exitpriority=0)
     knobs.cache.dir = private
     warnings.warn(

@@ -14,8 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from nvfp4.backends.cutedsl import cache
 from nvfp4.backends.cutedsl.gemm.config import Kernel
+from nvfp4.backends.cutedsl.runtime import cache
 
 FUNCTION = "nvfp4_gemm"
 """The TVM-FFI function that a compiled object exports."""
@@ -55,7 +55,7 @@ def cache_key(kernel: Kernel, arch: str) -> str:
 def _sources() -> str:
     here = Path(__file__).resolve()  # the package reaches its folders by links
     digest = hashlib.sha256()
-    for path in [here, *sorted((here.parent / "gemm").glob("*.py"))]:
+    for path in [here, *sorted((here.parents[1] / "gemm").glob("*.py"))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -1,19 +1,20 @@
-"""Device functions: bfloat16, E2M1 and E4M3 to and from wider floats, in integer and IEEE float32
-arithmetic that every GPU (and Triton's interpreter) rounds alike. sm_80 has no FP8 type, so E4M3
-stays uint8 here.
+"""Device functions that convert bfloat16, E2M1 and E4M3 to and from wider floats.
+
+They use integer and IEEE float32 arithmetic, which every GPU and Triton's interpreter round alike.
+sm_80 has no FP8 type, so E4M3 is uint8 here.
 """
 
 import triton
 import triton.language as tl
 
-from nvfp4.backends.triton import architecture, interpreting
+from nvfp4.backends.triton.runtime import architecture
 from nvfp4.spec import format as spec
 
 BLOCK = tl.constexpr(spec.BLOCK)
 E4M3_MAX = tl.constexpr(spec.E4M3_MAX)
 NAN_SCALE = tl.constexpr(spec.NAN_SCALE)
 
-INTERPRETED = tl.constexpr(interpreting())
+INTERPRETED = tl.constexpr(architecture.interpreting())
 FP8 = tl.constexpr(architecture.FP8)
 HOPPER = tl.constexpr(architecture.HOPPER)
 BLACKWELL = tl.constexpr(architecture.BLACKWELL)
@@ -23,8 +24,8 @@ SIGN = tl.constexpr(-(2**31))
 INF_BITS = tl.constexpr(0x7F800000)
 
 ZEROS = tl.constexpr(-0x05000000)
-"""What _count makes of zeros in a word of eight: 2^23's bits, 0x4B000000, shifted to each nibble
-and summed in 32 bits.
+"""A word of eight zeros by _count: 2^23's bits, 0x4B000000, shifted to each nibble and summed in 32
+bits.
 """
 
 E2M1_F16_SCALE = tl.constexpr(2.0**14)
@@ -32,14 +33,14 @@ E2M1_F16_SCALE = tl.constexpr(2.0**14)
 
 
 # ---- bfloat16 -------------------------------------------------------------------------------
-# Triton's interpreter truncates where the hardware rounds, and loses subnormals on the way up. A
-# bfloat16 is the upper half of a float32, so there both are done on the bits.
+# Triton's interpreter truncates where the hardware rounds, and loses subnormals when it widens. A
+# bfloat16 is the upper half of a float32, so the interpreter converts its bits.
 
 
 @triton.jit
 def to_f32(x):
-    """Any float -> float32, exact."""
-    if x.dtype == tl.bfloat16:  # compiled to fewer instructions than x.to(tl.float32), too
+    """Convert any float to float32, exactly."""
+    if x.dtype == tl.bfloat16:  # also fewer instructions than x.to(tl.float32)
         return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     else:
         return x.to(tl.float32)
@@ -47,7 +48,7 @@ def to_f32(x):
 
 @triton.jit
 def from_f32(x, dtype: tl.constexpr):
-    """float32 -> dtype, nearest even."""
+    """Convert float32 to dtype, rounding to nearest even."""
     if INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
@@ -63,8 +64,9 @@ def from_f32(x, dtype: tl.constexpr):
 
 @triton.jit
 def e2m1_to_f16(codes):
-    """Codes 0..15 in any integer type -> float16, the value over E2M1_F16_SCALE (exact; code 1 is
-    subnormal).
+    """Convert codes 0..15 of any integer type to float16, the value over E2M1_F16_SCALE.
+
+    Exact; code 1 becomes a subnormal.
     """
     bits = codes.to(tl.uint16)
     return (((bits & 8) << 12) | ((bits & 7) << 9)).to(tl.float16, bitcast=True)
@@ -72,7 +74,7 @@ def e2m1_to_f16(codes):
 
 @triton.jit
 def e4m3_to_f16(scales, SM: tl.constexpr):
-    """uint8 -> float16 (exact): E4M3's bits seven up read as the value times 2^-8."""
+    """Convert E4M3 (uint8) to float16, exactly; its bits shifted up by seven are value * 2^-8."""
     if SM >= FP8 and not INTERPRETED:
         return scales.to(tl.float8e4nv, bitcast=True).to(tl.float16)
     else:
@@ -83,7 +85,7 @@ def e4m3_to_f16(scales, SM: tl.constexpr):
 
 @triton.jit
 def f32_to_e4m3(x, SM: tl.constexpr):
-    """float32 in [0, Inf] -> uint8, nearest even, saturating at 448; NaN -> NAN_SCALE."""
+    """Round float32 in [0, Inf] to E4M3 (uint8), nearest even, at most 448; NaN: NAN_SCALE."""
     if SM >= HOPPER and not INTERPRETED:  # on sm_89 Triton 3.6 would round twice
         return x.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
     else:
@@ -91,7 +93,7 @@ def f32_to_e4m3(x, SM: tl.constexpr):
         x = tl.minimum(x, E4M3_MAX)
         bits = x.to(tl.int32, bitcast=True)
         normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - ((127 - 7) << 3)
-        # Below 2^-6 E4M3 counts in steps of 2^-9, which is what a float32 near 2^14 does.
+        # Below 2^-6 E4M3's step is 2^-9, as a float32's near 2^14 is.
         subnormal = (x + 16384.0).to(tl.int32, bitcast=True) & 0xF
         scales = tl.where(x < 0.015625, subnormal, normal)
         return tl.where(is_nan, NAN_SCALE, scales).to(tl.uint8)
@@ -99,9 +101,9 @@ def f32_to_e4m3(x, SM: tl.constexpr):
 
 @triton.jit
 def round_to_e2m1(x):
-    """float32 -> float32, nearest even, saturating at 6 (NaN too), the sign kept."""
-    # Where E2M1 counts in halves, ones or twos, a float32 2^22 times as large as 1, 2 or 4 does.
-    # That product is exact, so that a fused multiply-add rounds as an addition does.
+    """Round float32 to E2M1's values, nearest even, saturating at 6 (NaN too), keeping the sign."""
+    # E2M1's step is 1/2, 1 or 2 from 1, 2 or 4 on. A float32 2^22 times as large has that step too.
+    # The product is exact, so a fused multiply-add rounds as an addition does.
     magnitude = tl.minimum(tl.abs(x), 6.0)
     power = tl.maximum(magnitude, 1.0).to(tl.int32, bitcast=True) & INF_BITS
     power = power.to(tl.float32, bitcast=True)
@@ -120,7 +122,7 @@ E2M1_PTX = tl.constexpr("""{
     mov.b32 $0, {a, b, c, d};
 }""")
 
-# The upper bytes first, of the even elements and of the odd ones: half the instructions.
+# Gathering the upper bytes of the even and the odd elements first takes half the instructions.
 SIGNS_PTX = tl.constexpr("""{
     .reg .b32 even, odd, upper;
     prmt.b32 even, $1, $3, 0x0073;
@@ -138,14 +140,15 @@ SIGNS_PTX = tl.constexpr("""{
 
 @triton.jit
 def pack(x, is_nan, SM: tl.constexpr):
-    """float32 [R, C/16, 16] -> int32 [R, C/16, 2], eight codes a word: nearest even, saturating at
-    6. Of a block that has a NaN, is_nan [R, C/16], all codes are 6.
+    """Round float32 [R, C/16, 16] to E2M1 codes in int32 [R, C/16, 2], eight codes a word.
+
+    Nearest even, saturating at 6. All codes of a block with a NaN, is_nan [R, C/16], are 6.
     """
-    if INTERPRETED:  # where each operation costs, however small its tensors
+    if INTERPRETED:  # few operations: each costs the same, however small its tensors
         nibble = (tl.arange(0, BLOCK) % 8) * 4
         signs = tl.where(is_nan[:, :, None], 0, (x.to(tl.int32, bitcast=True) >> 31) & 8)
         codes = ((_count(x) & 7) | signs) << nibble[None, None, :]
-        # In disjoint nibbles a sum is a union.
+        # The nibbles are disjoint, so a sum joins them.
         return tl.sum(codes.reshape(x.shape[0], x.shape[1], 2, 8), axis=3)
     x0, x1, x2, x3, x4, x5, x6, x7 = _eighths(x)
     if SM >= BLACKWELL:
@@ -164,7 +167,7 @@ def pack(x, is_nan, SM: tl.constexpr):
 
 @triton.jit
 def _eighths(x):
-    """[R, C/16, 16] -> of each half of a block its eight elements: each [R, C/16, 2]."""
+    """Split [R, C/16, 16] into eight tensors [R, C/16, 2], an element of each half block."""
     x = x.reshape(x.shape[0], x.shape[1], 2, 2, 2, 2)
     even, odd = tl.split(x)
     x04, x26 = tl.split(even)
@@ -178,7 +181,7 @@ def _eighths(x):
 
 @triton.jit
 def _of_eight(PTX: tl.constexpr, x0, x1, x2, x3, x4, x5, x6, x7):
-    """Eight float32 tensors -> int32."""
+    """Run PTX on eight float32 tensors that makes one int32."""
     return tl.inline_asm_elementwise(
         PTX,
         "=r,f,f,f,f,f,f,f,f",
@@ -191,11 +194,11 @@ def _of_eight(PTX: tl.constexpr, x0, x1, x2, x3, x4, x5, x6, x7):
 
 @triton.jit
 def _count(x):
-    """float32 -> int32: a magnitude's code, 0..7, in the lowest bits of 2^23's; NaN's is 7."""
-    # Codes count halves up to 2, then ones from 2 on, then twos: each the least of the three
-    # counts, which a float32 from 2^23 on, where it has no fraction, rounds as E2M1 does. The
-    # products are exact, so that a fused multiply-add rounds as an addition does. As integers such
-    # floats order alike, and Hopper has a minimum of three.
+    """Return 2^23's bits plus the magnitude's code, 0..7, as int32; a NaN's code is 7."""
+    # A code counts halves up to 2, ones from 2 on and twos from 4 on: it is the least of the three
+    # counts. A float32 from 2^23 on has no fraction, so adding 2^23 rounds a count as E2M1 does.
+    # The products are exact, so a fused multiply-add rounds as an addition does. Such floats order
+    # as integers do, and Hopper has a minimum of three integers.
     magnitude = tl.minimum(tl.abs(x), 6.0)
     halves = _line(magnitude, 2.0, 0).to(tl.int32, bitcast=True)
     ones = _line(magnitude, 1.0, 2).to(tl.int32, bitcast=True)
@@ -205,7 +208,8 @@ def _count(x):
 
 @triton.jit
 def _line(x, SLOPE: tl.constexpr, OFFSET: tl.constexpr):
-    if INTERPRETED:  # which makes an fma with great care
+    """Compute x * SLOPE + 2^23 + OFFSET."""
+    if INTERPRETED:  # the interpreter's fma is slow
         return x * SLOPE + (2.0**23 + OFFSET)
     else:
         slope = tl.full(x.shape, SLOPE, tl.float32)
@@ -214,5 +218,5 @@ def _line(x, SLOPE: tl.constexpr, OFFSET: tl.constexpr):
 
 @triton.jit
 def _signs(x0, x1, x2, x3, x4, x5, x6, x7):
-    """float32 -> int32: the sign of element i at bit 4 i + 3."""
+    """Gather the signs of eight float32 tensors in int32, element i's at bit 4 i + 3."""
     return _of_eight(SIGNS_PTX, x0, x1, x2, x3, x4, x5, x6, x7)

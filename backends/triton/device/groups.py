@@ -1,38 +1,42 @@
-"""Device functions for rows grouped by expert (spec/grouped.py): whose a row or a tile of rows is.
+"""Device functions for rows grouped by expert (spec/grouped.py): the expert of a row or tile.
 
-A program reads all offsets at once, as a vector of EXPERTS, a power of two above E: a few hundred
-integers that stay in cache. Only for kernels whose warps have roles is a schedule written before.
+A program reads all offsets at once, a few hundred integers that stay in cache, as a vector of
+EXPERTS, a power of two above E. Only warp-specialized kernels read a tile list instead, which the
+kernel before them writes.
 """
 
 import triton
 import triton.language as tl
 
-from nvfp4.backends.triton.launch import next_power_of_2
-from nvfp4.backends.triton.tiles import TILE_ROWS
+from nvfp4.backends.triton.device.tiles import TILE_ROWS
+from nvfp4.backends.triton.runtime.launch import next_power_of_2
 
 
 def experts_vector(experts: int) -> int:
-    """EXPERTS: the size of a vector of offsets, one more than there are experts."""
+    """EXPERTS: the size of a vector that holds the experts and one offset more."""
     return next_power_of_2(experts + 1)
 
 
-def most_tiles(rows: int, experts: int, tile_rows: int) -> int:
-    """How many tiles of tile_rows the experts' rows take at most, each from its own first row on:
-    every expert that has a row may leave all but one of a tile's rows empty.
+def max_tiles(rows: int, experts: int, tile_rows: int) -> int:
+    """The most tiles of tile_rows that the experts' rows can take, each expert from its first row.
+
+    Every expert that has a row may leave all but one row of a tile empty.
     """
     return (rows + min(rows, experts) * (tile_rows - 1)) // tile_rows
 
 
 @triton.jit
 def scale_rows(rows, begin, expert):
-    """Where in the grouped scales an expert's rows are; begin: its first."""
+    """Map an expert's rows to rows of the grouped scales; begin: the expert's first row."""
     return (begin // TILE_ROWS + expert) * TILE_ROWS + rows - begin
 
 
 @triton.jit
 def tile_of_expert(offsets, index, E, ROWS: tl.constexpr, EXPERTS: tl.constexpr):
-    """The index-th of the experts' tiles of ROWS rows: (expert, the expert's first row, the tile's
-    first row, the row where the expert's end); all 0 where there are fewer tiles.
+    """Find the index-th of the experts' tiles of ROWS rows.
+
+    Returns (expert, the expert's first row, the tile's first row, the end of the expert's rows);
+    all 0 where there are fewer tiles.
     """
     expert = tl.arange(0, EXPERTS)
     begin = tl.load(offsets + expert, mask=expert < E, other=0)
@@ -51,8 +55,9 @@ def tile_of_expert(offsets, index, E, ROWS: tl.constexpr, EXPERTS: tl.constexpr)
 
 @triton.jit
 def store_tiles(tiles, count, offsets, E, ROWS: tl.constexpr, EXPERTS: tl.constexpr):
-    """tiles int32 [count, 3]: each tile's expert, first row, and the row where the expert's end;
-    all 0 beyond the last. The programs of a two-dimensional grid share the work.
+    """Write the tile list, int32 [count, 3]: each tile's expert, first row and end of its rows.
+
+    All 0 beyond the last tile. The programs of a two-dimensional grid share the work.
     """
     program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     for index in range(program, count, tl.num_programs(0) * tl.num_programs(1)):
@@ -64,7 +69,7 @@ def store_tiles(tiles, count, offsets, E, ROWS: tl.constexpr, EXPERTS: tl.conste
 
 @triton.jit
 def experts_of_rows(offsets, rows, E, EXPERTS: tl.constexpr):
-    """Whose each of rows [R] is: int32 [R], E for nobody's."""
+    """The expert of each of rows [R]: int32 [R], E for unassigned rows."""
     expert = tl.arange(0, EXPERTS)
     end = tl.load(offsets + 1 + expert, mask=expert < E, other=2147483647)
     return tl.sum((end[None, :] <= rows[:, None]).to(tl.int32), axis=1)

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nvfp4.backends.cutedsl.control_flow import Instruction, Loop, loops
+from nvfp4.bench.control_flow import Instruction, Loop, loops
 
 MMA = "UTCOMMA"
 """SASS for tcgen05.mma.kind::mxf4nvf4 and mxf4, block-scaled; K = 64."""

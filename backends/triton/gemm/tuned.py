@@ -1,7 +1,7 @@
-"""Tiles measured on this machine, in place of those that mm_config.py chooses for all.
+"""Tiles measured on this machine, which replace the choices of gemm/config.py.
 
-NVFP4_TUNED names the file, which `python -m nvfp4 tune` writes. Ranks that are given the same file
-run the same tiles. What was measured on another kind of GPU, or with other versions, is not used.
+`python -m nvfp4 tune` writes the file, NVFP4_TUNED names it. Ranks that read one file run the same
+tiles. A file from another kind of GPU or from other versions of torch and Triton is not used.
 """
 
 import functools
@@ -15,13 +15,13 @@ import torch
 import triton
 
 from nvfp4.backends.settings import TUNED
-from nvfp4.backends.triton.mm_config import HopperConfig, MmConfig
+from nvfp4.backends.triton.gemm.config import HopperConfig, MmConfig
 
 Config = MmConfig | HopperConfig
 
 
 class Pick(NamedTuple):
-    """For up to m tokens: the fastest tile, and the fastest that leaves a token's bits alone."""
+    """The fastest tile for up to m tokens, and the fastest that does not split K (`whole`)."""
 
     m: int
     fastest: Config
@@ -29,20 +29,22 @@ class Pick(NamedTuple):
 
 
 Picks = dict[tuple[int, int], list[Pick]]
-"""By a weight's (N, K), in the order of m."""
+"""Picks of each weight (N, K), in the order of m."""
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """What picks are for."""
+    """The machine that picks are measured on: its GPU, torch and Triton."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
     return {"gpu": gpu, "torch": torch.__version__, "triton": triton.__version__}
 
 
 def splits(config: Config) -> bool:
-    return config.split if isinstance(config, HopperConfig) else config.splits > 1
+    """Whether a tile's sum over K is split among programs."""
+    return config.stream_k if isinstance(config, HopperConfig) else config.splits > 1
 
 
 def as_text(picks: Picks, device: torch.device) -> str:
+    """The tuned file's JSON."""
     rows = [
         {"n": n, "k": k, "m": p.m, "fastest": p.fastest._asdict(), "whole": p.whole._asdict()}
         for (n, k), all_ in picks.items()
@@ -52,9 +54,9 @@ def as_text(picks: Picks, device: torch.device) -> str:
 
 
 def tuned_config(m: int, n: int, k: int, device: torch.device, may_split: bool) -> Config | None:
-    """What was fastest for so many tokens of a weight [N, K]; None where nothing was measured.
+    """Return the tuned tile for m tokens of a weight [N, K], None where nothing was measured.
 
-    ValueError: NVFP4_TUNED names no file of picks.
+    ValueError: NVFP4_TUNED does not name a file of picks.
     """
     path = os.environ.get(TUNED, "")
     if not path or device.type == "meta":
@@ -73,7 +75,7 @@ def _picks(path: str, device: torch.device) -> Picks:
             pick = Pick(row["m"], config_from(row["fastest"]), config_from(row["whole"]))
             picks.setdefault((row["n"], row["k"]), []).append(pick)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        need = "a file that `python -m nvfp4 tune` wrote"
+        need = "a file that this version's `python -m nvfp4 tune` wrote"
         raise ValueError(f"nvfp4: {TUNED} needs {need}, got {path!r}: {error!r}") from error
     here = machine(device)
     if measured != here:
@@ -83,4 +85,5 @@ def _picks(path: str, device: torch.device) -> Picks:
 
 
 def config_from(fields: dict[str, Any]) -> Config:
-    return HopperConfig(**fields) if "a_slots" in fields else MmConfig(**fields)
+    """A tile from its fields in the file."""
+    return HopperConfig(**fields) if "a_stages" in fields else MmConfig(**fields)

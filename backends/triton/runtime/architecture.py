@@ -1,15 +1,16 @@
-"""What an NVIDIA architecture has that a kernel may use, with the Triton that is installed."""
+"""What an NVIDIA architecture offers to kernels, with the installed Triton."""
 
 import functools
+import os
 from importlib.metadata import PackageNotFoundError, version
 
 FP8 = 89
-"""From sm_89 on the hardware converts E4M3 to float16."""
+"""The hardware converts E4M3 to float16 from sm_89 on."""
 
 HOPPER = 90
-"""From sm_90 on a kernel may start before the one whose results it waits for has ended, and Triton
-converts float32 to E4M3 by one instruction. On sm_89 Triton 3.6 goes through float16 and rounds
-twice, though the hardware could round once.
+"""PDL exists from sm_90 on, and Triton converts float32 to E4M3 by one instruction.
+
+On sm_89 Triton 3.6 goes through float16 and rounds twice, though the hardware could round once.
 """
 
 BLACKWELL = 100
@@ -18,13 +19,15 @@ BLACKWELL = 100
 Release = tuple[int, ...]
 
 ASSEMBLED_SINCE: dict[int, Release] = {110: (3, 7)}
-"""The first Triton whose ptxas knows the architecture, where that is not the oldest supported one.
+"""The first Triton whose ptxas knows the architecture, where 3.6 does not.
+
 Triton 3.6 ends with "Value 'sm_110a' is not defined for option 'gpu-name'".
 """
 
 BLOCK_SCALED_SINCE: dict[int, Release] = {121: (3, 8)}
-"""The first Triton whose tl.dot_scaled compiles for the architecture, likewise. Triton 3.6 and 3.7
-end with "PassManager::run failed" in TritonGPUAccelerateMatmul.
+"""The first Triton whose tl.dot_scaled compiles for the architecture, where 3.6 does not.
+
+Triton 3.6 and 3.7 end with "PassManager::run failed" in TritonGPUAccelerateMatmul.
 """
 
 
@@ -41,11 +44,21 @@ def release(package: str) -> Release:
     return tuple(int(part) for part in installed(package).split(".")[:2] if part)
 
 
-def overlaps(sm: int) -> bool:
+def interpreting() -> bool:
+    """Whether this process interprets Triton's kernels on the CPU (TRITON_INTERPRET).
+
+    Triton reads the variable once, at import.
+    """
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
+def supports_pdl(sm: int) -> bool:
+    """Whether the architecture has programmatic dependent launch."""
     return sm >= HOPPER
 
 
 def is_blackwell(sm: int) -> bool:
+    """Whether the architecture has NVFP4 instructions."""
     return sm >= BLACKWELL
 
 
@@ -53,8 +66,8 @@ def is_blackwell(sm: int) -> bool:
 def gemm_architecture(sm: int) -> int:
     """The architecture whose GEMM kernels sm_<sm> runs.
 
-    It is `sm` itself, but for a Blackwell GPU whose block-scaled instruction the installed Triton
-    cannot compile: such a GPU decodes its operands, as sm_89 does.
+    It is `sm` itself, except on a Blackwell GPU whose block-scaled instruction the installed Triton
+    cannot compile. That GPU decodes its operands as sm_89 does.
     """
     return FP8 if release("triton") < BLOCK_SCALED_SINCE.get(sm, ()) else sm
 

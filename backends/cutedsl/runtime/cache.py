@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from nvfp4.backends.cutedsl.cache_folder import ENVIRONMENT, directory, reason, warn_once
+from nvfp4.backends.cutedsl.runtime.cache_folder import ENVIRONMENT, directory, reason, warn_once
 
 __all__ = ["ENVIRONMENT", "Entry", "directory", "get", "read"]
 
