@@ -1,12 +1,14 @@
-"""nvfp4::grouped_mm on sm_100: the tile chosen, the kernel launched; on CPU tensors, emulated."""
+"""nvfp4::grouped_mm on sm_100: choose a tile, plan the launch, run it.
+
+CPU tensors run in the emulator.
+"""
 
 from torch import Tensor
 
 from nvfp4.backends.cutedsl.gemm.choose import choose_grouped_config
 from nvfp4.backends.cutedsl.gemm.config import Tile
-from nvfp4.backends.cutedsl.gemm.launch import run
+from nvfp4.backends.cutedsl.gemm.launch import run, sms_of
 from nvfp4.backends.cutedsl.gemm.launch_grouped import plan_grouped
-from nvfp4.backends.cutedsl.mm import emulate, multiprocessors
 
 
 def grouped_mm(
@@ -29,13 +31,10 @@ def grouped_mm(
     likely_rows: how many are expected to be somebody's, by which a tile is chosen; default all.
     tile: default that one; sms: to run on, default all.
     """
-    sms = sms or multiprocessors(out.device)
+    sms = sms or sms_of(out.device)
     (rows, n), experts, k = out.shape, b.shape[0], 2 * b.shape[2]
     if tile is None:
         rows, size = likely_rows or rows, out.element_size()
         tile = choose_grouped_config(rows, experts, n, k, size, sms).tile
     launch = plan_grouped(a, b, a_scales, b_scales, alpha, row_scale, bias, offsets, out, tile, sms)
-    if out.is_cuda:
-        run(launch)
-    else:
-        emulate(launch)
+    run(launch)

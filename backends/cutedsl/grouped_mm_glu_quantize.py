@@ -1,5 +1,6 @@
-"""nvfp4::grouped_mm_glu_quantize on sm_100: one kernel, which never writes gate and up; on CPU
-tensors, emulated.
+"""nvfp4::grouped_mm_glu_quantize on sm_100: one kernel, which never writes gate and up.
+
+CPU tensors run in the emulator.
 """
 
 import torch
@@ -7,9 +8,8 @@ from torch import Tensor
 
 from nvfp4.backends.cutedsl.gemm.choose import choose_grouped_config
 from nvfp4.backends.cutedsl.gemm.config import Tile
-from nvfp4.backends.cutedsl.gemm.launch import run
+from nvfp4.backends.cutedsl.gemm.launch import run, sms_of
 from nvfp4.backends.cutedsl.gemm.launch_grouped import plan_glu
-from nvfp4.backends.cutedsl.mm import emulate, multiprocessors
 
 
 def grouped_mm_glu_quantize(
@@ -38,7 +38,7 @@ def grouped_mm_glu_quantize(
     likely_rows: how many are expected to be somebody's, by which a tile is chosen; default all.
     tile: default that one; sms: to run on, default all.
     """
-    sms = sms or multiprocessors(data.device)
+    sms = sms or sms_of(data.device)
     if tile is None:
         experts, n, half_k = b.shape
         tile = choose_grouped_config(
@@ -48,7 +48,4 @@ def grouped_mm_glu_quantize(
         a, b, a_scales, b_scales, alpha, row_scale, offsets, p, limit, activation, dtype,
         data, scales, global_scale, tile, sms,
     )  # fmt: skip
-    if data.is_cuda:
-        run(launch)
-    else:
-        emulate(launch)
+    run(launch)
