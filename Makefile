@@ -18,7 +18,7 @@ wheel: setup
 
 triton-%: setup
 	test -d .triton/$* || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .triton/$* triton==$*
-	PYTHONPATH=.triton/$* TRITON_CACHE_DIR=.triton/$*-cache $(BIN)/python -m pytest -q tests/test_triton_compile.py $(if $(ONLY),-k '$(ONLY)')
+	PYTHONPATH=.triton/$* TRITON_CACHE_DIR=.triton/$*-cache $(BIN)/python -m pytest -q tests/triton/test_compile.py $(if $(ONLY),-k '$(ONLY)')
 
 vllm: .venv-vllm/.ready
 	.venv-vllm/bin/python -m pytest tests/engine $(if $(RECORD),--record $(RECORD))

@@ -29,13 +29,22 @@ from nvfp4.backends.triton import (
     quantize,
     quantize_dynamic,
 )
-from nvfp4.backends.triton.launch import Launch
-from nvfp4.backends.triton.mm_config import COST, K_GROUP, HopperConfig, MmConfig
-from nvfp4.backends.triton.quantize_config import Tile
-from nvfp4.backends.triton.tuned import machine
+from nvfp4.backends.triton.device.tile_config import Tile
+from nvfp4.backends.triton.gemm.config import COST, K_GROUP, HopperConfig, MmConfig
+from nvfp4.backends.triton.gemm.tuned import machine
+from nvfp4.backends.triton.runtime.launch import Launch
 from nvfp4.bench.cases import furthest
 from nvfp4.bench.timing import compare
-from nvfp4.ops.quantize import empty_quantized
+from nvfp4.calls import (
+    GluQuantize,
+    GroupedMm,
+    Linear,
+    Mm,
+    Quantize,
+    Quantized,
+    QuantizeDynamic,
+)
+from nvfp4.calls.outputs import empty_packed
 from nvfp4.spec.swizzle import swizzled_shape
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -66,8 +75,8 @@ def _mm_makers(m: int, n: int, k: int, copies: int = COPIES) -> Callable[[Config
 
         def make(data: torch.Tensor, scales: torch.Tensor) -> Made:
             out = torch.empty(m, n, dtype=torch.bfloat16, device=DEVICE)
-            operands = x.data, data, x.scales.view(torch.uint8), scales.view(torch.uint8)
-            return out, mm.plan(*operands, alpha, x.global_scale, None, out, sm, config)
+            call = Mm(x.data, data, x.scales, scales, alpha, x.global_scale)
+            return out, mm.plan(call, out, sm, config)
 
         return [partial(make, data, scales) for data, scales in weights]
 
@@ -78,13 +87,13 @@ def _linear_makers(m: int, n: int, k: int, copies: int = COPIES) -> Callable[[Co
     torch.manual_seed(0)
     x = torch.randn(m, k, device=DEVICE, dtype=torch.bfloat16)
     w = nvfp4.quantize_weight(torch.randn(n, k, device=DEVICE, dtype=torch.bfloat16))
-    weights = [(w.data.clone(), w.scales.clone().view(torch.uint8)) for _ in range(copies)]
-    alpha, sm = w.global_scale.view(1, 1), target_of(x.device).sm
+    weights = [(w.data.clone(), w.scales.clone()) for _ in range(copies)]
+    p, sm = w.global_scale.view(1), target_of(x.device).sm
 
     def makers(config: Config) -> Makers:
         def make(data: torch.Tensor, scales: torch.Tensor) -> Made:
             out = torch.empty(m, n, dtype=torch.bfloat16, device=DEVICE)
-            return out, linear.plan(x, data, scales, alpha, None, None, out, sm, config)
+            return out, linear.plan(Linear(x, data, scales, p), out, sm, config)
 
         return [partial(make, data, scales) for data, scales in weights]
 
@@ -104,14 +113,15 @@ def _grouped_makers(
     weight_scales = torch.randint(
         0x28, 0x49, (experts, *swizzled_shape(n, k)), dtype=torch.uint8, device=DEVICE
     )
-    alpha, data_scales = torch.ones(experts, 1, device=DEVICE), a.scales.view(torch.uint8)
+    alpha = torch.ones(experts, 1, device=DEVICE)
     sm = target_of(x.device).sm
 
     def makers(config: Config) -> Makers:
         def make() -> Made:
             out = torch.zeros(rows, n, dtype=torch.bfloat16, device=DEVICE)
-            operands = (a.data, weights, data_scales, weight_scales, alpha, a.row_scale)
-            return out, grouped_mm.plan(*operands, None, a.offsets, out, sm, config)
+            operands = (a.data, weights, a.scales, weight_scales, alpha, a.offsets, a.row_scale)
+            call = GroupedMm(*operands, expected_rows=rows)
+            return out, grouped_mm.plan(call, out, sm, config)
 
         return [make]
 
@@ -126,17 +136,16 @@ def _quantizer_makers(op: str, m: int, k: int, copies: int = 2) -> Callable[[Til
 
     def makers(tile: Tile) -> Makers:
         def make(x: torch.Tensor) -> Made:
-            data, scales = empty_quantized(x, (m,), k, "swizzled")
-            outputs = data, scales.view(torch.uint8)
+            out = empty_packed(x, (m,), k, "swizzled")
             if op == "quantize":
-                launch = quantize.plan(x, p, "swizzled", *outputs, sm, tile)
+                launch = quantize.plan(Quantize(x, p), out, sm, tile)
             elif op == "quantize_dynamic":
                 rows = torch.empty(m, device=DEVICE)
-                launch = quantize_dynamic.plan(x, "swizzled", *outputs, rows, sm, tile)
+                quantized = Quantized(*out, rows)
+                launch = quantize_dynamic.plan(QuantizeDynamic(x), quantized, sm, tile)
             else:
-                args = (x, p, None, None, "silu", "swizzled", *outputs, None, sm, tile)
-                launch = glu_quantize.plan(*args)
-            return data, [launch]
+                launch = glu_quantize.plan(GluQuantize(x, p), out, sm, tile)
+            return out.data, [launch]
 
         return [partial(make, x) for x in xs]
 
@@ -177,7 +186,7 @@ def linear_configs(m: int, k: int) -> Iterator[Config]:
         for config in COST:
             if m / 4 <= config.BM < 2 * max(m, 16):
                 yield config
-                yield config._replace(split=True)
+                yield config._replace(stream_k=True)
 
 
 def _grouped_configs(k: int) -> Iterator[Config]:

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable
 
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton.mm_config import choose_config
-from nvfp4.backends.triton.tuned import Pick, Picks, config_from, splits
+from nvfp4.backends.triton.gemm.config import choose_config
+from nvfp4.backends.triton.gemm.tuned import Pick, Picks, config_from, splits
 from nvfp4.bench.sweep import DEVICE, linear_configs, sweep
 
 TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)

@@ -26,7 +26,7 @@ def tune(
     # Triton decides whether it interprets when it is imported.
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")
-    from nvfp4.backends.triton.tuned import TUNED, as_text
+    from nvfp4.backends.triton.gemm.tuned import TUNED, as_text
     from nvfp4.bench.sweep import DEVICE
     from nvfp4.bench.tune import TOKENS, measure
 

@@ -22,8 +22,11 @@ from nvfp4.demo.measure import cosine
 from nvfp4.demo.model import TEXT, default_weights, load
 from nvfp4.demo.stages import StageTime, stage_times
 from nvfp4.demo.synthetic import DISTRIBUTIONS, Distribution, Source
+from nvfp4.dispatch.explain import explain
 from nvfp4.layers import Linear, MoE, SwiGLUMLP
-from nvfp4.ops import concatenate, explain, global_scale, quantize_weight
+from nvfp4.ops.quantize import quantize_weight
+from nvfp4.spec.quantize import global_scale
+from nvfp4.tensors import concatenate
 
 DYNAMIC = "dynamic"
 STATIC_H = "static h"

@@ -16,12 +16,12 @@ import requests
 import torch
 from engine.ranks import free_port
 from engine.serving import agreement, own_logprobs, served
+from paths import ROOT
 from torch import Tensor
 
 from nvfp4.demo.model import TEXT, default_weights, load
 from nvfp4.demo.run import PROMPT
 
-ROOT = Path(__file__).parent.parent.parent
 TOKENS = 1024
 WINDOWS, WINDOW = 16, 12
 """Short sequences: until a rounding falls otherwise, engines agree to the order of sums."""

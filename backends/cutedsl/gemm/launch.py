@@ -10,6 +10,7 @@ from torch import Tensor
 from nvfp4.backends.cutedsl.gemm.choose import B200_SMS
 from nvfp4.backends.cutedsl.gemm.config import Alpha, Epilogue, Kernel, Tile
 from nvfp4.backends.cutedsl.runtime.compile import FUNCTION, compiled
+from nvfp4.calls import Mm
 
 
 class Launch(NamedTuple):
@@ -23,24 +24,13 @@ class Launch(NamedTuple):
     outputs: frozenset[str] = frozenset({"out"})
 
 
-def plan(
-    a: Tensor,
-    b: Tensor,
-    a_scales: Tensor,
-    b_scales: Tensor,
-    alpha: Tensor,
-    row_scale: Tensor | None,
-    bias: Tensor | None,
-    out: Tensor,
-    tile: Tile,
-    sms: int,
-) -> Launch:
-    """a [M, K/2], b [N, K/2] uint8, swizzled scales, alpha float32 [1 or M, S], row_scale float32
-    [1] or [M], bias [N], out [M, N] -> the launch of the kernel with this tile on `sms` SMs.
-    """
-    (m, n), k = out.shape, 2 * a.shape[1]
-    a, b = loadable(a), loadable(b)
-    a_scales, b_scales = aligned(a_scales.view(torch.uint8)), aligned(b_scales.view(torch.uint8))
+def plan(call: Mm, out: Tensor, tile: Tile, sms: int) -> Launch:
+    """The launch of the kernel with this tile on `sms` SMs, for a prepared call."""
+    (m, n), k = out.shape, 2 * call.a.shape[1]
+    alpha, row_scale, bias = call.alpha, call.row_scale, call.bias
+    a, b = loadable(call.a), loadable(call.b)
+    a_scales = aligned(call.a_scales.view(torch.uint8))
+    b_scales = aligned(call.b_scales.view(torch.uint8))
     alpha_rows, segments = alpha.shape
     kernel = kernel_of(
         tile,
@@ -123,14 +113,19 @@ def sms_of(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def run(launch: Launch) -> None:
-    """Launch on the current stream of the tensors' GPU; CPU tensors run in the emulator."""
-    device = launch.tensors["out"].device
-    if device.type != "cuda":
-        from nvfp4.backends.cutedsl.runtime import emulated  # no GPU needs the emulator
-
-        emulated.run(launch)
+def run_or_emulate(launch: Launch) -> None:
+    """Run a launch on the GPU that its tensors are on; the emulator runs one of CPU tensors."""
+    if launch.tensors["out"].is_cuda:
+        run(launch)
         return
+    from nvfp4.backends.cutedsl.runtime import emulated  # not needed where there is a GPU
+
+    emulated.run(launch)
+
+
+def run(launch: Launch) -> None:
+    """Launch on the current stream of the tensors' GPU."""
+    device = launch.tensors["out"].device
     function = function_on(launch.kernel, device)
     if device.index == torch.cuda.current_device():
         function(*launch.args, torch.cuda.current_stream().cuda_stream)

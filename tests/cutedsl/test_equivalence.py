@@ -1,0 +1,190 @@
+"""The backends on the same packed tensors: equal to the bit where float32 sums are exact, within
+the derived bound of each other where they are not.
+
+sm_100 runs emulated: its code, its tensor maps, its launches.
+"""
+
+from functools import cache
+
+import pytest
+import torch
+from bounds import gemm_bound
+from cases import Shape, activations, same_bits, skip_if_it_cannot
+
+import nvfp4
+from nvfp4.backends.cutedsl.gemm.choose import B200_SMS, NARROW, TILES
+from nvfp4.backends.cutedsl.gemm.config import Tile
+from nvfp4.backends.cutedsl.gemm.launch import plan, run_or_emulate
+from nvfp4.calls import Mm
+from nvfp4.spec.format import FLOAT_DTYPES
+from nvfp4.spec.quantize import decode
+
+OPS = torch.ops.nvfp4
+
+TOKENS = (1, 7, 16, 64, 127, 128, 129, 300)
+SHAPES = [
+    *(Shape(m, 136, 320) for m in TOKENS),
+    *(Shape(24, 72, k) for k in (16, 32, 48, 80, 240, 256, 272, 512, 576, 1104, 4096)),
+    Shape(128, 128, 128),
+    Shape(256, 256, 256),
+    Shape(512, 512, 512),
+    Shape(200, 136, 544),
+    Shape(328, 264, 288),
+    Shape(70, 132, 80),
+    Shape(130, 33, 64),
+]
+SERVED = [Shape(5, 9216, 3584), Shape(2, 6144, 3584), Shape(17, 6144, 3584), Shape(3, 7168, 2048)]
+"""Few tokens on the weights that the change log's serving project had."""
+
+CLUSTERS = [
+    Tile(128, 128, 2, 1),
+    Tile(128, 192, 1, 2),
+    Tile(128, 64, 4, 4),
+    Tile(128, 256, 2, 2),
+    Tile(256, 64, 2, 2),
+    Tile(256, 128, 4, 1),
+    Tile(256, 192, 2, 4),
+    Tile(256, 256, 4, 2),
+]
+
+
+@cache
+def operands(shape: Shape, exact: bool) -> tuple[nvfp4.QuantizedTensor, nvfp4.QuantizedTensor]:
+    """With scales of 1/2, 1 and 2, so that every float32 sum is exact; or as quantized."""
+    torch.manual_seed(shape.m + shape.n + shape.k)
+    if not exact:
+        a = nvfp4.quantize_dynamic(activations(shape.m, shape.k), backend="reference")
+        return a, nvfp4.quantize(activations(shape.n, shape.k), backend="reference")
+
+    def operand(rows: int) -> nvfp4.QuantizedTensor:
+        data = torch.randint(0, 256, (rows, shape.k // 2), dtype=torch.uint8)
+        scales = torch.tensor([0.5, 1.0, 2.0])[torch.randint(0, 3, (rows, shape.k // 16))]
+        swizzled = nvfp4.swizzle_scales(scales.to(torch.float8_e4m3fn))
+        return nvfp4.QuantizedTensor(data, swizzled, torch.tensor(1.0))
+
+    return operand(shape.m), operand(shape.n)
+
+
+def run(backend: str, shape: Shape, exact: bool, alpha, bias=None, dtype=torch.bfloat16):
+    skip_if_it_cannot(backend)
+    a, b = operands(shape, exact)
+    return OPS.mm(a.data, b.data, a.scales, b.scales, alpha, None, bias, dtype, backend)
+
+
+@pytest.mark.parametrize("other", ["cutedsl", "triton"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_equal_where_sums_are_exact(other, shape):
+    alpha = torch.tensor(0.25)
+    same_bits(run(other, shape, True, alpha), run("reference", shape, True, alpha))
+
+
+@pytest.mark.parametrize("shape", SERVED, ids=str)
+def test_equal_at_served_shapes(shape):
+    alpha, bias = torch.tensor(2.0**-9), torch.randn(shape.n, dtype=torch.bfloat16)
+    got = run("cutedsl", shape, True, alpha, bias)
+    same_bits(got, run("reference", shape, True, alpha, bias))
+
+
+@pytest.mark.parametrize("other", ["cutedsl", "triton"])
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES[::3], ids=str)
+def test_within_the_bound_for_any_scales(other, shape, dtype):
+    a, b = operands(shape, False)
+    alpha = torch.full((shape.m, 1), 1e-4)
+    x = decode(a.data, a.linear_scales()).double()
+    w = decode(b.data, b.linear_scales()).double()
+    exact = (x @ w.T) * alpha.double()
+    bound = gemm_bound(x, w, alpha.double(), exact, dtype)
+    error = (run(other, shape, False, alpha, dtype=dtype).double() - exact).abs()
+    assert (error <= bound).all(), f"error / bound = {(error / bound).nan_to_num(0).max()}"
+
+
+FORMS = {
+    "one": lambda m, n: torch.tensor(0.5),
+    "rows": lambda m, n: eighths(m),
+    "segments": lambda m, n: eighths(1, 2),
+    "narrow segments": lambda m, n: eighths(1, n // 4),
+    "matrix": lambda m, n: eighths(m, 4),
+}
+
+
+def eighths(*shape: int) -> torch.Tensor:
+    return torch.randint(1, 9, shape) / 8
+
+
+@pytest.mark.parametrize("tokens", [9, 150])
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_epilogue(form, dtype, tokens):
+    shape = Shape(tokens, 264, 320)
+    alpha, bias = FORMS[form](shape.m, shape.n), eighths(shape.n).to(dtype)
+    want = run("reference", shape, True, alpha, bias, dtype)
+    same_bits(run("cutedsl", shape, True, alpha, bias, dtype), want)
+
+
+def tile_problem(tile: Tile) -> Shape:
+    """Ragged, with more tiles than clusters, and as many stages as split-K needs."""
+    rows, columns = tile.cluster_tile
+    if tile.swapped:
+        return Shape(tile.columns - 1, 264, max(320, 256 * tile.split_k + 32))
+    return Shape(rows + 72, columns + 72, 576)
+
+
+def run_tile(tile: Tile, shape: Shape, row_scale: bool, sms: int) -> None:
+    a, b = operands(shape, True)
+    alpha, bias = eighths(1, 1), eighths(shape.n)
+    scale = eighths(shape.m) if row_scale else None
+    call = Mm(a.data, b.data, a.scales, b.scales, alpha, scale, bias)
+    got = torch.empty(shape.m, shape.n, dtype=torch.bfloat16)
+    run_or_emulate(plan(call, got, tile, sms))
+    folded = alpha if scale is None else alpha * scale.view(-1, 1)
+    same_bits(got, run("reference", shape, True, folded, bias))
+
+
+@pytest.mark.parametrize("tile", [*TILES, *CLUSTERS, *NARROW], ids=str)
+def test_every_tile(tile):
+    skip_if_it_cannot("cutedsl")
+    run_tile(tile, tile_problem(tile), tile.columns != 128, sms=2 * tile.cluster)
+
+
+def test_batch_invariance_can_be_asked_for(monkeypatch):
+    """A token alone, among 8 and among 80, with scales for which the order of summation shows."""
+    skip_if_it_cannot("cutedsl")
+    monkeypatch.setenv("NVFP4_BATCH_INVARIANT", "1")
+    shape = Shape(80, 128, 4096)
+    a, b = operands(shape, False)
+
+    def tokens(m: int) -> torch.Tensor:
+        alpha, scales = torch.full((m, 1), 1e-4), nvfp4.swizzle_scales(a.linear_scales()[:m])
+        operands = a.data[:m], b.data, scales, b.scales, alpha
+        return OPS.mm(*operands, out_dtype=torch.float32, backend="cutedsl")
+
+    together = tokens(80)
+    for m in (1, 8):
+        same_bits(tokens(m), together[:m])
+    split = torch.empty(8, 128)
+    scales = nvfp4.swizzle_scales(a.linear_scales()[:8])
+    alpha = torch.full((8, 1), 1e-4)
+    tile = Tile(128, 8, split_k=4, swapped=True)
+    run_or_emulate(plan(Mm(a.data[:8], b.data, scales, b.scales, alpha), split, tile, B200_SMS))
+    assert (split != together[:8]).any(), "a split sum differs in its last bits"
+
+
+def test_one_compiled_kernel_serves_any_allocation_and_size(monkeypatch, tmp_path):
+    """Three allocations, three sizes, one compilation: nothing of a call is baked in."""
+    skip_if_it_cannot("cutedsl")
+    from nvfp4.backends.cutedsl.runtime import compile as compiler
+    from nvfp4.backends.cutedsl.runtime import emulated
+
+    compilations = []
+    compile_ = compiler._compile
+    monkeypatch.setenv("NVFP4_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(
+        compiler, "_compile", lambda *args: compilations.append(args) or compile_(*args)
+    )
+    emulated._loaded.cache_clear()
+    keep = []
+    for m, n, k in ((130, 264, 288), (7, 136, 1040), (515, 72, 64)):
+        keep.append(torch.empty(4096 * len(keep) + 7, dtype=torch.uint8))  # other addresses
+        run_tile(Tile(128, 128), Shape(m, n, k), False, sms=3)
+    assert len(compilations) == 1

@@ -1,0 +1,219 @@
+"""The grouped kernel for sm_100 with its gated linear unit, emulated: equal to the bit to the spec
+on what the unfused kernel gives, with any scales.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from cases import same_bits
+from grouped_problems import (
+    BYTE,
+    MIXED,
+    PAIR,
+    POISON,
+    ROUTINGS,
+    SQUARE,
+    Routing,
+    eighths,
+    expected,
+    operands,
+    runs,
+)
+from torch import Tensor
+
+from nvfp4.backends import cutedsl
+from nvfp4.backends.contract import Problem, Target
+from nvfp4.backends.cutedsl.gemm.choose import GLU
+from nvfp4.backends.cutedsl.gemm.config import Tile
+from nvfp4.backends.cutedsl.gemm.launch import run_or_emulate
+from nvfp4.backends.cutedsl.gemm.launch_grouped import (
+    glu_kernel_of,
+    plan_glu,
+    plan_grouped,
+)
+from nvfp4.backends.cutedsl.gemm.layouts import layout_of
+from nvfp4.backends.cutedsl.grouped_mm_glu_quantize import grouped_mm_glu_quantize
+from nvfp4.backends.cutedsl.runtime import emulated
+from nvfp4.backends.cutedsl.runtime.compile import compiled
+from nvfp4.bench import cubin
+from nvfp4.calls import GroupedMm, GroupedMmGluQuantize, Quantized
+from nvfp4.emulator import Options
+from nvfp4.emulator.isa.floats import fma32
+from nvfp4.spec.format import FLOAT_DTYPES
+from nvfp4.spec.glu import ACTIVATIONS, EXP2_COEFFICIENTS, GELU_TANH, SILU, glu
+from nvfp4.spec.grouped import expert_of_rows, swizzle_grouped_scales
+from nvfp4.spec.quantize import quantize_rows
+
+
+class GluCase(NamedTuple):
+    intermediate: int = 128
+    k: int = 64
+    tile: Tile | None = Tile(128, 256)
+    segments: int = 1
+    limit: float | None = None
+    activation: str = SILU
+    dtype: torch.dtype = torch.bfloat16
+    scale_each: bool = False
+    exact: bool = True
+    special: bool = False
+    size: float = 2.0**-6
+
+
+def check_glu(routing: Routing, case: GluCase, sms: int = 3) -> None:
+    """The fused kernel against the spec on what the unfused one, emulated, gives."""
+    x, i = operands(routing, 2 * case.intermediate, case.k, case.exact), case.intermediate
+    experts, rows = len(routing.counts), routing.rows
+    alpha, row_scale = eighths(experts, case.segments) * case.size, eighths(rows)
+    if case.special:
+        row_scale[::7], row_scale[1::9], row_scale[2::11] = torch.inf, 0.0, 1e30
+        x.a_linear.view(torch.uint8)[::5, 0] = 0x7F
+        x = x._replace(a_scales=swizzle_grouped_scales(x.a_linear, x.offsets))
+    p = torch.rand(experts if case.scale_each else 1) / 16 + 1e-3
+    inputs = (x.a, x.b, x.a_scales, x.b_scales, alpha, x.offsets, row_scale)
+
+    gate_up = torch.zeros(rows, 2 * i, dtype=case.dtype)
+    run_or_emulate(plan_grouped(GroupedMm(*inputs), gate_up, SQUARE, sms))
+    if not case.special:  # NaN times 0 in other rows' products is of no interest here
+        want = expected(x, routing, alpha, row_scale, None, case.dtype)
+        mine = expert_of_rows(x.offsets, rows) < experts
+        if case.exact:
+            same_bits(gate_up[mine], want[mine])
+
+    own, end = expert_of_rows(x.offsets, rows), routing.edges[-1]
+    row_p = p[own[:end]] if case.scale_each else p.expand(end)
+    data = torch.full((rows, i // 2), BYTE, dtype=torch.uint8)
+
+    def product(part: slice) -> Tensor:
+        gate, up = gate_up[:end][part].float().chunk(2, dim=1)
+        return glu(gate, up, case.limit, case.activation)
+
+    linear = quantize_rows(product, row_p.contiguous(), data[:end])
+    scales = swizzle_grouped_scales(linear, x.offsets, rows)
+    global_scale = torch.full((rows,), POISON)
+    global_scale[:end] = row_p
+
+    got = [torch.full_like(data, BYTE), torch.zeros_like(scales.view(torch.uint8))]
+    got = Quantized(got[0], got[1].view(scales.dtype), torch.full((rows,), POISON))
+    form = case.limit, case.dtype, rows, case.activation
+    call = GroupedMmGluQuantize(*inputs, p, *form)
+    if case.tile is None:
+        grouped_mm_glu_quantize(call, got)
+    else:
+        run_or_emulate(plan_glu(call, got, case.tile, sms))
+    for one, other in zip(got, (data, scales, global_scale), strict=True):
+        same_bits(one, other)
+
+
+@runs
+@pytest.mark.parametrize(
+    "tile, activation, limit",
+    [
+        (GLU[0], SILU, None),
+        (GLU[0], GELU_TANH, 3.0),
+        (GLU[1], SILU, 3.0),
+        (GLU[1], GELU_TANH, None),
+    ],
+    ids=str,
+)
+def test_fused_equals_unfused(tile, activation, limit):
+    """Several tiles of rows and of columns, more than clusters; K in two stages."""
+    routing = Routing("fused", (5, 0, 290, 33), 3)
+    check_glu(routing, GluCase(256, 320, tile, 2, limit, activation, scale_each=True))
+
+
+@runs
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "any scales"])
+def test_fused_rounds_as_unfused(dtype, exact):
+    check_glu(MIXED, GluCase(128, 80, PAIR, dtype=dtype, exact=exact))
+
+
+@runs
+@pytest.mark.parametrize("size", [2.0**-40, 2.0**-3, 2.0**6, 2.0**100], ids=lambda s: f"{s:g}")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_fused_with_nans_infinities_and_any_size(dtype, size):
+    check_glu(MIXED, GluCase(dtype=dtype, special=True, size=size))
+
+
+@runs
+@pytest.mark.parametrize("routing", ROUTINGS[:12:2], ids=str)
+def test_fused_with_every_routing(routing):
+    check_glu(routing, GluCase(tile=PAIR, k=32))
+
+
+@runs
+@pytest.mark.parametrize("tile", GLU, ids=str)
+def test_fused_under_every_schedule(tile, monkeypatch):
+    for seed, delay in enumerate((30, 300, 1000)):
+        options = Options(seed=seed, delay=delay, quantum=512 if seed % 2 else 64)
+        monkeypatch.setattr(emulated, "Options", lambda outputs, options=options: options)
+        check_glu(MIXED, GluCase(256, 1296, tile))
+
+
+@runs
+def test_scale_tiles_are_written_whole():
+    """The padding rows of the tiles that an expert's rows take; not a byte of the others."""
+    routing = Routing("two", (130, 5), 250)
+    x = operands(routing, 256, 32)
+    scales = torch.full((128 * 5, 8), BYTE, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    outputs = Quantized(torch.zeros(385, 64, dtype=torch.uint8), scales, torch.zeros(385))
+    inputs = (x.a, x.b, x.a_scales, x.b_scales, torch.ones(2, 1), x.offsets)
+    call = GroupedMmGluQuantize(*inputs, global_scale=torch.ones(1))
+    for tile in GLU:
+        scales.view(torch.uint8).fill_(BYTE)
+        run_or_emulate(plan_glu(call, outputs, tile, 2))
+        tiles = scales.view(torch.uint8).view(5, 2, 32, 4, 4).permute(0, 3, 2, 1, 4).reshape(5, -1)
+        used = [(tile != BYTE).all().item() for tile in tiles]
+        assert used == [True, True, True, False, False] and (tiles[3:] == BYTE).all()
+        rows = tiles.view(5, 128, 8)
+        assert (rows[1, 2:] == 0).all() and (rows[2, 5:] == 0).all() and (rows[0] != 0).any()
+
+
+def test_what_the_fused_kernel_cannot_do_is_said():
+    ask = Problem("grouped_mm_glu_quantize", Target("cpu"), 192)
+    need = "needs an intermediate size that is a multiple of 128, got 192"
+    assert need in cutedsl.BACKEND.reasons(ask)
+    assert not [r for r in cutedsl.BACKEND.reasons(ask._replace(intermediate=256)) if "128" in r]
+    x = operands(Routing("one", (3,)), 384, 32)
+    data = torch.zeros(3, 96, dtype=torch.uint8)
+    outputs = Quantized(data, torch.zeros(128, 12), torch.zeros(3))
+    inputs = (x.a, x.b, x.a_scales, x.b_scales, torch.ones(1, 1), x.offsets)
+    call = GroupedMmGluQuantize(*inputs, global_scale=torch.ones(1))
+    with pytest.raises(ValueError, match="in multiples of 128, got I = 192"):
+        plan_glu(call, outputs, GLU[0], 1)
+
+
+@runs
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_no_product_is_contracted_into_a_sum(activation):
+    """ptxas 12.9 makes one fused multiply-add of mul.rn.f32x2 and add.rn.f32x2, which the emulator,
+    running PTX, cannot see.
+    """
+    kernel = glu_kernel_of(GLU[0], torch.float32, True, activation, True)
+    sass = cubin.sass(compiled(kernel, "sm_100a").cubin)
+    pairs, terms = layout_of(kernel).subtile // 2, len(EXP2_COEFFICIENTS)
+    # The polynomial is there twice: where divisions are simple, and where they are not.
+    products = 2 * terms + (activation != SILU)
+    assert sum(i.opcode == "FMUL2.FTZ" for i in sass) == pairs * products
+    assert sum(i.is_a("FFMA2") for i in sass) == pairs * 4, "a simple division's, and no other"
+
+
+@pytest.mark.parametrize("error", [-1, 0, 1])
+def test_a_quotient_does_not_depend_on_its_reciprocals_last_bit(error):
+    """The epilogue's division where it is simple: correctly rounded, from a reciprocal that is off
+    by a unit in its last place, as the hardware's may be.
+    """
+    rng = np.random.default_rng(error + 1)
+    a = np.ldexp(rng.uniform(1, 2, 200_000), rng.integers(-60, 6, 200_000)).astype(np.float32)
+    b = (1 + np.exp2(rng.uniform(-60, 60, 200_000))).astype(np.float32)
+    # Where rounding is hardest: quotients near the middle between two numbers.
+    b[::2] = rng.integers(1 << 23, 1 << 24, 100_000).astype(np.float32) * np.float32(2.0**-23)
+    middle = (rng.integers(1 << 23, 1 << 24, 100_000) + 0.5) * 2.0**-23
+    a[::2] = (middle * b[::2]).astype(np.float32)
+    one, r = np.ones_like(b), ((1 / b).view(np.int32) + error).view(np.float32)
+    r = fma32(r, fma32(-b, r, one), r)
+    q = a * r
+    q = fma32(fma32(-b, q, a), r, q)
+    np.testing.assert_array_equal(q, a / b)
