@@ -13,10 +13,9 @@ from typing import Annotated
 import torch
 import typer
 
-from nvfp4.backends.cutedsl.gemm.choose import SMS
+from nvfp4.backends.cutedsl.gemm.choose import B200_SMS
 from nvfp4.backends.cutedsl.gemm.config import Tile
-from nvfp4.backends.cutedsl.gemm.launch import plan
-from nvfp4.backends.cutedsl.mm import run_or_emulate
+from nvfp4.backends.cutedsl.gemm.launch import plan, run_or_emulate
 from nvfp4.bench.run import commit_of, version_of
 from nvfp4.calls import Mm
 from nvfp4.spec.swizzle import swizzled_shape
@@ -42,7 +41,7 @@ def _seconds(shape: tuple[int, int, int], tile: Tile) -> list[float]:
     taken = []
     for _ in range(ROUNDS + 1):
         start = time.perf_counter()
-        run_or_emulate(plan(call, out, tile, SMS))
+        run_or_emulate(plan(call, out, tile, B200_SMS))
         taken.append(time.perf_counter() - start)
     return taken[1:]
 

@@ -8,12 +8,10 @@ import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
 
-from nvfp4.backends.cutedsl.gemm.choose import SMS
+from nvfp4.backends.cutedsl.gemm.choose import B200_SMS
 from nvfp4.bench.peers import Compiled
 
 PACKAGE = "nvidia-cutlass-operators"
-
-_SMS = 148
 
 
 def needs() -> list[str]:
@@ -66,7 +64,8 @@ def compile(tile_m: int, tile_n: int, cluster: tuple[int, int]) -> Compiled:
             pointer(cutlass.BFloat16, 16),
             (k_major, k_major, row_major),
             (size, size, size, size),
-            SMS // (cluster[0] * cluster[1]),  # the kernel takes its largest grid as a constant
+            # The kernel takes its largest grid as a constant.
+            B200_SMS // (cluster[0] * cluster[1]),
             make_fake_stream(),
             lambda x: x,
         )
