@@ -23,10 +23,18 @@ from nvfp4.backends.triton import (
     quantize,
     quantize_dynamic,
 )
-from nvfp4.backends.triton.mm_config import COST, K_GROUP, HopperConfig, MmConfig
-from nvfp4.backends.triton.quantize_config import Tile
-from nvfp4.backends.triton.tuned import Config, machine
-from nvfp4.ops.quantize import empty_quantized
+from nvfp4.backends.triton.device.tile_config import Tile
+from nvfp4.backends.triton.gemm.config import COST, K_GROUP, HopperConfig, MmConfig
+from nvfp4.backends.triton.gemm.tuned import Config, machine
+from nvfp4.calls import (
+    GluQuantize,
+    GroupedMm,
+    Mm,
+    Quantize,
+    Quantized,
+    QuantizeDynamic,
+)
+from nvfp4.calls.outputs import empty_packed
 from nvfp4.spec.swizzle import swizzled_shape
 from nvfp4.tuning.linear import linear_configs, linear_problem
 from nvfp4.tuning.sweep import DEVICE, WEIGHT_COPIES, Planned, Plans, Problem, sweep
@@ -47,8 +55,8 @@ def _mm_problem(m: int, n: int, k: int, copies: int) -> Callable[[Config], Plans
 
         def plan(data: torch.Tensor, scales: torch.Tensor) -> Planned:
             out = torch.empty(m, n, dtype=torch.bfloat16, device=DEVICE)
-            operands = x.data, data, x.scales.view(torch.uint8), scales.view(torch.uint8)
-            return out, mm.plan(*operands, alpha, x.global_scale, None, out, sm, config)
+            call = Mm(x.data, data, x.scales, scales, alpha, x.global_scale)
+            return out, mm.plan(call, out, sm, config)
 
         return [partial(plan, data, scales) for data, scales in weights]
 
@@ -71,14 +79,15 @@ def _grouped_problem(
     weight_scales = torch.randint(
         0x28, 0x49, (experts, *swizzled_shape(n, k)), dtype=torch.uint8, device=DEVICE
     )
-    alpha, data_scales = torch.ones(experts, 1, device=DEVICE), a.scales.view(torch.uint8)
+    alpha = torch.ones(experts, 1, device=DEVICE)
     sm = target_of(x.device).sm
 
     def plans_of(config: Config) -> Plans:
         def plan() -> Planned:
             out = torch.zeros(rows, n, dtype=torch.bfloat16, device=DEVICE)
-            operands = (a.data, weights, data_scales, weight_scales, alpha, a.row_scale)
-            return out, grouped_mm.plan(*operands, None, a.offsets, out, sm, config)
+            operands = (a.data, weights, a.scales, weight_scales, alpha, a.offsets, a.row_scale)
+            call = GroupedMm(*operands, expected_rows=rows)
+            return out, grouped_mm.plan(call, out, sm, config)
 
         return [plan]
 
@@ -93,17 +102,16 @@ def _quantizer_problem(op: str, m: int, k: int, copies: int) -> Callable[[Tile],
 
     def plans_of(tile: Tile) -> Plans:
         def plan(x: torch.Tensor) -> Planned:
-            data, scales = empty_quantized(x, (m,), k, "swizzled")
-            outputs = data, scales.view(torch.uint8)
+            out = empty_packed(x, (m,), k, "swizzled")
             if op == "quantize":
-                launch = quantize.plan(x, p, "swizzled", *outputs, sm, tile)
+                launch = quantize.plan(Quantize(x, p), out, sm, tile)
             elif op == "quantize_dynamic":
                 rows = torch.empty(m, device=DEVICE)
-                launch = quantize_dynamic.plan(x, "swizzled", *outputs, rows, sm, tile)
+                quantized = Quantized(*out, rows)
+                launch = quantize_dynamic.plan(QuantizeDynamic(x), quantized, sm, tile)
             else:
-                args = (x, p, None, None, "silu", "swizzled", *outputs, None, sm, tile)
-                launch = glu_quantize.plan(*args)
-            return data, [launch]
+                launch = glu_quantize.plan(GluQuantize(x, p), out, sm, tile)
+            return out.data, [launch]
 
         return [partial(plan, x) for x in xs]
 
@@ -170,7 +178,11 @@ def tiles_from(text: str) -> list[Config]:
 
 def _problem(kind: str, op: str, shape: tuple[int, ...]) -> Problem:
     if kind in GEMMS:
-        of_kind = {"mm": _mm_problem, "linear": linear_problem, "grouped": _grouped_problem}
+        of_kind: dict[str, Callable[..., Any]] = {
+            "mm": _mm_problem,
+            "linear": linear_problem,
+            "grouped": _grouped_problem,
+        }
         return partial(of_kind[kind], *shape)
     return partial(_quantizer_problem, op, *shape)
 

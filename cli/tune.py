@@ -28,7 +28,7 @@ def tune(
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")
     from nvfp4.backends.environment import TUNED
-    from nvfp4.backends.triton.tuned import as_text
+    from nvfp4.backends.triton.gemm.tuned import as_text
     from nvfp4.tuning.linear import TOKENS, tune_linear
     from nvfp4.tuning.sweep import DEVICE
 

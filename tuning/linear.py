@@ -8,8 +8,9 @@ import torch
 import nvfp4
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton import linear
-from nvfp4.backends.triton.mm_config import COST, K_GROUP, MmConfig, choose_config
-from nvfp4.backends.triton.tuned import Config, Pick, Picks, config_from, splits
+from nvfp4.backends.triton.gemm.config import COST, K_GROUP, MmConfig, choose_config
+from nvfp4.backends.triton.gemm.tuned import Config, Pick, Picks, config_from, splits
+from nvfp4.calls import Linear
 from nvfp4.tuning.sweep import DEVICE, WEIGHT_COPIES, Planned, Plans, sweep
 
 TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -35,13 +36,13 @@ def linear_problem(m: int, n: int, k: int, copies: int) -> Callable[[Config], Pl
     torch.manual_seed(0)
     x = torch.randn(m, k, device=DEVICE, dtype=torch.bfloat16)
     w = nvfp4.quantize_weight(torch.randn(n, k, device=DEVICE, dtype=torch.bfloat16))
-    weights = [(w.data.clone(), w.scales.clone().view(torch.uint8)) for _ in range(copies)]
-    alpha, sm = w.global_scale.view(1, 1), target_of(x.device).sm
+    weights = [(w.data.clone(), w.scales.clone()) for _ in range(copies)]
+    p, sm = w.global_scale.view(1), target_of(x.device).sm
 
     def plans_of(config: Config) -> Plans:
         def plan(data: torch.Tensor, scales: torch.Tensor) -> Planned:
             out = torch.empty(m, n, dtype=torch.bfloat16, device=DEVICE)
-            return out, linear.plan(x, data, scales, alpha, None, None, out, sm, config)
+            return out, linear.plan(Linear(x, data, scales, p), out, sm, config)
 
         return [partial(plan, data, scales) for data, scales in weights]
 
@@ -59,7 +60,7 @@ def linear_configs(m: int, k: int) -> Iterator[Config]:
         for config in COST:
             if m / 4 <= config.BM < 2 * max(m, 16):
                 yield config
-                yield config._replace(split=True)
+                yield config._replace(stream_k=True)
 
 
 def tune_linear(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nvfp4.backends.triton.launch import Launch
+from nvfp4.backends.triton.runtime.launch import Launch
 from nvfp4.tuning.timing import compare
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -48,6 +48,10 @@ def largest_column_error(got: Tensor, want: Tensor) -> float:
 def _run(launches: Sequence[Launch]) -> None:
     for launch in launches:
         launch.run()
+
+
+def _plan_and_run(plan: Callable[[], Planned]) -> None:
+    _run(plan()[-1])
 
 
 def _compile(problem: Problem, share: list[Any]) -> None:
@@ -95,9 +99,7 @@ def sweep(problem: Problem, configs: list[Any], copies: int, exact: bool) -> lis
         same = torch.equal(out.view(torch.uint8), first.view(torch.uint8))
         right = same or (not exact and largest_column_error(out, first) <= 2**-7)
         rows.append({"config": config._asdict(), "same_bits": same, "right": right})
-        calls[str(len(rows) - 1)] = [
-            lambda plan=plan: _run(plan()[-1]) for plan in plans_of(config)
-        ]
+        calls[str(len(rows) - 1)] = [partial(_plan_and_run, plan) for plan in plans_of(config)]
     for index, timing in compare(calls, DEVICE.type, 7, TURN).items():
         rows[int(index)]["microseconds"] = timing.median * 1e6
     return sorted(rows, key=lambda row: row.get("microseconds", float("inf")))

@@ -11,7 +11,9 @@ from nvfp4.bench.moe_accuracy.plan import DYNAMIC, STATIC_H, Accuracy, Plan
 from nvfp4.bench.moe_accuracy.synthetic import Source
 from nvfp4.demo.measure import cosine
 from nvfp4.layers import Linear, MoE, SwiGLUMLP
-from nvfp4.ops import concatenate, global_scale, quantize_weight
+from nvfp4.ops.quantize import quantize_weight
+from nvfp4.spec.quantize import global_scale
+from nvfp4.tensors import concatenate
 
 
 def moe_accuracy(

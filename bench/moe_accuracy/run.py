@@ -17,7 +17,7 @@ from nvfp4.bench.moe_accuracy.plan import ON_CPU, ON_GPU, Accuracy, Plan, Step
 from nvfp4.bench.moe_accuracy.real_model import real_model_accuracy
 from nvfp4.bench.moe_accuracy.stages import StageTime, stage_times
 from nvfp4.bench.moe_accuracy.synthetic import DISTRIBUTIONS, Distribution, Source
-from nvfp4.ops import explain
+from nvfp4.dispatch.explain import explain
 
 
 @dataclass(frozen=True)

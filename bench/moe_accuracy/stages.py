@@ -12,16 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nvfp4.dispatch.explain import explain
 from nvfp4.layers import MoE
-from nvfp4.ops import (
-    ExpertRows,
-    explain,
-    grouped_glu_quantize,
-    grouped_mm,
-    grouped_mm_glu_quantize,
-    moe_combine,
-    moe_dispatch,
-)
+from nvfp4.ops.glu_quantize import grouped_glu_quantize
+from nvfp4.ops.grouped_mm import grouped_mm
+from nvfp4.ops.grouped_mm_glu_quantize import grouped_mm_glu_quantize
+from nvfp4.ops.moe_combine import moe_combine
+from nvfp4.ops.moe_dispatch import moe_dispatch
+from nvfp4.tensors import ExpertRows
 
 CALLS = 5
 """The number of calls in a CUDA graph that is timed."""
@@ -79,7 +77,9 @@ def stage_times(
         (
             one_op,
             explain(one_op, x, layer.backend).backend,
-            lambda: grouped_mm_glu_quantize(rows, w13, known, *glu, x.dtype, layer.backend),
+            lambda: grouped_mm_glu_quantize(
+                rows, w13, known, layer.swiglu_limit, x.dtype, layer.activation, layer.backend
+            ),
         ),
         ("moe", " + ".join(dict.fromkeys(ran.values())), lambda: layer(*inputs)),
     )

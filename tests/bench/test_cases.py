@@ -4,7 +4,7 @@ import torch
 
 import nvfp4
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton.mm_config import HopperConfig, MmConfig, choose_config
+from nvfp4.backends.triton.gemm.config import HopperConfig, MmConfig, choose_config
 from nvfp4.bench.run import configuration_of
 from nvfp4.bench.sweep import tiles_from
 from nvfp4.tuning.sweep import largest_column_error
@@ -35,10 +35,10 @@ def test_a_row_of_nan_is_not_right():
 def test_tiles_that_a_sweep_is_told():
     told = "[[16, 2, 2, true, 2], [128, 4, 4], [16, 32, 256, 2, 3, 3], [8, 64, 256, 4, 3, 4, 64]]"
     assert tiles_from(told) == [
-        HopperConfig(16, 2, 2, split=True, per_sm=2),
+        HopperConfig(16, 2, 2, stream_k=True, per_sm=2),
         HopperConfig(128, 4, 4),
         MmConfig(16, 32, 256, 2, 3, splits=3),
-        MmConfig(8, 64, 256, 4, 3, splits=4, most_registers=64),
+        MmConfig(8, 64, 256, 4, 3, splits=4, maxnreg=64),
     ]
 
 

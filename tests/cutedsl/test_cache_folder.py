@@ -273,14 +273,16 @@ def test_a_triton_cache_folder_that_cannot_be_written_stopped_compiling(folder):
     folder.write_text("a file")
     code = """
 import torch
-from nvfp4.backends.triton.ahead import compile_launch
+from nvfp4.backends.triton.runtime.ahead import compile_launch
 from nvfp4.backends.triton.moe_combine import plan
+from nvfp4.calls import MoeCombine
 
 y, out = torch.empty(2, 8, 64, dtype=torch.bfloat16, device="meta").unbind()
 weights = torch.empty(8, 1, device="meta")
 positions = torch.empty(8, 1, dtype=torch.int32, device="meta")
-print(len(compile_launch(plan(y, weights, positions, out), 90).asm["cubin"]))
-compile_launch(plan(y, weights, positions, out), 80)
+call = MoeCombine(y, weights, positions)
+print(len(compile_launch(plan(call, out), 90).asm["cubin"]))
+compile_launch(plan(call, out), 80)
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"}
     environment["TRITON_CACHE_DIR"] = str(folder)

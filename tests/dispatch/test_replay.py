@@ -14,9 +14,9 @@ from torch import Tensor
 
 from nvfp4.backends import environment
 from nvfp4.backends.contract import RECORDING, recorded
-from nvfp4.backends.triton.launch import Launch
+from nvfp4.backends.triton.runtime.launch import Launch
+from nvfp4.calls import checks
 from nvfp4.dispatch import replay
-from nvfp4.ops import checks
 
 OPS = torch.ops.nvfp4
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from cases import same_bits
+from nvfp4.ops.experts import ExpertRows
 from torch import Tensor
 
 import nvfp4
-from nvfp4.ops.experts import ExpertRows
 
 NAN = float("nan")
 

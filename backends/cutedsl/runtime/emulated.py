@@ -5,10 +5,10 @@ The object code, the tensor maps and the PTX are those that a B200 would be give
 
 import functools
 
-from nvfp4.backends.cutedsl.emulator import Emulated, Options, Report, load
 from nvfp4.backends.cutedsl.gemm.config import Kernel
 from nvfp4.backends.cutedsl.gemm.launch import Launch
 from nvfp4.backends.cutedsl.runtime.compile import FUNCTION, compiled
+from nvfp4.emulator import Emulated, Options, Report, load
 
 ARCH = "sm_100a"
 
