@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import nvfp4
-from nvfp4.backends import cutedsl, triton
-from nvfp4.backends import environment
+from nvfp4.backends import cutedsl, environment, triton
 from nvfp4.backends.contract import Problem, Target
 from nvfp4.backends.triton.runtime import architecture
 from nvfp4.dispatch import BACKENDS, choose
