@@ -239,18 +239,16 @@ child.join()
     assert parents != childs and not Path(parents).exists() and not Path(childs).exists()
 
 
+@pytest.mark.skipif(bool(REASONS), reason="; ".join(REASONS))
 def test_an_object_for_another_kind_of_host_was_loaded(monkeypatch):
     """A home shared by x86-64 and Arm machines has one cache for both."""
-    if REASONS:
-        pytest.skip("; ".join(REASONS))
     kernel = Kernel(Tile(128, 128), Epilogue())
     here = compiler.cache_key(kernel, "sm_100a")
     monkeypatch.setattr("platform.machine", lambda: "another")
     assert compiler.cache_key(kernel, "sm_100a") != here
 
 
-@pytest.mark.skipif(bool(REASONS), reason="; ".join(REASONS))
-def test_an_emulated_call_needed_a_cache_folder(folder):
+def test_an_emulated_call_needed_a_cache_folder(folder, emulated):
     folder.write_text("a file")
     code = (
         "import torch, nvfp4; torch.manual_seed(0)\n"
@@ -269,7 +267,7 @@ def test_an_emulated_call_needed_a_cache_folder(folder):
     torch.testing.assert_close(torch.tensor(json.loads(run.stdout)), want, rtol=1e-6, atol=1e-6)
 
 
-def test_a_triton_cache_folder_that_cannot_be_written_stopped_compiling(folder):
+def test_a_triton_cache_folder_that_cannot_be_written_stopped_compiling(folder, compiles):
     folder.write_text("a file")
     code = """
 import torch

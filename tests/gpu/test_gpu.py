@@ -14,8 +14,6 @@ from nvfp4.backends.triton.gemm.config import COST, GROUPED
 from nvfp4.calls import Mm
 from nvfp4.spec.swizzle import swizzled_shape
 
-pytestmark = pytest.mark.gpu
-
 OPS = torch.ops.nvfp4
 
 HOPPER_TILES = [

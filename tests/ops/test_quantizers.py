@@ -187,7 +187,7 @@ def test_any_shape(backend, device, rows, blocks, seed):
     )
 
 
-@pytest.mark.parametrize("rows, k", [(1, 16), (129, 80), (128, 576), (3, 7168)])
+@pytest.mark.parametrize("rows, k", [(1, 16), (129, 80), (128, 144), (3, 1792)])
 def test_every_byte_of_the_outputs_is_written_and_padding_is_zero(backend, device, rows, k):
     """The launchers get outputs full of NaN bytes."""
     x = activations(rows, k).to(device)

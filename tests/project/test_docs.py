@@ -22,6 +22,7 @@ from nvfp4.checkpoints.schemes import ALGORITHMS
 from nvfp4.cli import app
 
 MEDIAN_WORDS, MOST_WORDS = 15, 35
+EMULATED = 'backend="cutedsl"'
 PREFIX = re.compile("'([A-Z_]+_)'")
 """The prefix of environment variables as it stands in Python code."""
 
@@ -31,7 +32,14 @@ pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relativ
 # code blocks
 
 
-@pages
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.emulated if EMULATED in page.read_text() else ())
+        for page in PAGES
+    ],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
 def test_every_example_runs(page, tmp_path, source, monkeypatch):
     """In the order of the page, in one folder; `model` in it is a model to convert."""
     shown = [block for block in blocks(page.read_text()) if not block.not_run]
@@ -41,7 +49,7 @@ def test_every_example_runs(page, tmp_path, source, monkeypatch):
         for package in ("safetensors", "transformers", "accelerate", "gguf", "tokenizers"):
             pytest.importorskip(package)
         shutil.copytree(source("llama"), tmp_path / "model")
-    if 'backend="cutedsl"' in code:
+    if EMULATED in code:
         _skip_without_emulator()
     names: dict = {}
     for language, text, _ in shown:

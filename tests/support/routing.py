@@ -1,7 +1,8 @@
 """Ways in which tokens are routed to experts, the usual and the awkward."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import torch
 from cases import same_bits
@@ -99,6 +100,19 @@ PATTERNS = [
     Pattern("512 experts", _uniform, tokens=2, experts=512, top_k=8),
     Pattern("several chunks", _wider, tokens=70, experts=7, top_k=4, offset=7),
 ]
+
+
+FEW = [p for p in PATTERNS if p.name in ("uniform", "empty experts", "slice, middle rank")]
+
+
+def in_turn(choices: Sequence, every: Sequence[Pattern] = ()) -> list[tuple]:
+    """Each pattern with one of the choices, in turn; each pattern of `every` with all of them.
+
+    What a pattern tests does not depend on the choice, and an interpreted or emulated case takes
+    seconds.
+    """
+    pairs = list(zip(PATTERNS, cycle(choices), strict=False))
+    return [*pairs, *((p, c) for p in every for c in choices if (p, c) not in pairs)]
 
 
 def exact_experts(experts: int, n: int, k: int, segments: int = 1) -> nvfp4.ExpertWeights:

@@ -32,7 +32,7 @@ def problem(op: str, sm: int) -> Problem:
 
 
 @pytest.fixture(autouse=True)
-def compiled_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+def compiled_triton(monkeypatch: pytest.MonkeyPatch, compiles: None) -> None:
     """Triton as on a machine with a GPU: not interpreted."""
     monkeypatch.setenv("TRITON_INTERPRET", "0")
 

@@ -19,7 +19,7 @@ DENSE = Workload(96, 256, 3)
 
 
 @pytest.fixture
-def command(tmp_path):
+def command(tmp_path, compiles):
     """python -m nvfp4 warmup, with a cache of Triton's that is empty at first: in a process of its
     own, since in this one Triton interprets.
     """
@@ -91,7 +91,7 @@ assert ahead and hashes() == ahead
 """
 
 
-def test_they_are_the_kernels_of_tensors_that_are_there(tmp_path):
+def test_they_are_the_kernels_of_tensors_that_are_there(tmp_path, compiles):
     caches = {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
     environment = {**os.environ, **caches, "PYTHONPATH": str(ROOT)}
     line = [sys.executable, "-c", SAME_KERNELS]
@@ -111,7 +111,7 @@ print([launch.kernel.cache_key for _, launch in launches])
 """
 
 
-def test_a_process_finds_what_another_has_compiled_whatever_it_ran_first():
+def test_a_process_finds_what_another_has_compiled_whatever_it_ran_first(compiles):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"}
     runs = [
         subprocess.run(
