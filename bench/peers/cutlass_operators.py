@@ -14,8 +14,6 @@ from nvfp4.bench.peers import Compiled
 
 PACKAGE = "nvidia-cutlass-operators"
 
-_SMS = 148
-
 
 def needs() -> list[str]:
     """The reasons why it cannot be compiled here; [] if it can."""
