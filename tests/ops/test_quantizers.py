@@ -167,7 +167,7 @@ def test_dequantize_every_code_under_every_scale(backend, device, dtype):
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(rows=st.integers(1, 140), blocks=st.integers(1, 40), seed=st.integers(0, 2**30))
 def test_any_shape(backend, device, rows, blocks, seed):
