@@ -64,4 +64,4 @@ setup: .venv/.ready ## Set up .venv with everything at its pinned version.
 	touch $@
 
 clean: ## Remove environments, caches and builds.
-	rm -rf .venv .venv-vllm .triton build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .triton build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nvfp4.calls.call import Launcher
+
 
 class Target(NamedTuple):
     """Where the tensors are: a torch device type, and an NVIDIA GPU's architecture (90 for sm_90,
@@ -142,5 +144,5 @@ class Backend:
         missing = [] if problem.op in self.ops else [f"needs a kernel for this op, has {kernels}"]
         return missing + self.needs(problem)
 
-    def launcher(self, op: str) -> Callable[..., Any]:
+    def launcher(self, op: str) -> Launcher[Any, Any]:
         return getattr(import_module(f"nvfp4.backends.{self.name}.{op}"), op)

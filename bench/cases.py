@@ -15,7 +15,8 @@ from torch import Tensor
 
 import nvfp4
 from nvfp4.bench import humming
-from nvfp4.bench.timing import Call
+from nvfp4.tuning.sweep import largest_column_error
+from nvfp4.tuning.timing import Call
 
 OPS = torch.ops.nvfp4
 
@@ -93,16 +94,6 @@ def quantizer(op: str, rows: int, k: int, device: str) -> Case:
     return Case(op, f"{rows}x{k}", rows * width * 2 + packed_bytes, 0, {"nvfp4": calls}, check)
 
 
-def furthest(got: Tensor, want: Tensor) -> float:
-    """Of the columns of two outputs [M, N], the largest error relative to its column, or to what
-    columns are at an average: one row of weights that was wrong is found among thousands.
-    """
-    got, want = got.double(), want.double()
-    columns = want.norm(dim=0)
-    average = columns.square().mean().sqrt()
-    return float(((got - want).norm(dim=0) / columns.clamp(min=average)).max())
-
-
 def linear(m: int, n: int, k: int, device: str) -> Case:
     """nvfp4::linear, activation quantization included, against bf16, dequantize + bf16, itself
     with activations in bf16, and humming where it is installed.
@@ -121,7 +112,7 @@ def linear(m: int, n: int, k: int, device: str) -> Case:
         for index, activation in product(range(min(copies, 3)), ("nvfp4", "bf16")):
             poison(device, m * n * 2)
             got, want = run(index, activation), run(index, activation, "reference")
-            error = furthest(got, want)
+            error = largest_column_error(got, want)
             if not error <= 2**-7:  # a step of bf16, to which both round sums that all but agree
                 raise AssertionError(
                     f"linear {m}x{n}x{k} ({activation}): relative error {error:.1e} against the "

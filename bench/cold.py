@@ -17,7 +17,7 @@ import torch
 import typer
 
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton.tuned import machine
+from nvfp4.backends.triton.gemm.tuned import machine
 from nvfp4.bench.run import commit_of
 
 CALLS = """

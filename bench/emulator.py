@@ -13,9 +13,12 @@ from typing import Annotated
 import torch
 import typer
 
+from nvfp4.backends.cutedsl.gemm.choose import SMS
 from nvfp4.backends.cutedsl.gemm.config import Tile
-from nvfp4.backends.cutedsl.mm import mm
+from nvfp4.backends.cutedsl.gemm.launch import plan
+from nvfp4.backends.cutedsl.mm import run_or_emulate
 from nvfp4.bench.run import commit_of, version_of
+from nvfp4.calls import Mm
 from nvfp4.spec.swizzle import swizzled_shape
 
 CASES = {
@@ -35,10 +38,11 @@ def _seconds(shape: tuple[int, int, int], tile: Tile) -> list[float]:
         torch.full(swizzled_shape(rows, k), 0x38, dtype=torch.uint8) for rows in (m, n)
     )
     alpha, out = torch.ones(1, 1), torch.empty(m, n, dtype=torch.bfloat16)
+    call = Mm(a, b, a_scales, b_scales, alpha)
     taken = []
     for _ in range(ROUNDS + 1):
         start = time.perf_counter()
-        mm(a, b, a_scales, b_scales, alpha, None, None, out, tile=tile)
+        run_or_emulate(plan(call, out, tile, SMS))
         taken.append(time.perf_counter() - start)
     return taken[1:]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import nvfp4
-from nvfp4.bench.timing import Call
+from nvfp4.tuning.timing import Call
 
 
 def available(device: str) -> bool:

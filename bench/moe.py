@@ -14,7 +14,7 @@ from torch import Tensor
 import nvfp4
 from nvfp4.bench import humming
 from nvfp4.bench.cases import Case, poison
-from nvfp4.bench.timing import Call
+from nvfp4.tuning.timing import Call
 
 OPS = torch.ops.nvfp4
 

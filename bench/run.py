@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from nvfp4.backends.contract import recorded
-from nvfp4.backends.triton.launch import Launch
+from nvfp4.backends.triton.runtime.launch import Launch
 from nvfp4.bench import cases
 from nvfp4.bench.moe import Sizes, moe
-from nvfp4.bench.timing import Call, compare, host_seconds
-from nvfp4.ops import explain
+from nvfp4.dispatch.explain import explain
+from nvfp4.tuning.timing import Call, compare, host_seconds
 
 QUANTIZERS = ("quantize", "quantize_dynamic", "silu_mul_quantize", "dequantize")
 OPS = (*QUANTIZERS, "linear", "moe")
@@ -199,7 +199,7 @@ def _described(launch: Launch) -> str:
     options = {
         "num_warps": launch.num_warps,
         "num_stages": launch.num_stages,
-        "most_registers": launch.most_registers,
+        "maxnreg": launch.maxnreg,
     }
     told = [
         name if value is True else f"{name}={value}"

@@ -24,7 +24,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from nvfp4.backends.cutedsl import cache, cubin
+from nvfp4.backends import environment
+from nvfp4.bench import cubin
 from nvfp4.bench.peers import Compiled, cutlass_operators
 from nvfp4.bench.run import commit_of, version_of
 
@@ -128,12 +129,12 @@ def ours(tile_m: int, tile_n: int, cluster: tuple[int, int]) -> Compiled:
     cache of compiled kernels.
     """
     with tempfile.TemporaryDirectory() as folder:
-        os.environ[cache.ENVIRONMENT] = folder
+        os.environ[environment.CACHE_DIR] = folder
         # Imported before the clock starts, with the DSL.
         import nvfp4.backends.cutedsl.gemm.kernel  # noqa: F401
-        from nvfp4.backends.cutedsl.compile import compiled
         from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
         from nvfp4.backends.cutedsl.gemm.layouts import layout_of
+        from nvfp4.backends.cutedsl.runtime.compile import compiled
 
         kernel = Kernel(Tile(tile_m, tile_n, *cluster), Epilogue(bias=True))
         start = time.perf_counter()

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nvfp4.calls.linear import W4A4, W4A16
 from nvfp4.checkpoints.files import FLOATS, TensorFiles
 from nvfp4.checkpoints.names import DOWN, EXPERT_PARTS, GATE, UP, WEIGHT, expert_of, in_order
 from nvfp4.checkpoints.parsing import read_scheme
@@ -21,10 +22,9 @@ from nvfp4.checkpoints.schemes import (
     Scheme,
 )
 from nvfp4.layers import Linear, MoE, SwiGLUMLP
-from nvfp4.ops import QuantizedTensor, concatenate, stack_experts
-from nvfp4.ops.linear import FLOAT, QUANTIZED
 from nvfp4.spec.format import BLOCK, LINEAR
 from nvfp4.spec.glu import SILU
+from nvfp4.tensors import QuantizedTensor, concatenate, stack_experts
 
 
 class Checkpoint:
@@ -42,8 +42,8 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path | str, activation: str | None = None) -> None:
-        if activation not in (None, QUANTIZED, FLOAT):
-            need = f"{QUANTIZED!r}, {FLOAT!r} or None"
+        if activation not in (None, W4A4, W4A16):
+            need = f"{W4A4!r}, {W4A16!r} or None"
             raise ValueError(f"Checkpoint: activation needs {need}, got {activation!r}")
         self.folder = Path(folder)
         self.activation = activation
@@ -109,7 +109,7 @@ class Checkpoint:
             return group.activation
         # Quantized, although the configuration ignores it: as the other layers are.
         others = {each.activation for each in self.scheme.groups}
-        return FLOAT if others == {FLOAT} else QUANTIZED
+        return W4A16 if others == {W4A16} else W4A4
 
     # tensors
 
@@ -217,7 +217,7 @@ class Checkpoint:
         return Linear(
             weights[0] if len(weights) == 1 else concatenate(weights),
             torch.cat(biases) if biases else None,
-            self._largest_input_scale(modules) if activation == QUANTIZED else None,
+            self._largest_input_scale(modules) if activation == W4A4 else None,
             backend,
             pre_quant_scale=pre_quant_scale,
             activation=activation,
@@ -285,13 +285,13 @@ class Checkpoint:
 
     def _warn_of_activation(self, kinds: str, kind: type, modules: Sequence[str]) -> None:
         """Say that a kind of layer quantizes activations which the scheme keeps in 16 bits."""
-        if any(self.activation_of(module) == FLOAT for module in modules):
+        if any(self.activation_of(module) == W4A16 for module in modules):
             said = "was asked for" if self.activation else "is what the checkpoint says"
             name = f"nvfp4.layers.{kind.__name__}"
             warnings.warn(
                 f"{self.folder}: W4A16 {said}, but {kinds} ({name}) have no such mode yet. "
                 "They run W4A4: their activations are quantized to NVFP4. "
-                f"activation={QUANTIZED!r} asks for that, without this warning.",
+                f"activation={W4A4!r} asks for that, without this warning.",
                 stacklevel=3,
             )
 

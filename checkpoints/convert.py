@@ -17,8 +17,9 @@ from nvfp4.checkpoints.plan import Options, Plan, Summary
 from nvfp4.checkpoints.schemes import CONFIG_FILE, QUANT_CONFIG_FILE
 from nvfp4.checkpoints.source import Source
 from nvfp4.checkpoints.writer import ShardedWriter, published, refuse_existing
-from nvfp4.ops import global_scale, quantize
+from nvfp4.ops.quantize import quantize
 from nvfp4.spec.format import LINEAR
+from nvfp4.spec.quantize import global_scale
 
 Step = Callable[[str, int], Callable[[], None]]
 

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nvfp4.calls.linear import W4A4
 from nvfp4.checkpoints.checkpoint import Checkpoint
 from nvfp4.checkpoints.files import FLOATS
 from nvfp4.checkpoints.names import WEIGHT, expert_of, is_router, siblings_of
 from nvfp4.checkpoints.schemes import BIAS
-from nvfp4.ops.linear import QUANTIZED
 from nvfp4.spec.format import BLOCK, E4M3_MAX
 
 MANY = 0.05
@@ -88,7 +88,7 @@ def inspect(folder: Path, step: Callable[[str, int], Callable[[], None]]) -> Ins
         str(folder),
         checkpoint.format.name,
         calibrated=any(group.calibrated for group in groups),
-        quantizes_activations=any(group.activation == QUANTIZED for group in groups),
+        quantizes_activations=any(group.activation == W4A4 for group in groups),
     )
     done = step("read the layers", len(checkpoint.modules))
     for module in checkpoint.modules:

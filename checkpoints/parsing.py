@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nvfp4.calls.linear import W4A16
 from nvfp4.checkpoints.schemes import (
     ALGORITHMS,
     COMPRESSED_TENSORS,
@@ -17,7 +18,6 @@ from nvfp4.checkpoints.schemes import (
     Group,
     Scheme,
 )
-from nvfp4.ops.linear import FLOAT
 from nvfp4.spec.format import BLOCK
 
 
@@ -125,7 +125,7 @@ def _parse_compressed_tensors(config: Mapping[str, Any], source: str) -> Scheme:
 def _group(targets: tuple[str, ...], inputs: Mapping[str, Any] | None, dynamic: bool) -> Group:
     """A group with these input_activations; `dynamic` is what a missing entry means."""
     if inputs is None:
-        return Group(targets, calibrated=False, activation=FLOAT)
+        return Group(targets, calibrated=False, activation=W4A16)
     return Group(targets, calibrated=inputs.get("dynamic", dynamic) is not True)
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from nvfp4.calls.linear import W4A4, W4A16
 from nvfp4.checkpoints.files import TensorSpec
 from nvfp4.checkpoints.names import WEIGHT, expert_of, is_router, matches, siblings_of
 from nvfp4.checkpoints.schemes import FORMATS, MODELOPT, Group, Scheme
 from nvfp4.checkpoints.source import Source
-from nvfp4.ops.linear import FLOAT, QUANTIZED
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, FLOAT_DTYPES, SCALE_DTYPE
 
 HEAD = "lm_head"
@@ -114,9 +114,7 @@ class Plan:
 
     @cached_property
     def scheme(self) -> Scheme:
-        group = Group(
-            calibrated=self.calibrated, activation=QUANTIZED if self.calibrated else FLOAT
-        )
+        group = Group(calibrated=self.calibrated, activation=W4A4 if self.calibrated else W4A16)
         ignore = dict.fromkeys([HEAD, *sorted(self._ignored())])
         return Scheme(self.format, (group,), tuple(ignore))
 

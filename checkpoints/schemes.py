@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nvfp4.calls.linear import W4A4, W4A16
 from nvfp4.checkpoints.names import matches
-from nvfp4.ops.linear import FLOAT, QUANTIZED
 from nvfp4.spec.format import BLOCK
 from nvfp4.version import VERSION
 
@@ -116,11 +116,11 @@ class Group:
 
     targets: tuple[str, ...] = (EVERY_LINEAR,)
     calibrated: bool = True
-    activation: str = QUANTIZED
+    activation: str = W4A4
 
     def input_numbers(self, numbers: Mapping[str, Any], static: Any) -> dict[str, Any] | None:
         """A configuration's input_activations; `static` is its "dynamic" for calibrated inputs."""
-        if self.activation == FLOAT:
+        if self.activation == W4A16:
             return None
         return {**numbers, "dynamic": static if self.calibrated else True}
 
@@ -196,7 +196,7 @@ class Scheme:
     @property
     def algorithm(self) -> str:
         """ModelOpt's quant_algo."""
-        quantized = any(group.activation == QUANTIZED for group in self.groups)
+        quantized = any(group.activation == W4A4 for group in self.groups)
         return QUANTIZED_ALGORITHMS[0] if quantized else WEIGHTS_ONLY_ALGORITHM
 
     def hf_quant_config(self) -> dict[str, Any] | None:

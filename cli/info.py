@@ -14,7 +14,7 @@ from rich.table import Table
 from nvfp4.backends.contract import target_of
 from nvfp4.cli.errors import user_errors
 from nvfp4.dispatch import BACKENDS
-from nvfp4.ops.explain import STAGES, explain
+from nvfp4.dispatch.explain import STAGES, explain
 from nvfp4.version import VERSION
 
 PACKAGES = ("torch", "triton", "nvidia-cutlass-dsl")

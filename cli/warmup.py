@@ -6,11 +6,11 @@ from typing import Annotated
 import torch
 import typer
 
+from nvfp4.ahead.warmup import moe_workloads
 from nvfp4.backends.contract import Backend, Problem, Target, Workload, sm_of
 from nvfp4.cli.errors import user_errors
 from nvfp4.cli.progress import steps
 from nvfp4.dispatch import BACKENDS
-from nvfp4.ops.warmup import moe_workloads
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

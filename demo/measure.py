@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nvfp4.demo import bf16
-from nvfp4.layers import Linear, SwiGLUMLP
+from nvfp4.layers import Linear
 
 Progress = Callable[[], None]
 
@@ -33,14 +32,6 @@ def block_linears(model: Any) -> Iterator[tuple[str, nn.Linear]]:
     """Every nn.Linear of every transformer block: not the embedding, not the head."""
     for name, module in model.model.layers.named_modules():
         if isinstance(module, nn.Linear):
-            yield name, module
-
-
-def block_mlps(model: Any) -> Iterator[tuple[str, Any]]:
-    """Every block's gated MLP without biases."""
-    for name, module in model.model.layers.named_modules():
-        parts = [getattr(module, f"{part}_proj", None) for part in ("gate", "up", "down")]
-        if all(isinstance(part, nn.Linear) and part.bias is None for part in parts):
             yield name, module
 
 
@@ -87,31 +78,12 @@ def projection_cosines(
 
         return of
 
-    return _on_activations(
+    return on_activations(
         model, tokens, [(linear, compare(name)) for name, linear in block_linears(model)], done
     )
 
 
-@torch.inference_mode()
-def mlp_cosines(model: Any, tokens: Tensor, backend: str, done: Progress) -> list[Projection]:
-    """Each block's gated MLP as one layers.SwiGLUMLP, likewise."""
-
-    def compare(name: str, mlp: Any) -> Callable[[Tensor, Tensor], Projection]:
-        layer = SwiGLUMLP.from_float(mlp.gate_proj, mlp.up_proj, mlp.down_proj, backend=backend)
-
-        def of(x: Tensor, want: Tensor) -> Projection:
-            got = layer(x)
-            same = bf16.mlp(x, *(w.dequantize(x.dtype) for w in layer.packed()))
-            return Projection(name, cosine(got, want), cosine(got, same))
-
-        return of
-
-    return _on_activations(
-        model, tokens, [(mlp, compare(name, mlp)) for name, mlp in block_mlps(model)], done
-    )
-
-
-def _on_activations(
+def on_activations(
     model: Any,
     tokens: Tensor,
     compared: list[tuple[nn.Module, Callable[[Tensor, Tensor], Projection]]],

@@ -13,7 +13,7 @@ import torch
 
 from nvfp4.demo import measure
 from nvfp4.demo.model import TEXT, default_weights, load
-from nvfp4.ops import explain
+from nvfp4.dispatch.explain import explain
 
 PROMPT = "Once upon a time, in a small village by the sea, there lived"
 

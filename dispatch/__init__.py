@@ -4,6 +4,6 @@ tensors.
 
 from nvfp4.dispatch.registry import BACKENDS
 from nvfp4.dispatch.replay import replayed
-from nvfp4.dispatch.select import Verdict, choose, fused_launcher, launcher, verdicts
+from nvfp4.dispatch.select import Verdict, choose, fill, fuse, verdicts
 
-__all__ = ["BACKENDS", "Verdict", "choose", "fused_launcher", "launcher", "replayed", "verdicts"]
+__all__ = ["BACKENDS", "Verdict", "choose", "fill", "fuse", "replayed", "verdicts"]

@@ -4,17 +4,15 @@ An exception never means "unsupported": a backend says beforehand what it needs.
 """
 
 import functools
-import os
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
+from nvfp4.backends import environment
 from nvfp4.backends.contract import RECORDING, Backend, Problem, target_of
+from nvfp4.calls.call import Call, Launcher, Out, op_of
 from nvfp4.dispatch.registry import BACKENDS
-
-ENVIRONMENT = "NVFP4_BACKEND"
-"""Names a backend for every call that does not name one itself."""
 
 
 class Verdict(NamedTuple):
@@ -38,7 +36,7 @@ def verdicts(problem: Problem) -> tuple[Verdict, ...]:
 
 def requested(backend: str) -> str:
     """The backend asked for: by the call, else by the environment, else none ("")."""
-    return backend or os.environ.get(ENVIRONMENT, "")
+    return backend or environment.backend()
 
 
 def choose(problem: Problem, name: str = "", strict: bool = True) -> Backend:
@@ -62,48 +60,68 @@ def choose(problem: Problem, name: str = "", strict: bool = True) -> Backend:
     raise ValueError(f"nvfp4::{problem.op}: {asked} run this on {problem.target}:{lines}")
 
 
+def fill(call: Call[Out], out: Out, stage: bool = False, op: str = "") -> None:
+    """Let a backend fill `out`, which may have no elements.
+
+    call: names a backend in its field `backend`, or leaves the choice with "".
+    stage: the call is a stage of another op, and `backend` was given for that one; it need not be
+        something that the backend has. An op named to a backend runs there or raises.
+    op: the launcher asked for, where the call's own op is not meant.
+    """
+    first = _first(out)
+    launch = launcher(op or op_of(type(call)), first.device, call.backend, stage)
+    if first.numel():
+        launch(*call.prepared(out))
+
+
+def fuse(call: Call[Out], out: Out, stage: str, intermediate: int = 0) -> bool:
+    """Fill `out` in one kernel if whoever runs op `stage` has one for this call.
+
+    False: nothing was done, the stages have to be run one by one.
+    """
+    first = _first(out)
+    op = op_of(type(call))
+    found = _fused_launcher(op, stage, first.device, requested(call.backend), intermediate)
+    if found is None:
+        return False
+    if first.numel():
+        _noted(*found)(*call.prepared(out))
+    return True
+
+
 def launcher(
     op: str, device: torch.device, backend: str = "", stage: bool = False
-) -> Callable[..., Any]:
-    """The function that runs `op` on tensors of `device`; `backend` names one, "" chooses.
-
-    An op named to a backend runs there or raises; a `stage` of another op, and what the environment
-    asks for, need not be something that the backend has.
-    """
+) -> Launcher[Any, Any]:
+    """The function that runs `op` on tensors of `device`; `backend` names one, "" chooses."""
     return _noted(*_launcher(op, device, requested(backend), bool(backend) and not stage))
 
 
 @functools.cache
 def _launcher(
     op: str, device: torch.device, name: str, strict: bool
-) -> tuple[str, Callable[..., Any]]:
+) -> tuple[str, Launcher[Any, Any]]:
     chosen = choose(Problem(op, target_of(device)), name, strict)
     return chosen.name, chosen.launcher(op)
-
-
-def _noted(backend: str, launch: Callable[..., Any]) -> Callable[..., Any]:
-    """A call that is written down is so with who runs it."""
-    recording = RECORDING.get()
-    if recording is not None:
-        recording.backends.add(backend)
-    return launch
-
-
-def fused_launcher(
-    op: str, stage: str, device: torch.device, backend: str = "", intermediate: int = 0
-) -> Callable[..., Any] | None:
-    """The function that runs `op` in one, if whoever runs its `stage` has one for this problem;
-    None: the stages have to be run one by one.
-    """
-    found = _fused_launcher(op, stage, device, requested(backend), intermediate)
-    return None if found is None else _noted(*found)
 
 
 @functools.cache
 def _fused_launcher(
     op: str, stage: str, device: torch.device, name: str, intermediate: int
-) -> tuple[str, Callable[..., Any]] | None:
+) -> tuple[str, Launcher[Any, Any]] | None:
     target = target_of(device)
     chosen = choose(Problem(stage, target), name, strict=False)
     unable = chosen.reasons(Problem(op, target, intermediate))
     return None if unable else (chosen.name, chosen.launcher(op))
+
+
+def _first(out: Any) -> Tensor:
+    """The output that says where a call runs, and whether there is anything to compute."""
+    return out if isinstance(out, Tensor) else out[0]
+
+
+def _noted(backend: str, launch: Launcher[Any, Any]) -> Launcher[Any, Any]:
+    """Write the backend down, where calls are recorded."""
+    recording = RECORDING.get()
+    if recording is not None:
+        recording.backends.add(backend)
+    return launch

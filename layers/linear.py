@@ -5,11 +5,12 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from nvfp4.ahead.warmup import compile_ahead, run_once, workload_of
+from nvfp4.calls.linear import W4A4
 from nvfp4.layers.module import PackedModule
-from nvfp4.ops import QuantizedTensor, concatenate, quantize_weight
-from nvfp4.ops.linear import QUANTIZED
-from nvfp4.ops.warmup import compile_ahead, run_once, workload_of
+from nvfp4.ops.quantize import quantize_weight
 from nvfp4.spec.format import LINEAR
+from nvfp4.tensors import QuantizedTensor, concatenate
 
 
 class Linear(PackedModule):
@@ -39,7 +40,7 @@ class Linear(PackedModule):
         backend: str = "",
         *,
         pre_quant_scale: Tensor | None = None,
-        activation: str = QUANTIZED,
+        activation: str = W4A4,
     ) -> None:
         super().__init__(backend)
         self.activation = activation
@@ -63,7 +64,7 @@ class Linear(PackedModule):
         linear: nn.Linear,
         input_global_scale: Tensor | None = None,
         backend: str = "",
-        activation: str = QUANTIZED,
+        activation: str = W4A4,
     ) -> "Linear":
         """Quantize an nn.Linear whose in_features is a multiple of 16."""
         weight = quantize_weight(linear.weight.detach(), backend=backend)
@@ -136,8 +137,8 @@ class Linear(PackedModule):
             self.weight_global_scale,
             self.input_global_scale,
             self.bias,
+            self.activation,
             self.backend,
-            activation=self.activation,
         )
 
     def warmup(

@@ -5,11 +5,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from nvfp4.ahead.warmup import compile_ahead, moe_workloads, routed, run_once
 from nvfp4.layers.module import PackedModule
 from nvfp4.layers.swiglu_mlp import glu_repr
-from nvfp4.ops import ExpertWeights, concatenate, quantize_experts, quantize_weight, stack_experts
-from nvfp4.ops.warmup import compile_ahead, moe_workloads, routed, run_once
+from nvfp4.ops.quantize import quantize_weight
+from nvfp4.ops.quantize_experts import quantize_experts
 from nvfp4.spec.glu import SILU
+from nvfp4.tensors import ExpertWeights, concatenate, stack_experts
 
 
 class MoE(PackedModule):
@@ -161,10 +163,10 @@ class MoE(PackedModule):
             self.x_global_scale,
             self.h_global_scale,
             self.expert_offset,
+            self.global_num_experts,
             self.swiglu_limit,
+            self.activation,
             self.backend,
-            activation=self.activation,
-            global_num_experts=self.global_num_experts,
         )
 
     def warmup(

@@ -5,10 +5,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from nvfp4.ahead.warmup import compile_ahead, run_once, workload_of
 from nvfp4.layers.module import PackedModule
-from nvfp4.ops import QuantizedTensor, concatenate, quantize_weight
-from nvfp4.ops.warmup import compile_ahead, run_once, workload_of
+from nvfp4.ops.quantize import quantize_weight
 from nvfp4.spec.glu import SILU
+from nvfp4.tensors import QuantizedTensor, concatenate
 
 
 class SwiGLUMLP(PackedModule):
@@ -109,8 +110,8 @@ class SwiGLUMLP(PackedModule):
             self.x_global_scale,
             self.h_global_scale,
             self.swiglu_limit,
+            self.activation,
             self.backend,
-            activation=self.activation,
         )
 
     def warmup(

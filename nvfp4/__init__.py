@@ -3,36 +3,36 @@
 Importing it registers torch.ops.nvfp4.*; the functions below are its Python face.
 """
 
+from nvfp4.checkout import real_folders
+
+__path__ = real_folders(__name__, __file__)
+
 from nvfp4 import layers
-from nvfp4.ops import (
+from nvfp4.ahead.warmup import warmup, warmup_moe
+from nvfp4.dispatch.explain import Explanation, explain
+from nvfp4.ops.dequantize import dequantize
+from nvfp4.ops.glu_quantize import glu_quantize, grouped_glu_quantize
+from nvfp4.ops.grouped_mm import grouped_mm
+from nvfp4.ops.grouped_mm_glu_quantize import grouped_mm_glu_quantize
+from nvfp4.ops.linear import linear
+from nvfp4.ops.mm import mm
+from nvfp4.ops.moe import moe
+from nvfp4.ops.moe_combine import moe_combine
+from nvfp4.ops.moe_dispatch import moe_dispatch
+from nvfp4.ops.quantize import quantize, quantize_weight
+from nvfp4.ops.quantize_dynamic import quantize_dynamic
+from nvfp4.ops.quantize_experts import quantize_experts
+from nvfp4.ops.silu_mul_quantize import silu_mul_quantize
+from nvfp4.ops.swiglu_mlp import swiglu_mlp
+from nvfp4.spec.quantize import global_scale
+from nvfp4.spec.swizzle import swizzle_scales, unswizzle_scales
+from nvfp4.tensors import (
     ExpertRows,
     ExpertWeights,
-    Explanation,
     QuantizedTensor,
     concatenate,
-    dequantize,
-    explain,
-    global_scale,
-    glu_quantize,
-    grouped_glu_quantize,
-    grouped_mm,
-    grouped_mm_glu_quantize,
-    linear,
-    mm,
-    moe,
-    moe_combine,
-    moe_dispatch,
-    quantize,
-    quantize_dynamic,
-    quantize_experts,
-    quantize_weight,
-    silu_mul_quantize,
     stack_experts,
-    swiglu_mlp,
-    warmup,
-    warmup_moe,
 )
-from nvfp4.spec.swizzle import swizzle_scales, unswizzle_scales
 from nvfp4.version import VERSION
 
 __version__ = VERSION

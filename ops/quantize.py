@@ -1,52 +1,13 @@
-"""nvfp4::quantize: floats to packed data and block scales, with a known global scale."""
-
-from collections.abc import Sequence
+"""Quantization with a known global scale (nvfp4::quantize), and of weights."""
 
 import torch
 from torch import Tensor
 
-from nvfp4.dispatch import launcher
-from nvfp4.ops.checks import Checker, matrix, valid_values, vector
+from nvfp4.calls import Quantize
 from nvfp4.ops.library import define
-from nvfp4.ops.tensor import QuantizedTensor
 from nvfp4.spec import quantize as spec
-from nvfp4.spec.format import DATA_DTYPE, SCALE_DTYPE, SWIZZLED
-from nvfp4.spec.swizzle import scales_shape
-
-SIGNATURE = """(Tensor x, Tensor global_scale, str scale_layout="swizzled", str backend="")
-    -> (Tensor data, Tensor scales)"""
-
-
-def empty_quantized(
-    like: Tensor, lead: Sequence[int], k: int, scale_layout: str
-) -> tuple[Tensor, Tensor]:
-    """Unwritten data and scales of a logical [*lead, k] tensor, on the device of `like`."""
-    data = like.new_empty((*lead, k // 2), dtype=DATA_DTYPE)
-    return data, like.new_empty(scales_shape((*lead, k), scale_layout), dtype=SCALE_DTYPE)
-
-
-def _outputs(
-    x: Tensor, global_scale: Tensor, scale_layout: str = SWIZZLED, backend: str = ""
-) -> tuple[Tensor, Tensor]:
-    check = Checker("quantize", x)
-    rows, k = check.floats("x", x)
-    check.layout(scale_layout)
-    check.global_scale("global_scale", global_scale, rows)
-    return empty_quantized(x, x.shape[:-1], k, scale_layout)
-
-
-def _run(
-    x: Tensor, global_scale: Tensor, scale_layout: str = SWIZZLED, backend: str = ""
-) -> tuple[Tensor, Tensor]:
-    data, scales = _outputs(x, global_scale, scale_layout)
-    valid_values("quantize", "global_scale", global_scale)
-    launch = launcher("quantize", x.device, backend)
-    if data.numel():
-        launch(matrix(x), vector(global_scale), scale_layout, matrix(data), matrix(scales))
-    return data, scales
-
-
-define("quantize", SIGNATURE, _outputs, _run)
+from nvfp4.spec.format import SWIZZLED
+from nvfp4.tensors import QuantizedTensor
 
 
 def quantize(
@@ -84,3 +45,6 @@ def quantize_weight(
             f"nvfp4.quantize_weight: k_dim needs a dimension of w (-2 to 1), got {k_dim}"
         )
     return quantize(w.T if k_dim in (0, -2) else w, global_scale, SWIZZLED, backend)
+
+
+define(Quantize)

@@ -1,4 +1,4 @@
-"""nvfp4::swiglu_mlp: a gated MLP, the shared expert: one expert that every token goes through.
+"""A gated MLP, such as the expert that all tokens share (nvfp4::swiglu_mlp).
 
 quantize_dynamic (or quantize) -> mm (w13) -> glu_quantize -> mm (w2)
 """
@@ -6,100 +6,15 @@ quantize_dynamic (or quantize) -> mm (w13) -> glu_quantize -> mm (w2)
 import torch
 from torch import Tensor
 
-from nvfp4.dispatch import launcher
-from nvfp4.ops.checks import Checker, matrix, valid_values, vector
+from nvfp4.calls import GluQuantize, Mm, Quantized, SwigluMlp
+from nvfp4.calls.forms import matrix, vector
+from nvfp4.calls.outputs import empty_packed
+from nvfp4.dispatch import fill
 from nvfp4.ops.library import define
-from nvfp4.ops.linear import quantize_rows
-from nvfp4.ops.quantize import empty_quantized
-from nvfp4.ops.tensor import QuantizedTensor
+from nvfp4.ops.stages import quantize_rows
 from nvfp4.spec.format import SWIZZLED
 from nvfp4.spec.glu import SILU
-from nvfp4.spec.packing import as_bytes
-
-SIGNATURE = """(Tensor x, Tensor w13, Tensor w13_scales, Tensor w13_global_scale,
-    Tensor w2, Tensor w2_scales, Tensor w2_global_scale,
-    Tensor? x_global_scale=None, Tensor? h_global_scale=None, float? swiglu_limit=None,
-    str backend="", *, str activation="silu") -> Tensor"""
-
-STAGES = ("quantize_dynamic", "mm", "glu_quantize")
-"""What a call without a static input scale goes through."""
-
-
-def _outputs(
-    x: Tensor,
-    w13: Tensor,
-    w13_scales: Tensor,
-    w13_global_scale: Tensor,
-    w2: Tensor,
-    w2_scales: Tensor,
-    w2_global_scale: Tensor,
-    x_global_scale: Tensor | None = None,
-    h_global_scale: Tensor | None = None,
-    swiglu_limit: float | None = None,
-    backend: str = "",
-    *,
-    activation: str = SILU,
-) -> Tensor:
-    check = Checker("swiglu_mlp", x)
-    _, hidden = check.floats("x", x)
-    both, k = check.weight("w13", w13, w13_scales, w13_global_scale)
-    n, intermediate = check.weight("w2", w2, w2_scales, w2_global_scale)
-    if k != hidden:
-        check.fail("w13", f"x's K = {hidden}, that is {hidden // 2} bytes a row", f"K = {k}")
-    if both != 2 * intermediate:
-        check.fail("w13", f"N = 2I = {2 * intermediate} (w2 has K = I = {intermediate})", both)
-    check.static_scale("x_global_scale", x_global_scale)
-    check.static_scale("h_global_scale", h_global_scale)
-    check.glu(swiglu_limit, activation)
-    return x.new_empty((*x.shape[:-1], n))
-
-
-def _run(
-    x: Tensor,
-    w13: Tensor,
-    w13_scales: Tensor,
-    w13_global_scale: Tensor,
-    w2: Tensor,
-    w2_scales: Tensor,
-    w2_global_scale: Tensor,
-    x_global_scale: Tensor | None = None,
-    h_global_scale: Tensor | None = None,
-    swiglu_limit: float | None = None,
-    backend: str = "",
-    *,
-    activation: str = SILU,
-) -> Tensor:
-    out = _outputs(
-        x, w13, w13_scales, w13_global_scale, w2, w2_scales, w2_global_scale, x_global_scale,
-        h_global_scale, swiglu_limit, activation=activation,
-    )  # fmt: skip
-    for name, p in (
-        ("w13_global_scale", w13_global_scale),
-        ("w2_global_scale", w2_global_scale),
-        ("h_global_scale", h_global_scale),
-    ):
-        if p is not None:
-            valid_values("swiglu_mlp", name, p)
-    multiply = launcher("mm", x.device, backend, stage=True)
-    if not out.numel():
-        return out
-    data, scales, p = quantize_rows("swiglu_mlp", x, "x_global_scale", x_global_scale, backend)
-    m, intermediate = data.shape[0], 2 * w2.shape[1]
-    gate_up = x.new_empty((m, 2 * intermediate))
-    operands = (matrix(as_bytes(w13)), scales, w13_scales.contiguous())
-    multiply(data, *operands, vector(w13_global_scale)[None], p, None, gate_up)
-
-    data, scales = empty_quantized(x, (m,), intermediate, SWIZZLED)
-    p = x.new_empty((m,), dtype=torch.float32)
-    launcher("glu_quantize", x.device, backend, stage=True)(
-        gate_up, vector(h_global_scale), None, swiglu_limit, activation, SWIZZLED, data, scales, p
-    )
-    operands = (matrix(as_bytes(w2)), scales, w2_scales.contiguous())
-    multiply(data, *operands, vector(w2_global_scale)[None], p, None, matrix(out))
-    return out
-
-
-define("swiglu_mlp", SIGNATURE, _outputs, _run)
+from nvfp4.tensors import QuantizedTensor
 
 
 def swiglu_mlp(
@@ -129,3 +44,25 @@ def swiglu_mlp(
         x, w13.data, w13.scales, w13.global_scale, w2.data, w2.scales, w2.global_scale,
         x_global_scale, h_global_scale, swiglu_limit, backend, activation=activation,
     )  # fmt: skip
+
+
+def _run(call: SwigluMlp, out: Tensor) -> None:
+    x, backend = call.x, call.backend
+    a = quantize_rows(x, call.x_global_scale, backend)
+    m, intermediate = a.data.shape[0], 2 * call.w2.shape[1]
+    gate_up = x.new_empty((m, 2 * intermediate))
+    p = vector(call.w13_global_scale)[None]
+    first = a.data, call.w13, a.scales, call.w13_scales, p, a.row_scale
+    fill(Mm(*first, None, x.dtype, backend), gate_up, stage=True)
+
+    packed = empty_packed(x, (m,), intermediate, SWIZZLED)
+    h = Quantized(*packed, x.new_empty((m,), dtype=torch.float32))
+    glu = call.h_global_scale, None, call.swiglu_limit, SWIZZLED, call.activation, backend
+    fill(GluQuantize(gate_up, *glu), h, stage=True)
+
+    p = vector(call.w2_global_scale)[None]
+    second = h.data, call.w2, h.scales, call.w2_scales, p, h.row_scale
+    fill(Mm(*second, None, x.dtype, backend), matrix(out), stage=True)
+
+
+define(SwigluMlp, _run)

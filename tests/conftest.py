@@ -14,7 +14,7 @@ if not torch.cuda.is_available():
 from cases import skip_if_it_cannot
 
 from nvfp4.dispatch import BACKENDS
-from nvfp4.ops.explain import STAGES, explain
+from nvfp4.dispatch.explain import STAGES, explain
 
 pytest_plugins = ("as_sm",)
 """`--as-sm 89`: the GPU's tests on an older architecture's PTX."""

@@ -48,7 +48,7 @@ def _only_by_name(problem: Problem) -> str:
 
 
 def _compile_ahead(workloads: Iterable[Workload], arch: str, workers: int) -> Compilation:
-    from nvfp4.backends.cutedsl.warmup import compile_all, kernels_for
+    from nvfp4.backends.cutedsl.runtime.warmup import compile_all, kernels_for
 
     kernels = dict.fromkeys(kernel for w in workloads for kernel in kernels_for(w))
     return Compilation(len(kernels), compile_all(kernels, arch, workers))
@@ -56,7 +56,7 @@ def _compile_ahead(workloads: Iterable[Workload], arch: str, workers: int) -> Co
 
 def _describe(m: int, n: int, k: int) -> str:
     from nvfp4.backends.cutedsl.gemm.choose import choose_config
-    from nvfp4.backends.settings import may_split_k
+    from nvfp4.backends.environment import may_split_k
 
     return f"on a B200, {choose_config(m, n, k, splits=may_split_k())}"
 

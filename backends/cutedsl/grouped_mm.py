@@ -3,39 +3,14 @@
 from torch import Tensor
 
 from nvfp4.backends.cutedsl.gemm.choose import choose_grouped_config
-from nvfp4.backends.cutedsl.gemm.config import Tile
-from nvfp4.backends.cutedsl.gemm.launch import run
 from nvfp4.backends.cutedsl.gemm.launch_grouped import plan_grouped
-from nvfp4.backends.cutedsl.mm import emulate, multiprocessors
+from nvfp4.backends.cutedsl.mm import multiprocessors, run_or_emulate
+from nvfp4.calls import GroupedMm, takes
 
 
-def grouped_mm(
-    a: Tensor,
-    b: Tensor,
-    a_scales: Tensor,
-    b_scales: Tensor,
-    alpha: Tensor,
-    row_scale: Tensor | None,
-    bias: Tensor | None,
-    offsets: Tensor,
-    out: Tensor,
-    likely_rows: int | None = None,
-    tile: Tile | None = None,
-    sms: int = 0,
-) -> None:
-    """out [R, N]: rows of expert e are (A B[e]^T) * (row_scale[m] * alpha[e, segment of n]) +
-    bias[e, n]; rows from offsets[E] on are left alone.
-
-    likely_rows: how many are expected to be somebody's, by which a tile is chosen; default all.
-    tile: default that one; sms: to run on, default all.
-    """
-    sms = sms or multiprocessors(out.device)
-    (rows, n), experts, k = out.shape, b.shape[0], 2 * b.shape[2]
-    if tile is None:
-        rows, size = likely_rows or rows, out.element_size()
-        tile = choose_grouped_config(rows, experts, n, k, size, sms).tile
-    launch = plan_grouped(a, b, a_scales, b_scales, alpha, row_scale, bias, offsets, out, tile, sms)
-    if out.is_cuda:
-        run(launch)
-    else:
-        emulate(launch)
+@takes(GroupedMm.prepared)
+def grouped_mm(call: GroupedMm, out: Tensor) -> None:
+    experts, n, half_k = call.b.shape
+    sms, size = multiprocessors(out.device), out.element_size()
+    config = choose_grouped_config(call.expected_rows, experts, n, 2 * half_k, size, sms)
+    run_or_emulate(plan_grouped(call, out, config.tile, sms))

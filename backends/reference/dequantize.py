@@ -1,10 +1,11 @@
 from torch import Tensor
 
 from nvfp4.backends.reference.layout import load_scales
+from nvfp4.calls import Dequantize, takes
 from nvfp4.spec import quantize as spec
 
 
-def dequantize(
-    data: Tensor, scales: Tensor, global_scale: Tensor, scale_layout: str, out: Tensor
-) -> None:
-    spec.dequantize(data, load_scales(scales, scale_layout, *out.shape), global_scale, out)
+@takes(Dequantize.prepared)
+def dequantize(call: Dequantize, out: Tensor) -> None:
+    scales = load_scales(call.scales, call.scale_layout, *out.shape)
+    spec.dequantize(call.data, scales, call.global_scale, out)

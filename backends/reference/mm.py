@@ -9,32 +9,26 @@ multiply-add of the float32 sum is float64's, rounded to float32.
 import torch
 from torch import Tensor
 
+from nvfp4.calls import Mm, takes
 from nvfp4.spec.quantize import CHUNK, decode
 from nvfp4.spec.swizzle import unswizzle_scales
 
 
-def mm(
-    a: Tensor,
-    b: Tensor,
-    a_scales: Tensor,
-    b_scales: Tensor,
-    alpha: Tensor,
-    row_scale: Tensor | None,
-    bias: Tensor | None,
-    out: Tensor,
-) -> None:
-    """out [M, N] = (A B^T) * (row_scale[m] * alpha[m or 0, segment of n]) + bias[n]."""
-    (m, n), k = out.shape, 2 * a.shape[1]
-    if row_scale is not None:
-        alpha = row_scale.view(-1, 1) * alpha
-    a_values = decode(a, unswizzle_scales(a_scales, m, k))
-    multiply(a_values, b, unswizzle_scales(b_scales, n, k), alpha, bias, out)
+@takes(Mm.prepared)
+def mm(call: Mm, out: Tensor) -> None:
+    (m, n), k = out.shape, 2 * call.a.shape[1]
+    alpha = call.alpha if call.row_scale is None else call.row_scale.view(-1, 1) * call.alpha
+    a_values = decode(call.a, unswizzle_scales(call.a_scales, m, k))
+    multiply(a_values, call.b, unswizzle_scales(call.b_scales, n, k), alpha, call.bias, out)
 
 
 def multiply(
     a_values: Tensor, b: Tensor, b_linear: Tensor, alpha: Tensor, bias: Tensor | None, out: Tensor
 ) -> None:
-    """out [M, N] = (A B^T) * alpha [1 or M, S] + bias [N]; A decoded [M, K], B's scales linear."""
+    """Compute out [M, N] = (A B^T) * alpha [1 or M, S] + bias [N].
+
+    A is decoded, [M, K]; B's scales are linear.
+    """
     n, k = b.shape[0], a_values.shape[1]
     columns = torch.arange(n, device=b.device) // (n // alpha.shape[1])
     a_values = a_values.double()

@@ -1,10 +1,9 @@
-from torch import Tensor
-
 from nvfp4.backends.reference.layout import store_scales
+from nvfp4.calls import Packed, Quantize, takes
 from nvfp4.spec import quantize as spec
 
 
-def quantize(
-    x: Tensor, global_scale: Tensor, scale_layout: str, data: Tensor, scales: Tensor
-) -> None:
-    store_scales(spec.quantize(x, global_scale, data), scale_layout, scales)
+@takes(Quantize.prepared)
+def quantize(call: Quantize, out: Packed) -> None:
+    linear = spec.quantize(call.x, call.global_scale, out.data)
+    store_scales(linear, call.scale_layout, out.scales)

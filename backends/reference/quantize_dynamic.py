@@ -1,11 +1,10 @@
-from torch import Tensor
-
 from nvfp4.backends.reference.layout import store_scales
+from nvfp4.calls import Quantized, QuantizeDynamic, takes
 from nvfp4.spec import quantize as spec
 
 
-def quantize_dynamic(
-    x: Tensor, scale_layout: str, data: Tensor, scales: Tensor, global_scale: Tensor
-) -> None:
-    global_scale.copy_(spec.row_global_scales(x))
-    store_scales(spec.quantize(x, global_scale, data), scale_layout, scales)
+@takes(QuantizeDynamic.prepared)
+def quantize_dynamic(call: QuantizeDynamic, out: Quantized) -> None:
+    out.row_scale.copy_(spec.row_global_scales(call.x))
+    linear = spec.quantize(call.x, out.row_scale, out.data)
+    store_scales(linear, call.scale_layout, out.scales)

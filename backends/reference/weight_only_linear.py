@@ -4,19 +4,12 @@ import torch
 from torch import Tensor
 
 from nvfp4.backends.reference.mm import multiply
+from nvfp4.calls import Linear, takes
 from nvfp4.spec.swizzle import unswizzle_scales
 
 
-def weight_only_linear(
-    x: Tensor,
-    weight: Tensor,
-    weight_scales: Tensor,
-    alpha: Tensor,
-    bias: Tensor | None,
-    out: Tensor,
-) -> None:
-    """out [M, N] = (x W^T) * alpha[0, segment of n] + bias[n]; float32 x is rounded to bfloat16."""
-    if x.dtype == torch.float32:
-        x = x.bfloat16()
-    n, k = weight.shape[0], x.shape[1]
-    multiply(x, weight, unswizzle_scales(weight_scales, n, k), alpha, bias, out)
+@takes(Linear.prepared)
+def weight_only_linear(call: Linear, out: Tensor) -> None:
+    x = call.x.bfloat16() if call.x.dtype == torch.float32 else call.x
+    scales = unswizzle_scales(call.weight_scales, call.weight.shape[0], x.shape[1])
+    multiply(x, call.weight, scales, call.weight_global_scale[None], call.bias, out)

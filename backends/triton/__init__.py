@@ -1,30 +1,25 @@
-"""Triton kernels: one source for every NVIDIA GPU from sm_80 on, and for Triton's interpreter on a
-CPU.
+"""The Triton backend: one source for every NVIDIA GPU from sm_80 on, and for a CPU's interpreter.
+
+Operators are the modules here, one launcher each. Imports go one way: runtime, device, gemm,
+hopper, operators, warmup.
 """
 
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from nvfp4.backends.contract import Backend, Compilation, Problem, Replay, Workload, sm_of
-from nvfp4.backends.triton.architecture import (
+from nvfp4.backends.triton.runtime.architecture import (
     ASSEMBLED_SINCE,
     installed,
+    interpreting,
     multiplies_nvfp4,
     release,
 )
 
 OLDEST = (3, 6)
 OLDEST_SM = 80
-
-
-def interpreting() -> bool:
-    """Whether Triton's kernels are interpreted in this process; Triton reads the variable once, at
-    import.
-    """
-    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
 def _needs(problem: Problem) -> list[str]:
@@ -37,7 +32,7 @@ def _needs(problem: Problem) -> list[str]:
     if interpreting():
         if not numpy:
             needs.append("needs the package numpy to interpret kernels, got none")
-        elif triton < (3, 7) and numpy >= (2, 4):  # 3.6 turns arrays of one element into numbers
+        elif triton < (3, 7) and numpy >= (2, 4):  # 3.6 converts one-element arrays to numbers
             needs.append(
                 f"needs numpy < 2.4 to interpret with triton 3.6, got {installed('numpy')}"
             )
@@ -67,7 +62,7 @@ def _compile_ahead(workloads: Iterable[Workload], arch: str, workers: int) -> Co
 
 
 def _replay(launches: Sequence[Any], tensors: Sequence[Tensor]) -> Replay | None:
-    from nvfp4.backends.triton.program import record
+    from nvfp4.backends.triton.runtime.program import record
 
     program = record(launches, tensors)
     return program and program.run

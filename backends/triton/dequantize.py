@@ -1,15 +1,22 @@
-"""Packed data and scales back to floats."""
+"""Dequantization: packed data and scales back to floats."""
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton.floats import BLOCK, E2M1_F16_SCALE, e2m1_to_f16, e4m3_to_f16, from_f32
-from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.program import run
-from nvfp4.backends.triton.quantize_config import choose_tile
-from nvfp4.backends.triton.tiles import scale_offsets
+from nvfp4.backends.triton.device.floats import (
+    BLOCK,
+    E2M1_F16_SCALE,
+    e2m1_to_f16,
+    e4m3_to_f16,
+    from_f32,
+)
+from nvfp4.backends.triton.device.tile_config import choose_tile
+from nvfp4.backends.triton.device.tiles import scale_offsets
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv
+from nvfp4.backends.triton.runtime.program import run
+from nvfp4.calls import Dequantize, takes
 from nvfp4.spec.format import DATA_DTYPE, SWIZZLED
 
 
@@ -33,7 +40,7 @@ def _dequantize_kernel(
 
     codes = tl.join(packed & 0xF, packed >> 4).reshape(R, C // BLOCK, BLOCK)
     values = e2m1_to_f16(codes).to(tl.float32) * E2M1_F16_SCALE
-    # values * sf is exact, and only the product with p is rounded.
+    # values * sf is exact; only the product with p is rounded.
     values = values * e4m3_to_f16(sf, SM).to(tl.float32)[:, :, None] * p[:, None, None]
     columns = column + tl.arange(0, C)
     inside = in_rows & (columns < K)[None, :]
@@ -41,28 +48,22 @@ def _dequantize_kernel(
     tl.store(out + rows64 * K + columns[None, :], values, mask=inside)
 
 
-def plan(
-    data: Tensor, scales: Tensor, global_scale: Tensor, scale_layout: str, out: Tensor, sm: int
-) -> Launch:
-    """data [M, K/2] and scales as bytes, global_scale float32 [1] or [M], out [M, K]; sm: the
-    architecture.
-    """
+def plan(call: Dequantize, out: Tensor, sm: int) -> Launch:
+    """The launch for a prepared call on architecture sm_<sm>."""
+    data, scales, p = call.data, call.scales.view(DATA_DTYPE), call.global_scale
     m, k = out.shape
     tile = choose_tile(k, elements=4096, widest=512, num_warps=4)
+    strides = data.stride(0), int(p.numel() > 1), scales.shape[1]
+    swizzled = call.scale_layout == SWIZZLED
     return Launch(
         _dequantize_kernel,
         (cdiv(m, tile.rows), cdiv(k, tile.columns)),
-        (
-            data, scales, global_scale, out, m, k, data.stride(0), int(global_scale.numel() > 1),
-            scales.shape[1],
-        ),
-        {"SWIZZLED": scale_layout == SWIZZLED, "R": tile.rows, "C": tile.columns, "SM": sm},
+        (data, scales, p, out, m, k, *strides),
+        {"SWIZZLED": swizzled, "R": tile.rows, "C": tile.columns, "SM": sm},
         num_warps=tile.num_warps,
-    )  # fmt: skip
+    )
 
 
-def dequantize(
-    data: Tensor, scales: Tensor, global_scale: Tensor, scale_layout: str, out: Tensor
-) -> None:
-    sm = target_of(out.device).sm
-    run(plan(data, scales.view(DATA_DTYPE), global_scale, scale_layout, out, sm))
+@takes(Dequantize.prepared)
+def dequantize(call: Dequantize, out: Tensor) -> None:
+    run(plan(call, out, target_of(out.device).sm))

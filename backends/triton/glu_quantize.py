@@ -1,7 +1,7 @@
-"""A gated linear unit's elementwise half and the quantization of its result, in one pass.
+"""A gated linear unit's activation and product, and the quantization of its result, in one pass.
 
-Grouped, programs go by the scale tiles that experts' rows take, padding included, so that these are
-written whole; of the grouped buffer's other tiles nothing is written, nor ever read.
+With experts, the programs go by the scale tiles that the experts' rows take, padding included, so
+these tiles are written whole. The grouped buffer's other tiles are never written and never read.
 """
 
 import triton
@@ -9,22 +9,20 @@ import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton.groups import (
+from nvfp4.backends.triton.device.groups import (
     experts_vector,
-    most_tiles,
+    max_tiles,
     scale_rows,
     tile_of_expert,
 )
-from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.program import run
-from nvfp4.backends.triton.quantize_config import (
-    FEW_ROWS,
+from nvfp4.backends.triton.device.tile_config import (
     LONGEST_ROW,
+    RESIDENT_ROWS,
     Tile,
     choose_row_tile,
     choose_tile,
 )
-from nvfp4.backends.triton.tiles import (
+from nvfp4.backends.triton.device.tiles import (
     TILE_ROWS,
     global_scale_of,
     glu,
@@ -36,20 +34,23 @@ from nvfp4.backends.triton.tiles import (
     store_scales,
     store_words,
 )
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv
+from nvfp4.backends.triton.runtime.program import run
+from nvfp4.calls import GluQuantize, Packed, Quantized, takes
 from nvfp4.spec import swizzle
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, SWIZZLED
 
 
 @triton.jit
 def _values(
-    gate_up, rows, live, column, K, stride, limit, ACTIVATION: tl.constexpr, LIMITED: tl.constexpr,
-    R: tl.constexpr, C: tl.constexpr,
+    gate_up, rows, row_mask, column, K, stride, limit, ACTIVATION: tl.constexpr,
+    LIMITED: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """act(gate) * up, float32 [R, C/16, 16]; zeros in rows that are not live, and beyond K."""
-    gate = load_blocks(gate_up, rows, live, column, K, stride, R, C)
-    up = load_blocks(gate_up + K, rows, live, column, K, stride, R, C)
+    """Compute act(gate) * up, float32 [R, C/16, 16]; zeros where masked and beyond K."""
+    gate = load_blocks(gate_up, rows, row_mask, column, K, stride, R, C)
+    up = load_blocks(gate_up + K, rows, row_mask, column, K, stride, R, C)
     if LIMITED:
-        # Comparisons, not minimum and maximum: those would turn a NaN into the limit.
+        # Comparisons keep a NaN; minimum and maximum would turn it into the limit.
         gate = tl.where(gate > limit, limit, gate)
         up = tl.where(up > limit, limit, tl.where(up < -limit, -limit, up))
     return glu(gate, up, ACTIVATION)
@@ -72,28 +73,28 @@ def _glu_quantize_kernel(
             return
         first = row + tl.program_id(0) * R % TILE_ROWS
         rows = first + tl.arange(0, R)
-        live = rows < end
+        row_mask = rows < end
         scale_row = scale_rows(rows, begin, expert)
         in_scales = scale_row >= 0
-        if first >= end:  # padding: most of it, where experts have few rows
+        if first >= end:  # padding only, as most programs have where experts have few rows
             store_padding(scales, scale_row, column, scale_columns, SWIZZLED, R, C)
             return
     else:
         expert = 0
-        live = rows < M
+        row_mask = rows < M
         scale_row = rows
         in_scales = rows < all_scale_rows
-    values = _values(gate_up, rows, live, column, K, stride, limit, ACTIVATION, LIMITED, R, C)
+    values = _values(gate_up, rows, row_mask, column, K, stride, limit, ACTIVATION, LIMITED, R, C)
     if P == "own":
         p = row_global_scale(values)
     elif P == "row":
-        p = tl.load(global_scale + rows, mask=live, other=1.0)
+        p = tl.load(global_scale + rows, mask=row_mask, other=1.0)
     else:
         p = tl.load(global_scale + tl.zeros_like(rows) + (expert if P == "expert" else 0))
     if KEEP_P and column == 0:
-        tl.store(row_scales + rows, p, mask=live)
+        tl.store(row_scales + rows, p, mask=row_mask)
     words, sf = quantize_tile(values, p, R, C, SM)
-    store_words(words, data, rows, live, column, K, C)
+    store_words(words, data, rows, row_mask, column, K, C)
     store_scales(sf, scales, scale_row, in_scales, column, scale_columns, SWIZZLED, C)
 
 
@@ -113,53 +114,49 @@ def _glu_row_scales_kernel(
 
 
 def plan(
-    gate_up: Tensor,
-    p: Tensor | None,
-    offsets: Tensor | None,
-    limit: float | None,
-    activation: str,
-    scale_layout: str,
-    data: Tensor,
-    scales: Tensor,
-    row_scales: Tensor | None,
+    call: GluQuantize,
+    out: Packed | Quantized,
     sm: int,
     tile: Tile | None = None,
-    p_of: str = "",
+    scale_per_row: bool = False,
 ) -> Launch:
-    """gate_up [M, 2I], p float32 [1], [M], with offsets [E], or None: each row's own, of I up to
-    LONGEST_ROW; scales as bytes; sm: the architecture. p_of: what has a p, by default told by its
-    size: "one" for all, each "row" or each "expert".
+    """The launch for a prepared call on architecture sm_<sm>; tile: default the one chosen.
+
+    With global_scale None, each row finds its own: I is at most LONGEST_ROW. scale_per_row:
+    global_scale is [M], although there are offsets.
     """
+    gate_up, p, offsets = call.gate_up, call.global_scale, call.offsets
+    scales = out.scales.view(DATA_DTYPE)
     (m, both), (scale_rows, scale_columns) = gate_up.shape, scales.shape
     k, experts = both // 2, 0 if offsets is None else offsets.numel() - 1
     if tile is None and p is None:
         tile = choose_row_tile(m, k)
     elif tile is None:
-        elements = 512 if m <= FEW_ROWS else 1024
+        elements = 512 if m <= RESIDENT_ROWS else 1024
         tile = choose_tile(k, elements, widest=elements, num_warps=2)
     rows = scale_rows
     if experts:
-        rows = swizzle.TILE_ROWS * most_tiles(m, experts, swizzle.TILE_ROWS)
+        rows = swizzle.TILE_ROWS * max_tiles(m, experts, swizzle.TILE_ROWS)
+    row_scale = out.row_scale if isinstance(out, Quantized) else None
+    limit = call.limit or 0.0
+    sizes = m, experts, k, gate_up.stride(0), scale_rows, scale_columns
     return Launch(
         _glu_quantize_kernel,
         (cdiv(rows, tile.rows), cdiv(scale_columns * BLOCK, tile.columns)),
-        (
-            gate_up, p, offsets, limit or 0.0, data, scales, row_scales, m, experts, k,
-            gate_up.stride(0), scale_rows, scale_columns,
-        ),
+        (gate_up, p, offsets, limit, out.data, scales, row_scale, *sizes),
         {
-            "ACTIVATION": activation,
-            "LIMITED": limit is not None,
-            "SWIZZLED": scale_layout == SWIZZLED,
-            "P": p_of or _owner_of(p, experts),
-            "KEEP_P": row_scales is not None,
+            "ACTIVATION": call.activation,
+            "LIMITED": call.limit is not None,
+            "SWIZZLED": call.scale_layout == SWIZZLED,
+            "P": "row" if scale_per_row else _owner_of(p, experts),
+            "KEEP_P": row_scale is not None,
             "EXPERTS": experts_vector(experts) if experts else 0,
             "R": tile.rows,
             "C": tile.columns,
             "SM": sm,
         },
         num_warps=tile.num_warps,
-    )  # fmt: skip
+    )
 
 
 def _owner_of(p: Tensor | None, experts: int) -> str:
@@ -170,30 +167,21 @@ def _owner_of(p: Tensor | None, experts: int) -> str:
     return "expert" if experts else "row"
 
 
-def plan_row_scales(
-    gate_up: Tensor, limit: float | None, activation: str, row_scales: Tensor
-) -> Launch:
-    """The rows' global scales [M] alone, for rows too long to hold."""
-    args = (gate_up, limit or 0.0, row_scales, gate_up.shape[1] // 2, gate_up.stride(0))
-    constants = {"ACTIVATION": activation, "LIMITED": limit is not None, "C": 4096}
+def plan_row_scales(call: GluQuantize, row_scale: Tensor) -> Launch:
+    """The launch that computes row_scale [M] alone, for rows too long to hold."""
+    gate_up = call.gate_up
+    args = (gate_up, call.limit or 0.0, row_scale, gate_up.shape[1] // 2, gate_up.stride(0))
+    constants = {"ACTIVATION": call.activation, "LIMITED": call.limit is not None, "C": 4096}
     return Launch(_glu_row_scales_kernel, (gate_up.shape[0],), args, constants, num_warps=8)
 
 
-def glu_quantize(
-    gate_up: Tensor,
-    p: Tensor | None,
-    offsets: Tensor | None,
-    limit: float | None,
-    activation: str,
-    scale_layout: str,
-    data: Tensor,
-    scales: Tensor,
-    row_scales: Tensor | None,
-) -> None:
-    p_of = ""
-    if p is None and gate_up.shape[1] // 2 > LONGEST_ROW:
-        assert row_scales is not None
-        run(plan_row_scales(gate_up, limit, activation, row_scales))
-        p, row_scales, p_of = row_scales, None, "row"
-    args = (gate_up, p, offsets, limit, activation, scale_layout, data, scales.view(DATA_DTYPE))
-    run(plan(*args, row_scales, target_of(gate_up.device).sm, p_of=p_of))
+@takes(GluQuantize.prepared)
+def glu_quantize(call: GluQuantize, out: Packed | Quantized) -> None:
+    sm = target_of(call.gate_up.device).sm
+    if call.global_scale is None and call.gate_up.shape[1] // 2 > LONGEST_ROW:
+        assert isinstance(out, Quantized)  # a call without a global scale asks for the rows' own
+        run(plan_row_scales(call, out.row_scale))
+        call = call._replace(global_scale=out.row_scale)
+        run(plan(call, Packed(out.data, out.scales), sm, scale_per_row=True))
+    else:
+        run(plan(call, out, sm))

@@ -1,7 +1,7 @@
 """The grouped GEMM: each expert's rows times its weight, in one launch.
 
-The grid is what the experts' rows take at most; a program finds its tile by the offsets, on the
-device, and one that finds none leaves.
+The grid has as many tiles as the experts' rows can take at most. A program finds its tile by the
+offsets, on the device; one that finds none returns.
 """
 
 import torch
@@ -10,26 +10,28 @@ import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton import hopper_grouped_mm
-from nvfp4.backends.triton.architecture import gemm_architecture, is_blackwell
-from nvfp4.backends.triton.gemm import decode, load_scales, load_step, multiply, store, words_of
-from nvfp4.backends.triton.groups import (
+from nvfp4.backends.triton.device.groups import (
     experts_of_rows,
     experts_vector,
-    most_tiles,
+    max_tiles,
     scale_rows,
     store_tiles,
     tile_of_expert,
 )
-from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.mm_config import (
+from nvfp4.backends.triton.gemm.config import (
     K_GROUP,
-    LEAST,
     HopperConfig,
     MmConfig,
     choose_grouped_config,
 )
-from nvfp4.backends.triton.program import run
+from nvfp4.backends.triton.gemm.decode import decode, words_of
+from nvfp4.backends.triton.gemm.load import load_scales, load_step
+from nvfp4.backends.triton.gemm.multiply import multiply, store
+from nvfp4.backends.triton.hopper import grouped_mm as hopper_grouped_mm
+from nvfp4.backends.triton.runtime.architecture import gemm_architecture, is_blackwell
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv
+from nvfp4.backends.triton.runtime.program import run
+from nvfp4.calls import GroupedMm, takes
 from nvfp4.spec.format import DATA_DTYPE
 
 
@@ -38,25 +40,26 @@ def _decode_rows_kernel(
     words, scales, offsets, out, tiles, count, E, K, stride, scale_stride, out_stride,
     BM: tl.constexpr, EXPERTS: tl.constexpr, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr,
 ):  # fmt: skip
-    """out float16 [R, K rounded up to the groups of K]: what decode makes of each, zeros beyond K;
-    rows of experts alone. tiles: the schedule of a GEMM that comes after, if it wants one.
+    """Decode the experts' rows to out float16 [R, K rounded up to GROUP]; zeros beyond K.
+
+    Unassigned rows are not written. tiles: if given, the tile list for the GEMM that comes after.
     """
     if tiles is not None:
         store_tiles(tiles, count, offsets, E, BM, EXPERTS)
     rows = tl.program_id(0) * R + tl.arange(0, R)
     k = tl.program_id(1) * C
     expert = experts_of_rows(offsets, rows, E, EXPERTS)
-    live = expert < E
-    begin = tl.load(offsets + expert, mask=live, other=0)
-    # Nobody's rows read the first again: it is there, and so are its scales.
-    read = tl.where(live, rows, 0)
-    scale_row = tl.where(live, scale_rows(rows, begin, expert), 0)
+    row_mask = expert < E
+    begin = tl.load(offsets + expert, mask=row_mask, other=0)
+    # Unassigned rows read row 0: it exists, and so do its scales.
+    read = tl.where(row_mask, rows, 0)
+    scale_row = tl.where(row_mask, scale_rows(rows, begin, expert), 0)
     unit = k // 4 + tl.arange(0, C // 4)
     codes = load_step(words, read, unit, stride, K // 4, False)
     values = decode(codes, load_scales(scales, scale_row, k, scale_stride, K, C, False), R, C, SM)
     columns = k + tl.arange(0, C)
     at = out + rows[:, None].to(tl.int64) * out_stride + columns[None, :]
-    tl.store(at, values, mask=live[:, None] & (columns < out_stride)[None, :])
+    tl.store(at, values, mask=row_mask[:, None] & (columns < out_stride)[None, :])
 
 
 @triton.jit
@@ -72,7 +75,7 @@ def _grouped_mm_kernel(
         return
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     m = row + tl.arange(0, BM)
-    # Rows beyond the end read the last one again; what they compute is not stored.
+    # Rows beyond the end read the last row again; their results are not stored.
     n_read = tl.minimum(n, N - 1)
     m_read = tl.minimum(m, end - 1)
     wide = expert.to(tl.int64)
@@ -90,35 +93,24 @@ def _grouped_mm_kernel(
 
 
 def plan(
-    a: Tensor,
-    b: Tensor,
-    a_scales: Tensor,
-    b_scales: Tensor,
-    alpha: Tensor,
-    row_scale: Tensor | None,
-    bias: Tensor | None,
-    offsets: Tensor,
-    out: Tensor,
-    sm: int,
-    config: MmConfig | HopperConfig | None = None,
-    likely_rows: int | None = None,
+    call: GroupedMm, out: Tensor, sm: int, config: MmConfig | HopperConfig | None = None
 ) -> tuple[Launch, ...]:
-    """a [R, K/2], b [E, N, K/2], scales as bytes, a's grouped, b's [E, Np, Kp]; alpha float32 [E,
-    S], row_scale float32 [R], bias [E, N], offsets int32 [E+1], out [R, N]; sm: the architecture;
-    likely_rows: how many are expected to be somebody's, by which tiles are chosen; default all.
-    """
+    """The launches for a prepared call on architecture sm_<sm>; config: default the one chosen."""
+    a, b, offsets, alpha = call.a, call.b, call.offsets, call.alpha
+    a_scales, b_scales = call.a_scales.view(DATA_DTYPE), call.b_scales.view(DATA_DTYPE)
+    row_scale, bias = call.row_scale, call.bias
     (rows, n), experts, k = out.shape, b.shape[0], a.shape[1] * 2
     sm = gemm_architecture(sm)
-    likely_rows = likely_rows or rows
+    expected = call.expected_rows
     first: tuple[Launch, ...] = ()
     if is_blackwell(sm):
-        config = config or choose_grouped_config(likely_rows, experts, k, sm)
+        config = config or choose_grouped_config(expected, experts, k, sm)
     else:
         words, b = words_of(a), words_of(b)
         aligned = b.is_contiguous() and not (b.data_ptr() | b_scales.data_ptr()) % 16
-        config = config or choose_grouped_config(likely_rows, experts, k, sm if aligned else LEAST)
+        config = config or choose_grouped_config(expected, experts, k, sm, not aligned)
         if isinstance(config, HopperConfig):
-            shape = most_tiles(rows, experts, config.BM), 3
+            shape = max_tiles(rows, experts, config.BM), 3
             tiles = torch.empty(shape, dtype=torch.int32, device=out.device)
             a, launch = _plan_decode(words, a_scales, offsets, tiles, config.BM, k, sm)
             factors = alpha, row_scale, bias
@@ -130,7 +122,7 @@ def plan(
     assert isinstance(config, MmConfig)
     multiply = Launch(
         _grouped_mm_kernel,
-        (cdiv(n, config.BN), most_tiles(rows, experts, config.BM)),
+        (cdiv(n, config.BN), max_tiles(rows, experts, config.BM)),
         (
             a, b, a_scales, b_scales, alpha, row_scale, bias, offsets, out,
             experts, n, k, a.stride(0), b.stride(1), a_scales.shape[1], b_scales.shape[1],
@@ -148,7 +140,7 @@ def plan(
         },
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        most_registers=config.most_registers,
+        maxnreg=config.maxnreg,
     )  # fmt: skip
     return (*first, multiply)
 
@@ -162,8 +154,9 @@ def _plan_decode(
     k: int,
     sm: int,
 ) -> tuple[Tensor, Launch]:
-    """Decode A once, for every program that multiplies it: float16 [R, k rounded up to K_GROUP].
-    tiles int32 [most_tiles, 3] is filled on the way (groups.store_tiles, of bm rows).
+    """Plan decoding A to float16 [R, k rounded up to K_GROUP], once for every program.
+
+    The launch also fills tiles int32 [max_tiles, 3] for tiles of bm rows (groups.store_tiles).
     """
     m, tile_rows, columns = words.shape[0], 8, 512
     width, experts = cdiv(k, K_GROUP) * K_GROUP, offsets.numel() - 1
@@ -186,19 +179,6 @@ def _plan_decode(
     return out, launch
 
 
-def grouped_mm(
-    a: Tensor,
-    b: Tensor,
-    a_scales: Tensor,
-    b_scales: Tensor,
-    alpha: Tensor,
-    row_scale: Tensor | None,
-    bias: Tensor | None,
-    offsets: Tensor,
-    out: Tensor,
-    likely_rows: int | None = None,
-) -> None:
-    a_scales, b_scales = a_scales.view(DATA_DTYPE), b_scales.view(DATA_DTYPE)
-    sm = target_of(a.device).sm
-    factors = alpha, row_scale, bias
-    run(*plan(a, b, a_scales, b_scales, *factors, offsets, out, sm, likely_rows=likely_rows))
+@takes(GroupedMm.prepared)
+def grouped_mm(call: GroupedMm, out: Tensor) -> None:
+    run(*plan(call, out, target_of(out.device).sm))

@@ -1,7 +1,7 @@
-"""A linear layer before Blackwell: activations rounded to NVFP4, then multiplied; two launches.
+"""A linear layer before Blackwell (W4A4): activations are rounded to NVFP4, then multiplied.
 
-Its GEMM wants activations decoded, not packed: what quantizing and decoding them gives is made in
-one pass, in the order of K that the GEMM reads.
+The GEMM reads decoded activations. So the first of the two launches quantizes and decodes them in
+one pass, in the order of K that the GEMM uses, and never packs them.
 """
 
 from functools import partial
@@ -12,29 +12,32 @@ import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton.architecture import gemm_architecture, overlaps
-from nvfp4.backends.triton.decode import decoded_width
-from nvfp4.backends.triton.gemm import await_previous, count_from_zero, store_for_gemm
-from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.mm import Operand, plan_decoded
-from nvfp4.backends.triton.mm_config import HopperConfig, MmConfig
-from nvfp4.backends.triton.program import run
-from nvfp4.backends.triton.quantize_config import LONGEST_ROW, Tile, choose_rounding_tile
+from nvfp4.backends.triton.device.pdl import wait_for_previous_kernel
+from nvfp4.backends.triton.device.tile_config import LONGEST_ROW, Tile, choose_rounding_tile
+from nvfp4.backends.triton.device.tiles import load_blocks, round_tile, row_global_scale
+from nvfp4.backends.triton.gemm.config import HopperConfig, MmConfig
+from nvfp4.backends.triton.gemm.decode import decoded_width, store_for_gemm
+from nvfp4.backends.triton.gemm.split_k import zero_tile_counters
+from nvfp4.backends.triton.mm import Factors, Operand, plan_decoded
 from nvfp4.backends.triton.quantize_dynamic import plan_row_scales
-from nvfp4.backends.triton.tiles import load_blocks, round_tile, row_global_scale
+from nvfp4.backends.triton.runtime.architecture import gemm_architecture, supports_pdl
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv
+from nvfp4.backends.triton.runtime.program import run
+from nvfp4.calls import Linear, takes
 from nvfp4.spec.format import DATA_DTYPE
 
 
 @triton.jit(do_not_specialize=["tiles", "M", "p_stride"])
 def _round_rows_kernel(
-    x, global_scale, out, row_scale, arrived, tiles, M, K, x_stride, p_stride, out_stride,
+    x, global_scale, out, row_scale, tile_counters, tiles, M, K, x_stride, p_stride, out_stride,
     DYNAMIC: tl.constexpr, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr,
 ):  # fmt: skip
-    """out float16 [M, decoded_width(K)]: x as NVFP4 holds it; row_scale [M]: each row's own p, for
-    which a program holds whole rows.
+    """Round x to NVFP4 values in out float16 [M, decoded_width(K)].
+
+    DYNAMIC: find each row's own p, store it in row_scale [M]; a program then holds whole rows.
     """
-    await_previous(SM)
-    count_from_zero(arrived, tiles)
+    wait_for_previous_kernel(SM)
+    zero_tile_counters(tile_counters, tiles)
     rows = tl.program_id(0) * R + tl.arange(0, R)
     values = load_blocks(x, rows, rows < M, tl.program_id(1) * C, K, x_stride, R, C)
     if DYNAMIC:
@@ -46,26 +49,24 @@ def _round_rows_kernel(
 
 
 def plan(
-    x: Tensor,
-    weight: Tensor,
-    weight_scales: Tensor,
-    alpha: Tensor,
-    p: Tensor | None,
-    bias: Tensor | None,
+    call: Linear,
     out: Tensor,
     sm: int,
     config: MmConfig | HopperConfig | None = None,
     tile: Tile | None = None,
 ) -> tuple[Launch, ...]:
-    """x [M, K], weight [N, K/2], scales as bytes, alpha float32 [1, S], p float32 [1], [M], or
-    None: each row's own, of K up to LONGEST_ROW; bias [N], out [M, N]; sm: the architecture.
+    """The launches for a prepared call on architecture sm_<sm>; config, tile: default those chosen.
+
+    With x_global_scale None, each row finds its own: K is at most LONGEST_ROW.
     """
+    x, p = call.x, call.x_global_scale
     m, k = x.shape
     sm = gemm_architecture(sm)
     row_scale = p if p is not None else torch.empty(m, dtype=torch.float32, device=x.device)
     rounding = partial(_plan_rounding, x, p, row_scale, sm, tile)
-    operand = Operand(weight, weight_scales)
-    return plan_decoded(rounding, operand, alpha, row_scale, bias, out, k, sm, config)
+    weight = Operand(call.weight, call.weight_scales.view(DATA_DTYPE))
+    factors = Factors(call.weight_global_scale[None], row_scale, call.bias)
+    return plan_decoded(rounding, weight, factors, out, k, sm, config)
 
 
 def _plan_rounding(
@@ -74,17 +75,18 @@ def _plan_rounding(
     row_scale: Tensor,
     sm: int,
     tile: Tile | None,
-    arrived: Tensor | None,
+    tile_counters: Tensor | None,
 ) -> tuple[Tensor, Launch]:
     (m, k), width = x.shape, decoded_width(x.shape[1])
     rounded = torch.empty(m, width, dtype=torch.float16, device=x.device)
     tile = tile or choose_rounding_tile(m, width)
+    tiles = 0 if tile_counters is None else tile_counters.numel()
     launch = Launch(
         _round_rows_kernel,
         (cdiv(m, tile.rows), cdiv(width, tile.columns)),
         (
-            x, p, rounded, row_scale, arrived, 0 if arrived is None else arrived.numel(), m, k,
-            x.stride(0), int(p is not None and p.numel() > 1), width,
+            x, p, rounded, row_scale, tile_counters, tiles, m, k, x.stride(0),
+            int(p is not None and p.numel() > 1), width,
         ),
         {
             "DYNAMIC": p is None,
@@ -93,22 +95,16 @@ def _plan_rounding(
             "SM": sm,
         },
         num_warps=tile.num_warps,
-        overlaps=overlaps(sm),
+        launch_pdl=supports_pdl(sm),
     )  # fmt: skip
     return rounded, launch
 
 
-def linear(
-    x: Tensor,
-    weight: Tensor,
-    weight_scales: Tensor,
-    alpha: Tensor,
-    p: Tensor | None,
-    bias: Tensor | None,
-    out: Tensor,
-) -> None:
-    if p is None and x.shape[1] > LONGEST_ROW:
-        p = x.new_empty(x.shape[0], dtype=torch.float32)
-        run(plan_row_scales(x, p))
-    weight_scales, sm = weight_scales.view(DATA_DTYPE), target_of(x.device).sm
-    run(*plan(x, weight, weight_scales, alpha, p, bias, out, sm))
+@takes(Linear.prepared)
+def linear(call: Linear, out: Tensor) -> None:
+    x = call.x
+    if call.x_global_scale is None and x.shape[1] > LONGEST_ROW:
+        row_scale = x.new_empty(x.shape[0], dtype=torch.float32)
+        run(plan_row_scales(x, row_scale))
+        call = call._replace(x_global_scale=row_scale)
+    run(*plan(call, out, target_of(x.device).sm))

@@ -1,31 +1,27 @@
-"""The GEMM: out = (A B^T) * alpha + bias on packed operands."""
+"""The GEMM on packed operands: out = (A B^T) * alpha + bias."""
 
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.settings import may_split_k
-from nvfp4.backends.triton import hopper_mm
-from nvfp4.backends.triton.architecture import gemm_architecture, is_blackwell, overlaps
-from nvfp4.backends.triton.decode import plan_decode
-from nvfp4.backends.triton.gemm import (
-    await_previous,
-    leave,
-    multiply,
-    store,
-    sum_of_splits,
-    words_of,
-)
-from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.mm_config import LEAST, HopperConfig, MmConfig, choose_config
-from nvfp4.backends.triton.program import run
-from nvfp4.backends.triton.tuned import tuned_config
+from nvfp4.backends.environment import may_split_k
+from nvfp4.backends.triton.device.pdl import wait_for_previous_kernel
+from nvfp4.backends.triton.gemm.config import HopperConfig, MmConfig, choose_config
+from nvfp4.backends.triton.gemm.decode import plan_decode, words_of
+from nvfp4.backends.triton.gemm.multiply import multiply, store
+from nvfp4.backends.triton.gemm.split_k import Splits, plan_splits, reduce_partials, store_partial
+from nvfp4.backends.triton.gemm.tuned import tuned_config
+from nvfp4.backends.triton.hopper import mm as hopper_mm
+from nvfp4.backends.triton.hopper.stream_k import make_schedule
+from nvfp4.backends.triton.runtime.architecture import gemm_architecture, is_blackwell, supports_pdl
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv
+from nvfp4.backends.triton.runtime.program import run
+from nvfp4.calls import Mm, takes
 from nvfp4.spec.format import DATA_DTYPE
 
 
@@ -34,7 +30,7 @@ def _factor(
     alpha, row_scale, m_read, n_read, alpha_stride, row_scale_stride, segment,
     HAS_ROW_SCALE: tl.constexpr,
 ):  # fmt: skip
-    """What a tile's sums are multiplied by, [BN, BM]."""
+    """Load a tile's scale factors, alpha times the row scale: [BN, BM] or what broadcasts to it."""
     factor = tl.load(
         alpha + m_read[None, :].to(tl.int64) * alpha_stride + (n_read // segment)[:, None]
     )
@@ -45,35 +41,36 @@ def _factor(
 
 @triton.jit(do_not_specialize=["M", "row_scale_stride"])
 def _mm_kernel(
-    a, b, a_scales, b_scales, alpha, row_scale, bias, out, partial_sums, arrived, M, N, K,
+    a, b, a_scales, b_scales, alpha, row_scale, bias, out, partial_sums, tile_counters, M, N, K,
     a_stride, b_stride, scale_stride, alpha_stride, row_scale_stride, segment,
     HAS_ROW_SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, SM: tl.constexpr,
-    EVEN_K: tl.constexpr, SPARSE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    EVEN_K: tl.constexpr, MASK_ROWS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
-    # Rows beyond the end read the last one again, or nothing; what they compute is not stored.
+    # Rows beyond the end read the last row again, or are masked; their results are not stored.
     n_read = tl.minimum(n, N - 1)
     m_read = tl.minimum(m, M - 1)
-    live = m < M if SPARSE else None
+    row_mask = m < M if MASK_ROWS else None
     share = tl.cdiv(tl.cdiv(K, BK), SPLITS) * BK
     begin = tl.program_id(2) * share
-    await_previous(SM)
-    if SPLITS > 1:  # of few rows: loaded while they are multiplied
+    wait_for_previous_kernel(SM)
+    if SPLITS > 1:  # few rows: their factors are prefetched during the mainloop
         factor = _factor(
             alpha, row_scale, m_read, n_read, alpha_stride, row_scale_stride, segment, HAS_ROW_SCALE
         )
     acc = multiply(
         a, m_read, a_scales, m_read, a_stride, b, n_read, b_scales, n_read, b_stride, scale_stride,
-        begin, tl.minimum(begin + share, K), K, SM, EVEN_K, BM, BN, BK, live,
+        begin, tl.minimum(begin + share, K), K, SM, EVEN_K, BM, BN, BK, row_mask,
     )  # fmt: skip
     if SPLITS > 1:
         tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-        sums = partial_sums + tile.to(tl.int64) * (SPLITS * BN * BM)
-        if not leave(acc, sums, tl.program_id(2), arrived + tile, BM, BN, SPLITS):
+        partial_sums += tile.to(tl.int64) * (SPLITS * BN * BM)
+        counter = tile_counters + tile
+        if not store_partial(acc, partial_sums, tl.program_id(2), counter, BM, BN, SPLITS):
             return
-        acc = sum_of_splits(sums, BM, BN, SPLITS)
+        acc = reduce_partials(partial_sums, BM, BN, SPLITS)
     else:
         factor = _factor(
             alpha, row_scale, m_read, n_read, alpha_stride, row_scale_stride, segment, HAS_ROW_SCALE
@@ -81,114 +78,94 @@ def _mm_kernel(
     store(acc, factor, bias, out, m, n, M, N, n_read, HAS_BIAS, BM, BN)
 
 
+class Factors(NamedTuple):
+    """What the epilogue applies to the sums: alpha float32 [1 or M, S], row_scale float32 [1] or
+    [M], bias [N].
+    """
+
+    alpha: Tensor
+    row_scale: Tensor | None
+    bias: Tensor | None
+
+
 class Operand(NamedTuple):
-    """data [R, K/2] packed bytes, or as words, or [R, K] decoded; its scales as bytes."""
+    """An operand: data uint8 [R, K/2], uint16 [R, K/4] or decoded float16 [R, K]; scales uint8."""
 
     data: Tensor
     scales: Tensor
 
 
 Decoding = Callable[[Tensor | None], tuple[Tensor, Launch]]
-"""Plans how A is decoded, by a launch that zeroes the counters, if there are some."""
+"""Plans the launch that decodes A and zeroes the given tile counters, if any."""
 
 
 def plan(
-    a: Tensor,
-    b: Tensor,
-    a_scales: Tensor,
-    b_scales: Tensor,
-    alpha: Tensor,
-    row_scale: Tensor | None,
-    bias: Tensor | None,
-    out: Tensor,
-    sm: int,
-    config: MmConfig | HopperConfig | None = None,
+    call: Mm, out: Tensor, sm: int, config: MmConfig | HopperConfig | None = None
 ) -> tuple[Launch, ...]:
-    """a [M, K/2], b [N, K/2], scales as bytes, alpha float32 [1 or M, S], row_scale float32 [1] or
-    [M], bias [N], out [M, N]; sm: the architecture.
-    """
-    k, sm = a.shape[1] * 2, gemm_architecture(sm)
-    weight = Operand(b, b_scales)
+    """The launches for a prepared call on architecture sm_<sm>; config: default the one chosen."""
+    k, sm = call.a.shape[1] * 2, gemm_architecture(sm)
+    a_scales, b_scales = call.a_scales.view(DATA_DTYPE), call.b_scales.view(DATA_DTYPE)
+    weight = Operand(call.b, b_scales)
+    factors = Factors(call.alpha, call.row_scale, call.bias)
     if not is_blackwell(sm):
-        decoding = partial(plan_decode, words_of(a), a_scales, k, sm)
-        return plan_decoded(decoding, weight, alpha, row_scale, bias, out, k, sm, config)
+        decoding = partial(plan_decode, words_of(call.a), a_scales, k, sm)
+        return plan_decoded(decoding, weight, factors, out, k, sm, config)
     if config is None:
         config = choose_config(out.shape[0], out.shape[1], k, sm)
     assert isinstance(config, MmConfig)
-    packed, splits = Operand(a, a_scales), Splits()
-    return (_plan_multiply(packed, weight, alpha, row_scale, bias, out, k, config, splits, sm),)
+    packed = Operand(call.a, a_scales)
+    return (_plan_multiply(packed, weight, factors, out, k, config, Splits(), sm),)
 
 
 def plan_decoded(
     decoding: Decoding,
     weight: Operand,
-    alpha: Tensor,
-    row_scale: Tensor | None,
-    bias: Tensor | None,
+    factors: Factors,
     out: Tensor,
     k: int,
     sm: int,
     config: MmConfig | HopperConfig | None = None,
 ) -> tuple[Launch, ...]:
-    """Before Blackwell, by A decoded."""
+    """Plan the GEMM with a decoded A, as before Blackwell: decode, then multiply."""
     m, n = out.shape
     words = words_of(weight.data)
     aligned = words.stride(0) * 4 == k and not (words.data_ptr() | weight.scales.data_ptr()) % 16
     if config is None and aligned:
         config = tuned_config(m, n, k, out.device, may_split_k())
     if config is None:
-        config = choose_config(m, n, k, sm if aligned else LEAST, may_split_k())
+        config = choose_config(m, n, k, sm, may_split_k(), portable=not aligned)
     if isinstance(config, HopperConfig):
-        shares = hopper_mm.share_out(m, n, k, config, out.device)
-        a, decode = decoding(shares.arrived)
-        factors = alpha, row_scale, bias
+        schedule = make_schedule(m, n, k, config, out.device)
+        a, decode = decoding(schedule.tile_counters)
         return decode, hopper_mm.plan_multiply(
-            a, words, weight.scales, *factors, out, config, shares
+            a, words, weight.scales, *factors, out, config, schedule
         )
-    splits = _plan_splits(m, n, config, out.device)
-    a, decode = decoding(splits.arrived)
+    splits = plan_splits(m, n, config, out.device)
+    a, decode = decoding(splits.tile_counters)
     operands = Operand(a, weight.scales), Operand(words, weight.scales)
-    multiply = _plan_multiply(*operands, alpha, row_scale, bias, out, k, config, splits, sm)
+    multiply = _plan_multiply(*operands, factors, out, k, config, splits, sm)
     return decode, multiply
 
 
-class Splits(NamedTuple):
-    """Where the splits of a sum over K meet: float32 [tiles, splits, BN, BM], and how many of each
-    tile's have arrived, int32 [tiles], zeroed by the kernel before. None where none is split.
-    """
+MASK_ROWS_MAX_BM = 16
+"""The largest BM of a tile that masks A's missing rows, if half of its rows or more are missing.
 
-    partial_sums: Tensor | None = None
-    arrived: Tensor | None = None
-
-
-def _plan_splits(m: int, n: int, config: MmConfig, device: torch.device) -> Splits:
-    if config.splits == 1:
-        return Splits()
-    tiles = cdiv(m, config.BM) * cdiv(n, config.BN)
-    sums = torch.empty(tiles, config.splits, config.BN, config.BM, device=device)
-    return Splits(sums, torch.empty(tiles, dtype=torch.int32, device=device))
-
-
-MOST_SPARSE = 16
-"""Rows of a tile that reads nothing for those of A, decoded, that are not there, if these are half
-of it or more. All programs read A's rows at once: a single one that each read eight times took them
-2 to 4 % longer on an H200 (in five splits of 16384x7168, with 0 here, 25.8 us instead of 24.7).
+All programs read A's rows at once. Masking the rows instead of re-reading the last one made the
+GEMM 2 to 4 % faster on an H200 (16384x7168, 5 splits: 24.7 us instead of 25.8).
 """
 
 
 def _plan_multiply(
     a: Operand,
     b: Operand,
-    alpha: Tensor,
-    row_scale: Tensor | None,
-    bias: Tensor | None,
+    factors: Factors,
     out: Tensor,
     k: int,
     config: MmConfig,
     splits: Splits,
     sm: int,
 ) -> Launch:
-    m, n = out.shape
+    (m, n), (alpha, row_scale, bias) = out.shape, factors
     return Launch(
         _mm_kernel,
         (cdiv(n, config.BN), cdiv(m, config.BM), config.splits),
@@ -203,7 +180,7 @@ def _plan_multiply(
             "HAS_BIAS": bias is not None,
             "SM": sm,
             "EVEN_K": k % config.BK == 0,
-            "SPARSE": not is_blackwell(sm) and 2 * m <= config.BM <= MOST_SPARSE,
+            "MASK_ROWS": not is_blackwell(sm) and 2 * m <= config.BM <= MASK_ROWS_MAX_BM,
             "BM": config.BM,
             "BN": config.BN,
             "BK": config.BK,
@@ -211,21 +188,11 @@ def _plan_multiply(
         },
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        most_registers=config.most_registers,
-        overlaps=overlaps(sm),
+        maxnreg=config.maxnreg,
+        launch_pdl=supports_pdl(sm),
     )  # fmt: skip
 
 
-def mm(
-    a: Tensor,
-    b: Tensor,
-    a_scales: Tensor,
-    b_scales: Tensor,
-    alpha: Tensor,
-    row_scale: Tensor | None,
-    bias: Tensor | None,
-    out: Tensor,
-) -> None:
-    a_scales, b_scales = a_scales.view(DATA_DTYPE), b_scales.view(DATA_DTYPE)
-    sm = target_of(a.device).sm
-    run(*plan(a, b, a_scales, b_scales, alpha, row_scale, bias, out, sm))
+@takes(Mm.prepared)
+def mm(call: Mm, out: Tensor) -> None:
+    run(*plan(call, out, target_of(out.device).sm))

@@ -1,22 +1,24 @@
-"""Tokens to the experts' rows: routed, then quantized on the way.
+"""Tokens quantized into the rows of their experts.
 
-A token is read and quantized once and written to each of its rows. Programs after those of the
-tokens write the padding of the scales, one a scale tile that experts' rows take.
+A token is read and quantized once and written to each of its rows. The grid's last programs clear
+the scales' padding, one program for each scale tile that the experts' rows take.
 """
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from nvfp4.backends.contract import target_of
 from nvfp4.backends.triton import route
-from nvfp4.backends.triton.groups import experts_vector, most_tiles, scale_rows, tile_of_expert
-from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.program import run
-from nvfp4.backends.triton.quantize_config import LONGEST_ROW, Tile, choose_row_tile, choose_tile
-from nvfp4.backends.triton.quantize_dynamic import plan_row_scales
-from nvfp4.backends.triton.route import local_expert
-from nvfp4.backends.triton.tiles import (
+from nvfp4.backends.triton.device.groups import (
+    experts_vector,
+    max_tiles,
+    scale_rows,
+    tile_of_expert,
+)
+from nvfp4.backends.triton.device.tile_config import LONGEST_ROW, Tile, choose_row_tile, choose_tile
+from nvfp4.backends.triton.device.tiles import (
+    SCALE_ROW_GROUPS,
+    SCALE_ROW_STEP,
     TILE_BLOCKS,
     TILE_ROWS,
     load_blocks,
@@ -25,11 +27,16 @@ from nvfp4.backends.triton.tiles import (
     store_scales,
     store_words,
 )
+from nvfp4.backends.triton.quantize_dynamic import plan_row_scales
+from nvfp4.backends.triton.route import local_expert
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv
+from nvfp4.backends.triton.runtime.program import run
+from nvfp4.calls import Dispatched, MoeDispatch, takes
 from nvfp4.spec import swizzle
-from nvfp4.spec.format import DATA_DTYPE
+from nvfp4.spec.format import BLOCK, DATA_DTYPE
 
-TILE_WORDS = tl.constexpr(swizzle.TILE_ROWS * swizzle.TILE_BLOCKS // 4)
-"""int32 words of a scale tile: one a row, rows 32 apart side by side."""
+TILE_WORDS = tl.constexpr(swizzle.TILE_ROWS)
+"""int32 words of a scale tile: one a row, rows SCALE_ROW_STEP apart side by side."""
 
 
 @triton.jit(do_not_specialize=["M", "p_stride", "expert_offset", "token_programs"])
@@ -55,22 +62,22 @@ def _quantize_tokens_kernel(
         for j in range(top_k):
             choice = tokens * top_k + j
             rows = tl.load(positions + choice, mask=tokens < M, other=-1)
-            live = rows >= 0
-            expert = local_expert(ids, choice, live, expert_offset, E)
+            row_mask = rows >= 0
+            expert = local_expert(ids, choice, row_mask, expert_offset, E)
             begin = tl.load(offsets + expert)
             if column == 0:
-                tl.store(row_scale + rows, p, mask=live)
-            store_words(words, data, rows, live, column, K, C)
+                tl.store(row_scale + rows, p, mask=row_mask)
+            store_words(words, data, rows, row_mask, column, K, C)
             scale_row = scale_rows(rows, begin, expert)
-            store_scales(sf, scales, scale_row, live, column, scale_columns, True, C)
+            store_scales(sf, scales, scale_row, row_mask, column, scale_columns, True, C)
 
 
 @triton.jit
 def _clear_padding(scales, offsets, index, E, scale_columns, EXPERTS: tl.constexpr):
-    """Zeros in the index-th scale tile that experts' rows take, after the last of its rows."""
+    """Zero the scales after the last row of the index-th scale tile that the experts' rows take."""
     expert, begin, row, end = tile_of_expert(offsets, index, E, TILE_ROWS, EXPERTS)
     word = tl.arange(0, TILE_WORDS)
-    beyond = row + (word % 4) * 32 + word // 4 >= end
+    beyond = row + (word % SCALE_ROW_GROUPS) * SCALE_ROW_STEP + word // SCALE_ROW_GROUPS >= end
     if (row < end) & (row + TILE_ROWS > end):
         across = scale_columns // TILE_BLOCKS
         tile = scale_rows(row, begin, expert) // TILE_ROWS
@@ -80,34 +87,25 @@ def _clear_padding(scales, offsets, index, E, scale_columns, EXPERTS: tl.constex
             tl.store(at + k * TILE_WORDS, tl.zeros_like(word), mask=beyond)
 
 
-def plan(
-    x: Tensor,
-    topk_ids: Tensor,
-    p: Tensor | None,
-    expert_offset: int,
-    data: Tensor,
-    scales: Tensor,
-    row_scale: Tensor,
-    offsets: Tensor,
-    positions: Tensor,
-    sm: int,
-    tile: Tile | None = None,
-) -> Launch:
-    """x [M, K], p float32 [1], [M], or None: each token's own, of K up to LONGEST_ROW; offsets and
-    positions as routed, the outputs' scales as bytes; sm: the architecture.
+def plan(call: MoeDispatch, out: Dispatched, sm: int, tile: Tile | None = None) -> Launch:
+    """The launch that quantizes a prepared call's tokens, once out.offsets and out.positions are
+    written (route.py), on architecture sm_<sm>; tile: default the one chosen.
+
+    With x_global_scale None, each token finds its own: H is at most LONGEST_ROW.
     """
-    (m, k), experts = x.shape, offsets.numel() - 1
+    x, p, scales = call.x, call.x_global_scale, out.scales.view(DATA_DTYPE)
+    (m, k), experts = x.shape, out.offsets.numel() - 1
     if tile is None:
         tile = choose_row_tile(m, k) if p is None else choose_tile(k, 2048, 1024, num_warps=2)
     token_programs = cdiv(m, tile.rows)
-    padded = most_tiles(data.shape[0], experts, swizzle.TILE_ROWS)
+    padded = max_tiles(out.data.shape[0], experts, swizzle.TILE_ROWS)
     return Launch(
         _quantize_tokens_kernel,
-        (token_programs + padded, cdiv(scales.shape[1] * 16, tile.columns)),
+        (token_programs + padded, cdiv(scales.shape[1] * BLOCK, tile.columns)),
         (
-            x, p, topk_ids, offsets, positions, data, scales, row_scale, m, experts, k,
-            x.stride(0), int(p is not None and p.numel() > 1), topk_ids.shape[1], expert_offset,
-            scales.shape[1], token_programs,
+            x, p, call.topk_ids, out.offsets, out.positions, out.data, scales, out.row_scale, m,
+            experts, k, x.stride(0), int(p is not None and p.numel() > 1), call.topk_ids.shape[1],
+            call.expert_offset, scales.shape[1], token_programs,
         ),
         {
             "DYNAMIC": p is None,
@@ -120,20 +118,12 @@ def plan(
     )  # fmt: skip
 
 
-def moe_dispatch(
-    x: Tensor,
-    topk_ids: Tensor,
-    p: Tensor | None,
-    expert_offset: int,
-    data: Tensor,
-    scales: Tensor,
-    row_scale: Tensor,
-    offsets: Tensor,
-    positions: Tensor,
-) -> None:
-    run(*route.plan(topk_ids, expert_offset, offsets, positions))
-    if p is None and x.shape[1] > LONGEST_ROW:
-        p = x.new_empty(x.shape[0], dtype=row_scale.dtype)
-        run(plan_row_scales(x, p))
-    outputs = (data, scales.view(DATA_DTYPE), row_scale, offsets, positions)
-    run(plan(x, topk_ids, p, expert_offset, *outputs, target_of(x.device).sm))
+@takes(MoeDispatch.prepared)
+def moe_dispatch(call: MoeDispatch, out: Dispatched) -> None:
+    x = call.x
+    run(*route.plan(call.topk_ids, call.expert_offset, out.offsets, out.positions))
+    if call.x_global_scale is None and x.shape[1] > LONGEST_ROW:
+        row_scale = x.new_empty(x.shape[0], dtype=out.row_scale.dtype)
+        run(plan_row_scales(x, row_scale))
+        call = call._replace(x_global_scale=row_scale)
+    run(plan(call, out, target_of(x.device).sm))

@@ -2,13 +2,13 @@
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.program import run
-from nvfp4.backends.triton.quantize_config import FEW_ROWS, Tile, choose_tile
-from nvfp4.backends.triton.tiles import load_blocks, store_quantized
+from nvfp4.backends.triton.device.tile_config import RESIDENT_ROWS, Tile, choose_tile
+from nvfp4.backends.triton.device.tiles import load_blocks, store_quantized
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv
+from nvfp4.backends.triton.runtime.program import run
+from nvfp4.calls import Packed, Quantize, takes
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, SWIZZLED
 
 
@@ -39,38 +39,27 @@ def _quantize_kernel(
     )
 
 
-def plan(
-    x: Tensor,
-    global_scale: Tensor,
-    scale_layout: str,
-    data: Tensor,
-    scales: Tensor,
-    sm: int,
-    tile: Tile | None = None,
-) -> Launch:
-    """x [M, K], global_scale float32 [1] or [M], scales as bytes; sm: the architecture."""
+def plan(call: Quantize, out: Packed, sm: int, tile: Tile | None = None) -> Launch:
+    """The launch for a prepared call on architecture sm_<sm>; tile: default the one chosen."""
+    x, p, scales = call.x, call.global_scale, out.scales.view(DATA_DTYPE)
     (m, k), (scale_rows, scale_columns) = x.shape, scales.shape
-    warps = 4 if m <= FEW_ROWS else 1
+    warps = 4 if m <= RESIDENT_ROWS else 1
     tile = tile or choose_tile(k, elements=2048, widest=1024, num_warps=warps)
+    strides = x.stride(0), int(p.numel() > 1)
     return Launch(
         _quantize_kernel,
         (cdiv(scale_rows, tile.rows), cdiv(scale_columns * BLOCK, tile.columns)),
-        (
-            x, global_scale, data, scales, m, k, x.stride(0), int(global_scale.numel() > 1),
-            scale_rows, scale_columns,
-        ),
+        (x, p, out.data, scales, m, k, *strides, scale_rows, scale_columns),
         {
-            "SWIZZLED": scale_layout == SWIZZLED,
+            "SWIZZLED": call.scale_layout == SWIZZLED,
             "R": tile.rows,
             "C": tile.columns,
             "SM": sm,
         },
         num_warps=tile.num_warps,
-    )  # fmt: skip
+    )
 
 
-def quantize(
-    x: Tensor, global_scale: Tensor, scale_layout: str, data: Tensor, scales: Tensor
-) -> None:
-    scales, sm = scales.view(DATA_DTYPE), target_of(x.device).sm
-    run(plan(x, global_scale, scale_layout, data, scales, sm))
+@takes(Quantize.prepared)
+def quantize(call: Quantize, out: Packed) -> None:
+    run(plan(call, out, target_of(call.x.device).sm))

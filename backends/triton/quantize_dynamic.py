@@ -1,23 +1,22 @@
-"""Quantization with one global scale per row, found on the way: a program holds whole rows, so x
-is read once.
-"""
+"""Quantization with one global scale per row; a program holds whole rows, so x is read once."""
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.program import run
-from nvfp4.backends.triton.quantize import quantize
-from nvfp4.backends.triton.quantize_config import LONGEST_ROW, Tile, choose_row_tile
-from nvfp4.backends.triton.tiles import (
+from nvfp4.backends.triton.device.tile_config import LONGEST_ROW, Tile, choose_row_tile
+from nvfp4.backends.triton.device.tiles import (
     global_scale_of,
     largest_of_row,
     load_blocks,
     row_global_scale,
     store_quantized,
 )
+from nvfp4.backends.triton.quantize import quantize
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv
+from nvfp4.backends.triton.runtime.program import run
+from nvfp4.calls import Packed, Quantize, Quantized, QuantizeDynamic, takes
 from nvfp4.spec.format import DATA_DTYPE, SWIZZLED
 
 
@@ -45,24 +44,19 @@ def _row_scales_kernel(x, global_scale, K, x_stride, C: tl.constexpr):
     tl.store(global_scale + row, global_scale_of(amax))
 
 
-def plan(
-    x: Tensor,
-    scale_layout: str,
-    data: Tensor,
-    scales: Tensor,
-    global_scale: Tensor,
-    sm: int,
-    tile: Tile | None = None,
-) -> Launch:
-    """x [M, K] with K <= LONGEST_ROW, scales as bytes; sm: the architecture."""
+def plan(call: QuantizeDynamic, out: Quantized, sm: int, tile: Tile | None = None) -> Launch:
+    """The launch for a prepared call with K up to LONGEST_ROW, on architecture sm_<sm>; tile:
+    default the one chosen.
+    """
+    x, scales = call.x, out.scales.view(DATA_DTYPE)
     (m, k), (scale_rows, scale_columns) = x.shape, scales.shape
     tile = tile or choose_row_tile(m, k)
     return Launch(
         _quantize_rows_kernel,
         (cdiv(scale_rows, tile.rows),),
-        (x, data, scales, global_scale, m, k, x.stride(0), scale_rows, scale_columns),
+        (x, out.data, scales, out.row_scale, m, k, x.stride(0), scale_rows, scale_columns),
         {
-            "SWIZZLED": scale_layout == SWIZZLED,
+            "SWIZZLED": call.scale_layout == SWIZZLED,
             "R": tile.rows,
             "C": tile.columns,
             "SM": sm,
@@ -71,18 +65,17 @@ def plan(
     )
 
 
-def plan_row_scales(x: Tensor, global_scale: Tensor) -> Launch:
-    """The global scales [M] alone, for rows too long to hold."""
-    args = (x, global_scale, x.shape[1], x.stride(0))
+def plan_row_scales(x: Tensor, row_scale: Tensor) -> Launch:
+    """The launch that computes row_scale [M] alone, for rows too long to hold."""
+    args = (x, row_scale, x.shape[1], x.stride(0))
     return Launch(_row_scales_kernel, (x.shape[0],), args, {"C": 8192}, num_warps=8)
 
 
-def quantize_dynamic(
-    x: Tensor, scale_layout: str, data: Tensor, scales: Tensor, global_scale: Tensor
-) -> None:
-    if x.shape[1] > LONGEST_ROW:
-        run(plan_row_scales(x, global_scale))
-        quantize(x, global_scale, scale_layout, data, scales)
+@takes(QuantizeDynamic.prepared)
+def quantize_dynamic(call: QuantizeDynamic, out: Quantized) -> None:
+    if call.x.shape[1] > LONGEST_ROW:
+        run(plan_row_scales(call.x, out.row_scale))
+        static = Quantize(call.x, out.row_scale, call.scale_layout)
+        quantize(static, Packed(out.data, out.scales))
     else:
-        scales, sm = scales.view(DATA_DTYPE), target_of(x.device).sm
-        run(plan(x, scale_layout, data, scales, global_scale, sm))
+        run(plan(call, out, target_of(call.x.device).sm))

@@ -1,7 +1,7 @@
-"""Where the rows of tokens go: spec/grouped.py's route, a counting sort of the ids by expert.
+"""Routing: each choice's row among its expert's (spec/grouped.py), a counting sort by expert.
 
-A chunk's choices of an expert come after those of all chunks before it. One chunk is sorted by one
-program; of more, a kernel counts each first, and each program then adds the counts up by itself.
+An expert's rows are in the order of the choices. One program sorts a single chunk of ids. With more
+chunks, a first kernel counts each chunk's ids, and each program then adds the counts itself.
 """
 
 import torch
@@ -9,20 +9,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nvfp4.backends.triton.groups import experts_vector
-from nvfp4.backends.triton.launch import Launch, cdiv, next_power_of_2
+from nvfp4.backends.triton.device.groups import experts_vector
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv, next_power_of_2
 
 
 @triton.jit
 def local_expert(ids, at, inside, expert_offset, E):
-    """The local experts of the ids at [...]: int32, E for nobody's and where not inside."""
+    """The local expert of the ids at `at`: int32, E for other ranks' and where not `inside`."""
     expert = tl.load(ids + at, mask=inside, other=-1).to(tl.int64) - expert_offset
     return tl.where(inside & (expert >= 0) & (expert < E), expert, E).to(tl.int32)
 
 
 @triton.jit(do_not_specialize=["n", "expert_offset"])
 def _count_kernel(ids, counts, n, expert_offset, E, CHUNK: tl.constexpr, EXPERTS: tl.constexpr):
-    """counts int32 [chunks, EXPERTS]: how many of a chunk's ids are each expert's."""
+    """Count each expert's ids in a chunk: counts int32 [chunks, EXPERTS]."""
     chunk = tl.program_id(0)
     at = chunk * CHUNK + tl.arange(0, CHUNK)
     counted = tl.histogram(local_expert(ids, at, at < n, expert_offset, E), EXPERTS)
@@ -53,7 +53,7 @@ def _place_kernel(
         tl.store(offsets + vector, begin, mask=vector <= E)
 
     rank = tl.gather(begin + before, expert, 0)
-    for start in range(0, CHUNK, PART):  # those of the same expert earlier in this chunk
+    for start in range(0, CHUNK, PART):  # count the same expert's earlier ids in this chunk
         part = start + tl.arange(0, PART)
         at_part = chunk * CHUNK + part
         other = local_expert(ids, at_part, at_part < n, expert_offset, E)
@@ -65,9 +65,11 @@ def _place_kernel(
 def plan(
     topk_ids: Tensor, expert_offset: int, offsets: Tensor, positions: Tensor
 ) -> tuple[Launch, ...]:
-    """topk_ids int32 or int64 [M, top_k], offsets int32 [E+1], positions int32 [M, top_k]."""
+    """Plan topk_ids int32 or int64 [M, top_k] to offsets int32 [E+1] and positions int32
+    [M, top_k].
+    """
     n, experts = topk_ids.numel(), offsets.numel() - 1
-    # Programs add up the counts of all chunks: there should be few.
+    # Every program adds the counts of all chunks, so there should be few chunks.
     chunk = 256 if n <= 8192 else 1024
     chunks = cdiv(n, chunk)
     if chunks == 1:

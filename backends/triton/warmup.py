@@ -27,10 +27,11 @@ from torch import Tensor
 
 from nvfp4.backends.contract import Workload
 from nvfp4.backends.triton import grouped_mm, linear, mm, quantize_dynamic
-from nvfp4.backends.triton.architecture import multiplies_nvfp4
-from nvfp4.backends.triton.launch import Launch, hash_all, kind, specialized
-from nvfp4.backends.triton.quantize_config import LONGEST_ROW
-from nvfp4.spec.format import DATA_DTYPE, SWIZZLED
+from nvfp4.backends.triton.device.tile_config import LONGEST_ROW
+from nvfp4.backends.triton.runtime.architecture import multiplies_nvfp4
+from nvfp4.backends.triton.runtime.launch import Launch, hash_all, kind, specialized
+from nvfp4.calls import GroupedMm, Linear, Mm, Quantized, QuantizeDynamic
+from nvfp4.spec.format import DATA_DTYPE, SCALE_DTYPE, SWIZZLED
 from nvfp4.spec.grouped import grouped_scales_shape
 from nvfp4.spec.swizzle import scales_shape
 
@@ -58,33 +59,36 @@ def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def _linear(work: Workload, m: int, dtype: torch.dtype, sm: int) -> Iterator[Launch]:
-    """Of activations that have a scale a row, and a weight that has one."""
+    """The launches of nvfp4::linear: each row has a scale, the weight has one."""
     n, k = work.n, work.k
     bias = None if work.bias is None else _meta(n, dtype=work.bias)
     x, weight = _meta(m, k, dtype=dtype), _meta(n, k // 2, dtype=DATA_DTYPE)
-    weight_scales = _meta(*scales_shape((n, k), SWIZZLED), dtype=DATA_DTYPE)
-    alpha, out = _meta(1, 1), _meta(m, n, dtype=dtype)
+    weight_scales = _meta(*scales_shape((n, k), SWIZZLED), dtype=SCALE_DTYPE)
+    out = _meta(m, n, dtype=dtype)
     if not multiplies_nvfp4(sm):
-        yield from linear.plan(x, weight, weight_scales, alpha, None, bias, out, sm)
+        call = Linear(x, weight, weight_scales, _meta(1), None, bias)
+        yield from linear.plan(call, out, sm)
         return
-    data, p = _meta(m, k // 2, dtype=DATA_DTYPE), _meta(m)
-    scales = _meta(*scales_shape((m, k), SWIZZLED), dtype=DATA_DTYPE)
+    scales = _meta(*scales_shape((m, k), SWIZZLED), dtype=SCALE_DTYPE)
+    a = Quantized(_meta(m, k // 2, dtype=DATA_DTYPE), scales, _meta(m))
     if k <= LONGEST_ROW:
-        yield quantize_dynamic.plan(x, SWIZZLED, data, scales, p, sm)
-    yield from mm.plan(data, weight, scales, weight_scales, alpha, p, bias, out, sm)
+        yield quantize_dynamic.plan(QuantizeDynamic(x), a, sm)
+    operands = a.data, weight, a.scales, weight_scales, _meta(1, 1), a.row_scale
+    yield from mm.plan(Mm(*operands, bias), out, sm)
 
 
 def _grouped(work: Workload, rows: int, dtype: torch.dtype, sm: int) -> Iterator[Launch]:
-    """Of weights that have one scale each, and of those whose gate and up have their own."""
+    """The launches of nvfp4::grouped_mm, for weights of one scale and of two (gate's and up's)."""
     n, k, experts = work.n, work.k, work.experts
     a, b = _meta(rows, k // 2, dtype=DATA_DTYPE), _meta(experts, n, k // 2, dtype=DATA_DTYPE)
-    a_scales = _meta(*grouped_scales_shape(rows, experts, k), dtype=DATA_DTYPE)
-    b_scales = _meta(experts, *scales_shape((n, k), SWIZZLED), dtype=DATA_DTYPE)
+    a_scales = _meta(*grouped_scales_shape(rows, experts, k), dtype=SCALE_DTYPE)
+    b_scales = _meta(experts, *scales_shape((n, k), SWIZZLED), dtype=SCALE_DTYPE)
     bias = None if work.bias is None else _meta(experts, n, dtype=work.bias)
     offsets, out = _meta(experts + 1, dtype=torch.int32), _meta(rows, n, dtype=dtype)
     for segments in (1, 2) if n % 2 == 0 else (1,):
-        factors = _meta(experts, segments), _meta(rows), bias
-        yield from grouped_mm.plan(a, b, a_scales, b_scales, *factors, offsets, out, sm)
+        operands = a, b, a_scales, b_scales, _meta(experts, segments), offsets, _meta(rows)
+        call = GroupedMm(*operands, bias, expected_rows=rows)
+        yield from grouped_mm.plan(call, out, sm)
 
 
 def _mark(launch: Launch, sm: int) -> Path:
@@ -165,7 +169,7 @@ def _run_share(
 
 
 def main(sm: int) -> None:
-    from nvfp4.backends.triton.ahead import compile_launch
+    from nvfp4.backends.triton.runtime.ahead import compile_launch
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else is printed, by libraries too, is no answer

@@ -1,7 +1,8 @@
-"""A linear layer of activations in 16 bits: laid out for the GEMM, then multiplied; two launches.
+"""A linear layer with 16-bit activations (W4A16): they are laid out for the GEMM, then multiplied.
 
-The GEMM multiplies float16. A row over a power of two that brings its largest element near
-float16's is in float16 what it is in bfloat16, but for elements 2^31 times smaller than that one.
+The GEMM multiplies float16. The first launch divides each row by a power of two that brings its
+largest element near float16's. Float16 then holds the row's bfloat16 values, except for elements
+2^31 times smaller than the largest.
 """
 
 from functools import partial
@@ -12,29 +13,32 @@ import triton.language as tl
 from torch import Tensor
 
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.triton.architecture import FP8, is_blackwell, overlaps
-from nvfp4.backends.triton.decode import decoded_width
-from nvfp4.backends.triton.floats import E2M1_F16_SCALE, from_f32, to_f32
-from nvfp4.backends.triton.gemm import await_previous, count_from_zero, store_for_gemm
-from nvfp4.backends.triton.launch import Launch, cdiv
-from nvfp4.backends.triton.mm import Operand, plan_decoded
-from nvfp4.backends.triton.mm_config import HopperConfig, MmConfig
-from nvfp4.backends.triton.program import run
-from nvfp4.backends.triton.quantize_config import Tile, choose_rounding_tile
-from nvfp4.backends.triton.tiles import load_blocks, row_power_of_two
+from nvfp4.backends.triton.device.floats import E2M1_F16_SCALE, from_f32, to_f32
+from nvfp4.backends.triton.device.pdl import wait_for_previous_kernel
+from nvfp4.backends.triton.device.tile_config import Tile, choose_rounding_tile
+from nvfp4.backends.triton.device.tiles import load_blocks, row_power_of_two
+from nvfp4.backends.triton.gemm.config import HopperConfig, MmConfig
+from nvfp4.backends.triton.gemm.decode import decoded_width, store_for_gemm
+from nvfp4.backends.triton.gemm.split_k import zero_tile_counters
+from nvfp4.backends.triton.mm import Factors, Operand, plan_decoded
+from nvfp4.backends.triton.runtime.architecture import FP8, is_blackwell, supports_pdl
+from nvfp4.backends.triton.runtime.launch import Launch, cdiv
+from nvfp4.backends.triton.runtime.program import run
+from nvfp4.calls import Linear, takes
 from nvfp4.spec.format import DATA_DTYPE
 
 
 @triton.jit(do_not_specialize=["tiles", "M"])
 def _lay_out_rows_kernel(
-    x, out, row_scale, arrived, tiles, M, K, x_stride, out_stride,
+    x, out, row_scale, tile_counters, tiles, M, K, x_stride, out_stride,
     WHOLE_ROWS: tl.constexpr, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr,
 ):  # fmt: skip
-    """out float16 [M, decoded_width(K)] in decode's order, row_scale [M] what it is to be
-    multiplied by, with E2M1_F16_SCALE, which the GEMM takes A to be divided by.
+    """Store x over its row's power of two to out float16 [M, decoded_width(K)], in decode's order.
+
+    row_scale [M] gets that power over E2M1_F16_SCALE, since the GEMM's result includes this factor.
     """
-    await_previous(SM)
-    count_from_zero(arrived, tiles)
+    wait_for_previous_kernel(SM)
+    zero_tile_counters(tile_counters, tiles)
     rows = tl.program_id(0) * R + tl.arange(0, R)
     values = load_blocks(x, rows, rows < M, tl.program_id(1) * C, K, x_stride, R, C)
     p = row_power_of_two(values)
@@ -46,48 +50,41 @@ def _lay_out_rows_kernel(
         values = to_f32(from_f32(values, tl.bfloat16))
     values = (values * (1.0 / p)[:, None, None]).to(tl.float16)
     store_for_gemm(values, out, rows, M, out_stride, R, C)
-    # Of a row's several programs each stores it: they have found the same.
+    # Every program of a row stores its scale: all have found the same one.
     tl.store(row_scale + rows, p * (1.0 / E2M1_F16_SCALE), mask=rows < M)
 
 
 def plan(
-    x: Tensor,
-    weight: Tensor,
-    weight_scales: Tensor,
-    alpha: Tensor,
-    bias: Tensor | None,
-    out: Tensor,
-    sm: int,
-    config: MmConfig | HopperConfig | None = None,
+    call: Linear, out: Tensor, sm: int, config: MmConfig | HopperConfig | None = None
 ) -> tuple[Launch, ...]:
-    """x [M, K], weight [N, K/2], scales as bytes, alpha float32 [1, S], bias [N], out [M, N]; sm:
-    the architecture.
-    """
+    """The launches for a prepared call on architecture sm_<sm>; config: default the one chosen."""
+    x = call.x
     m, k = x.shape
-    if is_blackwell(sm):  # its own instruction multiplies NVFP4 by NVFP4 alone
+    if is_blackwell(sm):  # the block-scaled instruction takes NVFP4 for both operands only
         sm = FP8
     row_scale = torch.empty(m, dtype=torch.float32, device=x.device)
     laying_out = partial(_plan_rows, x, row_scale, sm)
-    operand = Operand(weight, weight_scales)
-    return plan_decoded(laying_out, operand, alpha, row_scale, bias, out, k, sm, config)
+    weight = Operand(call.weight, call.weight_scales.view(DATA_DTYPE))
+    factors = Factors(call.weight_global_scale[None], row_scale, call.bias)
+    return plan_decoded(laying_out, weight, factors, out, k, sm, config)
 
 
-LONGEST = 8192
-"""Elements of a row that are looked at at once; of a longer one, each program looks at all."""
+MAX_ROW_COLUMNS = 8192
+"""The longest row that one program holds. The programs of a longer row each read all of it."""
 
 
 def _plan_rows(
-    x: Tensor, row_scale: Tensor, sm: int, arrived: Tensor | None
+    x: Tensor, row_scale: Tensor, sm: int, tile_counters: Tensor | None
 ) -> tuple[Tensor, Launch]:
     (m, k), width = x.shape, decoded_width(x.shape[1])
     out = torch.empty(m, width, dtype=torch.float16, device=x.device)
-    tile: Tile = choose_rounding_tile(m, min(width, LONGEST))
+    tile: Tile = choose_rounding_tile(m, min(width, MAX_ROW_COLUMNS))
+    tiles = 0 if tile_counters is None else tile_counters.numel()
     launch = Launch(
         _lay_out_rows_kernel,
         (cdiv(m, tile.rows), cdiv(width, tile.columns)),
         (
-            x, out, row_scale, arrived, 0 if arrived is None else arrived.numel(), m, k,
-            x.stride(0), width,
+            x, out, row_scale, tile_counters, tiles, m, k, x.stride(0), width,
         ),
         {
             "WHOLE_ROWS": width <= tile.columns,
@@ -96,18 +93,11 @@ def _plan_rows(
             "SM": sm,
         },
         num_warps=tile.num_warps,
-        overlaps=overlaps(sm),
+        launch_pdl=supports_pdl(sm),
     )  # fmt: skip
     return out, launch
 
 
-def weight_only_linear(
-    x: Tensor,
-    weight: Tensor,
-    weight_scales: Tensor,
-    alpha: Tensor,
-    bias: Tensor | None,
-    out: Tensor,
-) -> None:
-    sm = target_of(x.device).sm
-    run(*plan(x, weight, weight_scales.view(DATA_DTYPE), alpha, bias, out, sm))
+@takes(Linear.prepared)
+def weight_only_linear(call: Linear, out: Tensor) -> None:
+    run(*plan(call, out, target_of(out.device).sm))

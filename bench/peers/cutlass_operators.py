@@ -8,12 +8,12 @@ import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
 
+from nvfp4.backends.cutedsl.gemm.choose import SMS
 from nvfp4.bench.peers import Compiled
 
 PACKAGE = "nvidia-cutlass-operators"
 
 _SMS = 148
-"""Of a B200; the kernel takes its largest grid as a constant."""
 
 
 def needs() -> list[str]:
@@ -66,7 +66,7 @@ def compile(tile_m: int, tile_n: int, cluster: tuple[int, int]) -> Compiled:
             pointer(cutlass.BFloat16, 16),
             (k_major, k_major, row_major),
             (size, size, size, size),
-            _SMS // (cluster[0] * cluster[1]),
+            SMS // (cluster[0] * cluster[1]),  # the kernel takes its largest grid as a constant
             make_fake_stream(),
             lambda x: x,
         )

@@ -12,10 +12,9 @@ register_linear_kernel. No class of vLLM's is changed, and no model after it was
 """
 
 import logging
-import os
 from functools import cache
 
-from nvfp4.backends.settings import BATCH_INVARIANT
+from nvfp4.backends.environment import prefer_batch_invariance
 
 logger = logging.getLogger("vllm.nvfp4")  # a child of vLLM's, so that its handlers print it
 
@@ -55,7 +54,7 @@ def adopt_settings() -> None:
     from vllm import envs
 
     if envs.VLLM_BATCH_INVARIANT:
-        os.environ.setdefault(BATCH_INVARIANT, "1")
+        prefer_batch_invariance()
 
 
 def unsupported(version: str) -> str:

@@ -15,10 +15,10 @@ from vllm.model_executor.utils import set_weight_attrs
 from nvfp4.checkpoints import Format
 from nvfp4.integrations.vllm.loading import multipliers, needs_dtype, refused, validated
 from nvfp4.layers import MoE
-from nvfp4.ops import ExpertWeights, QuantizedTensor
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, LINEAR, SCALE_DTYPE
 from nvfp4.spec.glu import ACTIVATIONS
 from nvfp4.spec.swizzle import swizzle_scales
+from nvfp4.tensors import ExpertWeights, QuantizedTensor
 
 GATE_UP, DOWN = ("w1", "w3"), ("w2",)
 """vLLM's names of gate and up, the halves of w13, and of down."""

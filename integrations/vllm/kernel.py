@@ -10,7 +10,7 @@ from torch.nn import Parameter
 from vllm.model_executor.kernels.linear.nvfp4.base import NvFp4LinearKernel, NvFp4LinearLayerConfig
 from vllm.model_executor.layers.linear import LinearBase
 
-from nvfp4.ops import linear
+from nvfp4.ops.linear import linear
 from nvfp4.spec.swizzle import swizzle_scales
 
 

@@ -17,11 +17,13 @@ from vllm.model_executor.parameter import (
     PerTensorScaleParameter,
 )
 
+from nvfp4.ahead.warmup import warmup
 from nvfp4.checkpoints import Format
 from nvfp4.checkpoints.schemes import PRE_QUANT_SCALE
 from nvfp4.integrations.vllm.loading import PartLoader, multipliers, refused, validated
-from nvfp4.ops import QuantizedTensor, concatenate, linear, warmup
+from nvfp4.ops.linear import linear
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, FLOAT_DTYPES, LINEAR, SCALE_DTYPE
+from nvfp4.tensors import QuantizedTensor, concatenate
 
 
 @register_weight_loader_v2_supported_method

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nvfp4.ops import QuantizedTensor
+from nvfp4.tensors import QuantizedTensor
 
 QKV = {"q": 0, "k": 1, "v": 2}
 """vLLM's names for the parts of an attention's fused projection."""

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from nvfp4.bench import cold
 from nvfp4.cli import app
-from nvfp4.ops.explain import STAGES
+from nvfp4.dispatch.explain import STAGES
 
 
 @pytest.fixture

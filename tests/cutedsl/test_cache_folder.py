@@ -18,11 +18,11 @@ import torch
 from paths import ROOT
 
 import nvfp4
-from nvfp4.backends import cutedsl
+from nvfp4.backends import cutedsl, environment
 from nvfp4.backends.contract import Problem, Target
-from nvfp4.backends.cutedsl import cache
-from nvfp4.backends.cutedsl import compile as compiler
 from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
+from nvfp4.backends.cutedsl.runtime import cache
+from nvfp4.backends.cutedsl.runtime import compile as compiler
 
 pytest.importorskip("filelock")
 
@@ -39,7 +39,7 @@ def folder(monkeypatch) -> Iterator[Path]:
     temporary.mkdir()
     temporary.chmod(0o1777)
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    monkeypatch.setenv(cache.ENVIRONMENT, str(parent / "cache"))
+    monkeypatch.setenv(environment.CACHE_DIR, str(parent / "cache"))
     yield parent / "cache"
     for path in parent.rglob("*"):
         if path.is_dir():
@@ -90,7 +90,7 @@ def went_on(found: dict[str, Any], reason: str, *keys: str) -> None:
     assert found["values"] == [f"value of {key}" for key in keys]
     assert found["made"] == list(keys)
     (said,) = found["said"]
-    assert cache.ENVIRONMENT in said and reason in said
+    assert environment.CACHE_DIR in said and reason in said
 
 
 def test_what_is_kept_is_found_by_the_next_process(folder):
@@ -109,7 +109,7 @@ def test_a_file_in_the_place_of_the_folder_stopped_calls(folder):
 
 def test_a_file_in_the_place_of_a_parent_stopped_calls(folder, monkeypatch):
     folder.write_text("a file")
-    monkeypatch.setenv(cache.ENVIRONMENT, str(folder / "below" / "it"))
+    monkeypatch.setenv(environment.CACHE_DIR, str(folder / "below" / "it"))
     went_on(in_a_process(lambda: calls("a")), "Not a directory", "a")
 
 
@@ -117,7 +117,7 @@ def test_a_user_without_a_home_could_not_call(folder, monkeypatch):
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.delenv(cache.ENVIRONMENT, raising=False)
+    monkeypatch.delenv(environment.CACHE_DIR, raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", no_home)
     went_on(in_a_process(lambda: calls("a", "b")), "home directory", "a", "b")
@@ -136,7 +136,7 @@ def test_a_folder_that_cannot_be_written_stopped_calls(folder):
     assert found["values"] == ["value of kept", "value of a", "value of b"]
     assert found["made"] == ["a", "b"], "what is there is used, though no more can be kept"
     (said,) = found["said"]
-    assert "Permission denied" in said and cache.ENVIRONMENT in said
+    assert "Permission denied" in said and environment.CACHE_DIR in said
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
@@ -215,7 +215,7 @@ def test_a_private_folder_is_private_and_is_gone_with_its_process(folder):
     folder.write_text("a file")
     code = """
 import multiprocessing, os, stat
-from nvfp4.backends.cutedsl.cache_folder import directory
+from nvfp4.backends.cutedsl.runtime.cache_folder import directory
 
 folder = directory()
 if os.fork() == 0:
@@ -271,14 +271,16 @@ def test_a_triton_cache_folder_that_cannot_be_written_stopped_compiling(folder, 
     folder.write_text("a file")
     code = """
 import torch
-from nvfp4.backends.triton.ahead import compile_launch
+from nvfp4.backends.triton.runtime.ahead import compile_launch
 from nvfp4.backends.triton.moe_combine import plan
+from nvfp4.calls import MoeCombine
 
 y, out = torch.empty(2, 8, 64, dtype=torch.bfloat16, device="meta").unbind()
 weights = torch.empty(8, 1, device="meta")
 positions = torch.empty(8, 1, dtype=torch.int32, device="meta")
-print(len(compile_launch(plan(y, weights, positions, out), 90).asm["cubin"]))
-compile_launch(plan(y, weights, positions, out), 80)
+call = MoeCombine(y, weights, positions)
+print(len(compile_launch(plan(call, out), 90).asm["cubin"]))
+compile_launch(plan(call, out), 80)
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"}
     environment["TRITON_CACHE_DIR"] = str(folder)

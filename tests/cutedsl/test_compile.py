@@ -8,14 +8,15 @@ import pytest
 import torch
 
 import nvfp4
-from nvfp4.backends import cutedsl
+from nvfp4.backends import cutedsl, environment
 from nvfp4.backends.contract import Problem, Target
-from nvfp4.backends.cutedsl import cache, cubin
-from nvfp4.backends.cutedsl import compile as compiler
-from nvfp4.backends.cutedsl.compile import Compiled, cache_key, compiled, is_cached
 from nvfp4.backends.cutedsl.gemm.choose import NARROW, TILES
 from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
 from nvfp4.backends.cutedsl.gemm.launch import function_on, loadable
+from nvfp4.backends.cutedsl.runtime import cache
+from nvfp4.backends.cutedsl.runtime import compile as compiler
+from nvfp4.backends.cutedsl.runtime.compile import Compiled, cache_key, compiled, is_cached
+from nvfp4.bench import cubin
 
 REASONS = cutedsl.BACKEND.reasons(Problem("mm", Target("cpu")))
 pytestmark = pytest.mark.skipif(bool(REASONS), reason="; ".join(REASONS))
@@ -99,7 +100,7 @@ def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Kernel]
         asked.append(kernel)
         return {"object": b"object", "ptx": b"ptx", "cubin": arch.encode()}
 
-    monkeypatch.setenv(cache.ENVIRONMENT, str(tmp_path / "cache"))
+    monkeypatch.setenv(environment.CACHE_DIR, str(tmp_path / "cache"))
     monkeypatch.setattr(compiler, "_compile", compile_)
     return asked
 
@@ -180,7 +181,7 @@ def test_compiling_under_capture_names_warmup(monkeypatch):
 
 @compiles
 def test_warmup_in_a_process(tmp_path, monkeypatch):
-    monkeypatch.setenv(cache.ENVIRONMENT, str(tmp_path))
+    monkeypatch.setenv(environment.CACHE_DIR, str(tmp_path))
     done = nvfp4.warmup([(64, 256)], max_m=1, device="cpu", backend="cutedsl")
     assert len(done) == 4 and all(line.endswith(": compiled") for line in done)
     again = nvfp4.warmup([(64, 256)], max_m=1, device="cpu", backend="cutedsl")

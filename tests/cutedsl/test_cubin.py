@@ -1,4 +1,4 @@
-"""What backends/cutedsl/cubin.py reads from kernels whose loops, waits and spills are known: they
+"""What bench/cubin.py reads from kernels whose loops, waits and spills are known: they
 are written here in PTX and compiled for sm_100a.
 """
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import triton
 
-from nvfp4.backends.cutedsl import cubin
+from nvfp4.bench import cubin
 
 pytestmark = pytest.mark.usefixtures("compiles")
 

@@ -12,9 +12,11 @@ from bounds import gemm_bound
 from cases import Shape, activations, same_bits, skip_if_it_cannot
 
 import nvfp4
-from nvfp4.backends.cutedsl.gemm.choose import NARROW, TILES
+from nvfp4.backends.cutedsl.gemm.choose import NARROW, SMS, TILES
 from nvfp4.backends.cutedsl.gemm.config import Tile
-from nvfp4.backends.cutedsl.mm import mm as sm100_mm
+from nvfp4.backends.cutedsl.gemm.launch import plan
+from nvfp4.backends.cutedsl.mm import run_or_emulate
+from nvfp4.calls import Mm
 from nvfp4.spec.format import FLOAT_DTYPES
 from nvfp4.spec.quantize import decode
 
@@ -76,7 +78,7 @@ def operands(shape: Shape, exact: bool) -> tuple[nvfp4.QuantizedTensor, nvfp4.Qu
 def run(backend: str, shape: Shape, exact: bool, alpha, bias=None, dtype=torch.bfloat16):
     skip_if_it_cannot(backend)
     a, b = operands(shape, exact)
-    return OPS.mm(a.data, b.data, a.scales, b.scales, alpha, bias, dtype, backend)
+    return OPS.mm(a.data, b.data, a.scales, b.scales, alpha, None, bias, dtype, backend)
 
 
 @others
@@ -144,9 +146,9 @@ def run_tile(tile: Tile, shape: Shape, row_scale: bool, sms: int) -> None:
     a, b = operands(shape, True)
     alpha, bias = eighths(1, 1), eighths(shape.n)
     scale = eighths(shape.m) if row_scale else None
-    args = (a.data, b.data, a.scales, b.scales, alpha, scale, bias)
+    call = Mm(a.data, b.data, a.scales, b.scales, alpha, scale, bias)
     got = torch.empty(shape.m, shape.n, dtype=torch.bfloat16)
-    sm100_mm(*args, got, tile=tile, sms=sms)
+    run_or_emulate(plan(call, got, tile, sms))
     folded = alpha if scale is None else alpha * scale.view(-1, 1)
     same_bits(got, run("reference", shape, True, folded, bias))
 
@@ -166,7 +168,8 @@ def test_batch_invariance_can_be_asked_for(monkeypatch):
 
     def tokens(m: int) -> torch.Tensor:
         alpha, scales = torch.full((m, 1), 1e-4), nvfp4.swizzle_scales(a.linear_scales()[:m])
-        return OPS.mm(a.data[:m], b.data, scales, b.scales, alpha, None, torch.float32, "cutedsl")
+        operands = a.data[:m], b.data, scales, b.scales, alpha
+        return OPS.mm(*operands, out_dtype=torch.float32, backend="cutedsl")
 
     together = tokens(80)
     for m in (1, 8):
@@ -175,15 +178,15 @@ def test_batch_invariance_can_be_asked_for(monkeypatch):
     scales = nvfp4.swizzle_scales(a.linear_scales()[:8])
     alpha = torch.full((8, 1), 1e-4)
     tile = Tile(128, 8, split_k=4, swapped=True)
-    sm100_mm(a.data[:8], b.data, scales, b.scales, alpha, None, None, split, tile=tile)
+    run_or_emulate(plan(Mm(a.data[:8], b.data, scales, b.scales, alpha), split, tile, SMS))
     assert (split != together[:8]).any(), "a split sum differs in its last bits"
 
 
 @emulated
 def test_one_compiled_kernel_serves_any_allocation_and_size(monkeypatch, tmp_path):
     """Three allocations, three sizes, one compilation: nothing of a call is baked in."""
-    from nvfp4.backends.cutedsl import compile as compiler
-    from nvfp4.backends.cutedsl import emulated
+    from nvfp4.backends.cutedsl.runtime import compile as compiler
+    from nvfp4.backends.cutedsl.runtime import emulated
 
     compilations = []
     compile_ = compiler._compile

@@ -24,10 +24,6 @@ from grouped_problems import (
 )
 
 from nvfp4.backends.contract import Workload
-from nvfp4.backends.cutedsl import compile as compiler
-from nvfp4.backends.cutedsl import cubin, emulated
-from nvfp4.backends.cutedsl.compile import compiled
-from nvfp4.backends.cutedsl.emulator import Options
 from nvfp4.backends.cutedsl.gemm.choose import GLU, GROUPED, choose_grouped_config
 from nvfp4.backends.cutedsl.gemm.config import Epilogue, Glu, Kernel, Tile
 from nvfp4.backends.cutedsl.gemm.launch_grouped import (
@@ -38,7 +34,14 @@ from nvfp4.backends.cutedsl.gemm.launch_grouped import (
 )
 from nvfp4.backends.cutedsl.gemm.layouts import SHARED_BYTES, layout_of
 from nvfp4.backends.cutedsl.grouped_mm import grouped_mm
-from nvfp4.backends.cutedsl.warmup import kernels_for
+from nvfp4.backends.cutedsl.mm import run_or_emulate
+from nvfp4.backends.cutedsl.runtime import compile as compiler
+from nvfp4.backends.cutedsl.runtime import emulated
+from nvfp4.backends.cutedsl.runtime.compile import compiled
+from nvfp4.backends.cutedsl.runtime.warmup import kernels_for
+from nvfp4.bench import cubin
+from nvfp4.calls import GroupedMm
+from nvfp4.emulator import Options
 from nvfp4.spec.format import FLOAT_DTYPES
 from nvfp4.spec.glu import ACTIVATIONS
 
@@ -60,9 +63,14 @@ def check(
     factor = eighths(routing.rows) if row_scale else None
     added = eighths(experts, n).to(dtype) if bias else None
     out = torch.full((routing.rows, n), POISON, dtype=dtype)
-    grouped_mm(
-        x.a, x.b, x.a_scales, x.b_scales, alpha, factor, added, x.offsets, out, tile=tile, sms=sms
+    call = GroupedMm(
+        *(x.a, x.b, x.a_scales, x.b_scales, alpha, x.offsets, factor, added),
+        expected_rows=routing.rows,
     )
+    if tile is None:
+        grouped_mm(call, out)
+    else:
+        run_or_emulate(plan_grouped(call, out, tile, sms))
     same_bits(out, expected(x, routing, alpha, factor, added, dtype))
 
 
@@ -112,7 +120,7 @@ def test_more_experts_are_refused():
     x = operands(Routing("513", (*[0] * 512, 1)), 8, 16)
     out = torch.zeros(1, 8)
     with pytest.raises(ValueError, match="needs up to 512 experts, got 513"):
-        grouped_mm(x.a, x.b, x.a_scales, x.b_scales, eighths(513, 1), None, None, x.offsets, out)
+        grouped_mm(GroupedMm(x.a, x.b, x.a_scales, x.b_scales, eighths(513, 1), x.offsets), out)
 
 
 @runs
@@ -121,11 +129,10 @@ def test_under_every_schedule(tile):
     """Warps and asynchronous work in other orders: nothing relies on what happened to be first."""
     x = operands(MIXED, 264, 1296)
     alpha = eighths(4, 1)
+    call = GroupedMm(x.a, x.b, x.a_scales, x.b_scales, alpha, x.offsets)
     for seed, delay in enumerate((0, 30, 300, 1000)):
         out = torch.full((MIXED.rows, 264), POISON, dtype=torch.bfloat16)
-        launch = plan_grouped(
-            x.a, x.b, x.a_scales, x.b_scales, alpha, None, None, x.offsets, out, tile, 3
-        )
+        launch = plan_grouped(call, out, tile, 3)
         emulated.run(launch, Options(seed=seed, delay=delay, quantum=512 if seed % 2 else 64))
         same_bits(out, expected(x, MIXED, alpha, None, None, torch.bfloat16))
 

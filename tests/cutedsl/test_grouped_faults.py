@@ -10,10 +10,11 @@ import torch
 from edits import DROP, Edit
 from grouped_problems import POISON, SQUARE, Routing, eighths, expected, operands, runs
 
-from nvfp4.backends.cutedsl.compile import FUNCTION, Compiled, compiled
-from nvfp4.backends.cutedsl.emulator import Deadlock, Hazard, Kind, Options, load
 from nvfp4.backends.cutedsl.gemm.launch import Launch
 from nvfp4.backends.cutedsl.gemm.launch_grouped import plan_grouped
+from nvfp4.backends.cutedsl.runtime.compile import FUNCTION, Compiled, compiled
+from nvfp4.calls import GroupedMm
+from nvfp4.emulator import Deadlock, Hazard, Kind, Options, load
 
 pytestmark = runs
 
@@ -59,8 +60,8 @@ def prepared() -> Prepared:
     x = operands(ROUTING, n, k)
     alpha, row_scale = eighths(len(ROUTING.counts), 1), eighths(ROUTING.rows)
     want = expected(x, ROUTING, alpha, row_scale, None, torch.bfloat16)
-    args = (x.a, x.b, x.a_scales, x.b_scales, alpha, row_scale, None, x.offsets)
-    launch = plan_grouped(*args, torch.empty_like(want), SQUARE, 3)
+    call = GroupedMm(x.a, x.b, x.a_scales, x.b_scales, alpha, x.offsets, row_scale)
+    launch = plan_grouped(call, torch.empty_like(want), SQUARE, 3)
     return Prepared(launch, compiled(launch.kernel, "sm_100a"), want)
 
 

@@ -25,19 +25,22 @@ from torch import Tensor
 
 from nvfp4.backends import cutedsl
 from nvfp4.backends.contract import Problem, Target
-from nvfp4.backends.cutedsl import cubin, emulated
-from nvfp4.backends.cutedsl.compile import compiled
-from nvfp4.backends.cutedsl.emulator import Options
-from nvfp4.backends.cutedsl.emulator.floats import fma32
 from nvfp4.backends.cutedsl.gemm.choose import GLU
 from nvfp4.backends.cutedsl.gemm.config import Tile
 from nvfp4.backends.cutedsl.gemm.launch_grouped import (
     glu_kernel_of,
     plan_glu,
+    plan_grouped,
 )
 from nvfp4.backends.cutedsl.gemm.layouts import layout_of
-from nvfp4.backends.cutedsl.grouped_mm import grouped_mm
 from nvfp4.backends.cutedsl.grouped_mm_glu_quantize import grouped_mm_glu_quantize
+from nvfp4.backends.cutedsl.mm import run_or_emulate
+from nvfp4.backends.cutedsl.runtime import emulated
+from nvfp4.backends.cutedsl.runtime.compile import compiled
+from nvfp4.bench import cubin
+from nvfp4.calls import GroupedMm, GroupedMmGluQuantize, Quantized
+from nvfp4.emulator import Options
+from nvfp4.emulator.isa.floats import fma32
 from nvfp4.spec.format import FLOAT_DTYPES
 from nvfp4.spec.glu import ACTIVATIONS, EXP2_COEFFICIENTS, GELU_TANH, SILU, glu
 from nvfp4.spec.grouped import expert_of_rows, swizzle_grouped_scales
@@ -68,10 +71,10 @@ def check_glu(routing: Routing, case: GluCase, sms: int = 3) -> None:
         x.a_linear.view(torch.uint8)[::5, 0] = 0x7F
         x = x._replace(a_scales=swizzle_grouped_scales(x.a_linear, x.offsets))
     p = torch.rand(experts if case.scale_each else 1) / 16 + 1e-3
-    inputs = (x.a, x.b, x.a_scales, x.b_scales, alpha, row_scale)
+    inputs = (x.a, x.b, x.a_scales, x.b_scales, alpha, x.offsets, row_scale)
 
     gate_up = torch.zeros(rows, 2 * i, dtype=case.dtype)
-    grouped_mm(*inputs, None, x.offsets, gate_up, tile=SQUARE, sms=sms)
+    run_or_emulate(plan_grouped(GroupedMm(*inputs), gate_up, SQUARE, sms))
     if not case.special:  # NaN times 0 in other rows' products is of no interest here
         want = expected(x, routing, alpha, row_scale, None, case.dtype)
         mine = expert_of_rows(x.offsets, rows) < experts
@@ -92,9 +95,13 @@ def check_glu(routing: Routing, case: GluCase, sms: int = 3) -> None:
     global_scale[:end] = row_p
 
     got = [torch.full_like(data, BYTE), torch.zeros_like(scales.view(torch.uint8))]
-    got = [got[0], got[1].view(scales.dtype), torch.full((rows,), POISON)]
-    form = case.limit, case.activation, case.dtype
-    grouped_mm_glu_quantize(*inputs, x.offsets, p, *form, *got, tile=case.tile, sms=sms)
+    got = Quantized(got[0], got[1].view(scales.dtype), torch.full((rows,), POISON))
+    form = case.limit, case.dtype, rows, case.activation
+    call = GroupedMmGluQuantize(*inputs, p, *form)
+    if case.tile is None:
+        grouped_mm_glu_quantize(call, got)
+    else:
+        run_or_emulate(plan_glu(call, got, case.tile, sms))
     for one, other in zip(got, (data, scales, global_scale), strict=True):
         same_bits(one, other)
 
@@ -151,13 +158,12 @@ def test_scale_tiles_are_written_whole():
     routing = Routing("two", (130, 5), 250)
     x = operands(routing, 256, 32)
     scales = torch.full((128 * 5, 8), BYTE, dtype=torch.uint8).view(torch.float8_e4m3fn)
-    outputs = (torch.zeros(385, 64, dtype=torch.uint8), scales, torch.zeros(385))
-    inputs = (x.a, x.b, x.a_scales, x.b_scales, torch.ones(2, 1), None, x.offsets)
+    outputs = Quantized(torch.zeros(385, 64, dtype=torch.uint8), scales, torch.zeros(385))
+    inputs = (x.a, x.b, x.a_scales, x.b_scales, torch.ones(2, 1), x.offsets)
+    call = GroupedMmGluQuantize(*inputs, global_scale=torch.ones(1))
     for tile in GLU:
         scales.view(torch.uint8).fill_(BYTE)
-        grouped_mm_glu_quantize(
-            *inputs, torch.ones(1), None, SILU, torch.bfloat16, *outputs, tile=tile, sms=2
-        )
+        run_or_emulate(plan_glu(call, outputs, tile, 2))
         tiles = scales.view(torch.uint8).view(5, 2, 32, 4, 4).permute(0, 3, 2, 1, 4).reshape(5, -1)
         used = [(tile != BYTE).all().item() for tile in tiles]
         assert used == [True, True, True, False, False] and (tiles[3:] == BYTE).all()
@@ -171,10 +177,12 @@ def test_what_the_fused_kernel_cannot_do_is_said():
     assert need in cutedsl.BACKEND.reasons(ask)
     assert not [r for r in cutedsl.BACKEND.reasons(ask._replace(intermediate=256)) if "128" in r]
     x = operands(Routing("one", (3,)), 384, 32)
-    outputs = (torch.zeros(3, 96, dtype=torch.uint8), torch.zeros(128, 12), torch.zeros(3))
-    inputs = (x.a, x.b, x.a_scales, x.b_scales, torch.ones(1, 1), None, x.offsets, torch.ones(1))
+    data = torch.zeros(3, 96, dtype=torch.uint8)
+    outputs = Quantized(data, torch.zeros(128, 12), torch.zeros(3))
+    inputs = (x.a, x.b, x.a_scales, x.b_scales, torch.ones(1, 1), x.offsets)
+    call = GroupedMmGluQuantize(*inputs, global_scale=torch.ones(1))
     with pytest.raises(ValueError, match="in multiples of 128, got I = 192"):
-        plan_glu(*inputs, None, SILU, torch.bfloat16, *outputs, GLU[0], 1)
+        plan_glu(call, outputs, GLU[0], 1)
 
 
 @runs

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from nvfp4.backends.cutedsl.emulator import UnsupportedInstruction
+from nvfp4.emulator import UnsupportedInstruction
 
 
 def same_floats(got: np.ndarray, want: np.ndarray) -> None:

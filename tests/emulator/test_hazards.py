@@ -22,7 +22,7 @@ from memory_faults import MEMORY_FAULTS
 from order_faults import ORDER_FAULTS
 from right_kernels import BOX, LOADED, PUT, TMEM
 
-from nvfp4.backends.cutedsl.emulator import Deadlock, Hazard, Kind
+from nvfp4.emulator import Deadlock, Hazard, Kind
 
 FAULTS = [*MEMORY_FAULTS, *ORDER_FAULTS]
 

@@ -25,9 +25,10 @@ from emulated_ptx import (
     tensor_map,
 )
 
-from nvfp4.backends.cutedsl.emulator import Hazard, descriptors
-from nvfp4.backends.cutedsl.emulator import tensor_map as maps
-from nvfp4.backends.cutedsl.emulator.hazards import Unsupported
+from nvfp4.emulator import Hazard
+from nvfp4.emulator.hazards import Unsupported
+from nvfp4.emulator.tensor_cores import descriptors
+from nvfp4.emulator.tma import tensor_map as maps
 
 # TMA: where the 16-byte chunks of a box of two bytes wide rows stand, chunk by chunk, from an
 # address that is a multiple of 1024 on. In 128 bytes, row r's chunk c is chunk c xor r; in 64, the

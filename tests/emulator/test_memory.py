@@ -37,7 +37,7 @@ from emulated_values import (
     tensor,
 )
 
-from nvfp4.backends.cutedsl.emulator import execute
+from nvfp4.emulator import execute
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])

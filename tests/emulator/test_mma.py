@@ -14,7 +14,8 @@ from emulated_ptx import (
     run,
 )
 
-from nvfp4.backends.cutedsl.emulator import UnsupportedInstruction, tensor_core
+from nvfp4.emulator import UnsupportedInstruction
+from nvfp4.emulator.tensor_cores import mma as tensor_core
 
 # The MMA: A's 4096 bytes, B's and the scales' behind one another, all without swizzle
 

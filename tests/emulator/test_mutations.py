@@ -19,16 +19,17 @@ from paths import ROOT
 from torch import Tensor
 
 import nvfp4
-from nvfp4.backends.cutedsl.compile import FUNCTION, Compiled, compiled
-from nvfp4.backends.cutedsl.emulator import Deadlock, Emulated, Hazard, Options, load
 from nvfp4.backends.cutedsl.gemm.config import STAGE_K, Tile
 from nvfp4.backends.cutedsl.gemm.launch import Launch, plan
 from nvfp4.backends.cutedsl.gemm.layouts import layout_of
+from nvfp4.backends.cutedsl.runtime.compile import FUNCTION, Compiled, compiled
 from nvfp4.backends.reference.mm import mm as reference_mm
+from nvfp4.calls import Mm
+from nvfp4.emulator import Deadlock, Emulated, Hazard, Options, load
 
 pytestmark = pytest.mark.usefixtures("emulated")
 
-DOCUMENT = ROOT / "backends" / "cutedsl" / "emulator" / "MUTATIONS.md"
+DOCUMENT = ROOT / "emulator" / "MUTATIONS.md"
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,9 @@ def prepared(kernel: str) -> Prepared:
     alpha = torch.full((1, 1), 0.25)
     bias = torch.randn(n, generator=generator) if subject.bias else None
     out, want = torch.empty(2, m, n, dtype=torch.bfloat16)
-    operands = (a, b, a_scales, b_scales, alpha, None, bias)
-    reference_mm(*operands, want)
-    launch = plan(*operands, out, subject.tile, subject.sms)
+    call = Mm(a, b, a_scales, b_scales, alpha, None, bias)
+    reference_mm(call, want)
+    launch = plan(call, out, subject.tile, subject.sms)
     return Prepared(launch, compiled(launch.kernel, "sm_100a"), want)
 
 

@@ -9,7 +9,7 @@ from emulated_values import (
     in_lanes,
 )
 
-from nvfp4.backends.cutedsl.emulator import Hazard, Kind, UnsupportedInstruction, execute
+from nvfp4.emulator import Hazard, Kind, UnsupportedInstruction, execute
 
 
 def test_names_in_blocks_are_their_own():

@@ -17,10 +17,11 @@ from cases import Shape, same_bits
 from torch import Tensor
 
 import nvfp4
-from nvfp4.backends.cutedsl.emulator import Deadlock, Hazard, Kind, Options, load
 from nvfp4.backends.reference.mm import mm as reference_mm
 from nvfp4.bench.peers import cutlass_operators
-from nvfp4.ops.explain import explain
+from nvfp4.calls import Mm
+from nvfp4.dispatch.explain import explain
+from nvfp4.emulator import Deadlock, Hazard, Kind, Options, load
 
 # The package's own, of its use of the DSL.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -132,7 +133,7 @@ def run(code: Code, shape: Shape, options: Options) -> tuple[Tensor, Tensor]:
     (a, a_scales), (b, b_scales) = operand(shape.m), operand(shape.n)
     out, want = torch.empty(2, shape.m, shape.n, dtype=torch.bfloat16)
     swizzled = [scales.view(torch.float8_e4m3fn) for scales in (a_scales, b_scales)]
-    reference_mm(a, b, *swizzled, torch.ones(1, 1), None, None, want)
+    reference_mm(Mm(a, b, *swizzled, torch.ones(1, 1)), want)
     memory = {"a": a, "b": b, "a_scales": a_scales, "b_scales": b_scales, "out": out}
     addresses = (tensor.data_ptr() for tensor in memory.values())
     stream = 0

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from nvfp4.checkpoints.checkpoint import Checkpoint
 from nvfp4.layers import Linear, MoE
-from nvfp4.ops import QuantizedTensor, concatenate, stack_experts
 from nvfp4.spec.format import LINEAR
+from nvfp4.tensors import QuantizedTensor, concatenate, stack_experts
 
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 TOKENS = 5

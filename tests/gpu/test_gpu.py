@@ -8,15 +8,16 @@ from cases import activations, same_bits
 
 import nvfp4
 from nvfp4.backends.contract import target_of
-from nvfp4.backends.settings import BATCH_INVARIANT
+from nvfp4.backends.environment import BATCH_INVARIANT
 from nvfp4.backends.triton import mm
-from nvfp4.backends.triton.mm_config import COST, GROUPED
+from nvfp4.backends.triton.gemm.config import COST, GROUPED
+from nvfp4.calls import Mm
 from nvfp4.spec.swizzle import swizzled_shape
 
 OPS = torch.ops.nvfp4
 
 HOPPER_TILES = [
-    tile._replace(split=split)
+    tile._replace(stream_k=split)
     for tile in sorted({*COST, *GROUPED.values()})
     for split in (False, True)
 ]
@@ -44,14 +45,16 @@ def test_what_is_copied_ahead_overwrites_nothing_that_is_still_read(tile):
         choice = torch.randint(0, 3, swizzled_shape(rows, k), device="cuda")
         scales = torch.tensor([0x30, 0x38, 0x40], dtype=torch.uint8, device="cuda")[choice]
         one = torch.ones((), device="cuda")
-        return data, scales, OPS.dequantize(data, scales.view(torch.float8_e4m3fn), one)
+        scales = scales.view(torch.float8_e4m3fn)
+        return data, scales, OPS.dequantize(data, scales, one)
 
     (a, a_scales, x), (b, b_scales, w) = operand(m), operand(n)
     want = x.float() @ w.float().T
     alpha = torch.ones(1, 1, device="cuda")
     for _ in range(20):
         out = torch.full_like(want, float("nan"))
-        for launch in mm.plan(a, b, a_scales, b_scales, alpha, None, None, out, sm, tile):
+        call = Mm(a, b, a_scales, b_scales, alpha)
+        for launch in mm.plan(call, out, sm, tile):
             launch.run()
         same_bits(out, want)
 
@@ -273,8 +276,8 @@ def test_every_tile_at_real_sizes(m, n, k, monkeypatch):
 def test_every_tile_that_does_not_split_gives_the_same_bits(n, k):
     """In float32, on activations with outliers: no token's bits tell how many came with it."""
     from nvfp4.backends.contract import target_of
+    from nvfp4.backends.triton.gemm.config import choose_config, choose_grouped_config
     from nvfp4.backends.triton.mm import plan
-    from nvfp4.backends.triton.mm_config import choose_config, choose_grouped_config
 
     w, x = _weight(n, k), nvfp4.quantize_dynamic(activations(200, k).cuda() / 1024)
     sm = target_of(w.device).sm
@@ -282,12 +285,12 @@ def test_every_tile_that_does_not_split_gives_the_same_bits(n, k):
     widths = (4096, 9216, 16384)
     configs = {choose_config(m, width, k, sm, False) for m in tokens for width in widths}
     configs |= {choose_grouped_config(8 * m, 8, k, sm) for m in tokens}
-    operands = (x.data, w.data, x.scales.view(torch.uint8), w.scales.view(torch.uint8))
+    alpha = w.global_scale.view(1, 1)
+    call = Mm(x.data, w.data, x.scales, w.scales, alpha, x.global_scale)
     first = None
     for config in sorted(configs, key=str):
         out = torch.full((200, n), float("nan"), device="cuda")
-        alpha = w.global_scale.view(1, 1)
-        for launch in plan(*operands, alpha, x.global_scale, None, out, sm, config):
+        for launch in plan(call, out, sm, config):
             launch.run()
         first = out if first is None else first
         same_bits(out, first)

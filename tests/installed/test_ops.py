@@ -162,9 +162,10 @@ def test_silu_mul_quantize(backend):
 def test_mm(backend):
     w, bias = _packed(N, K, seed=6), np.arange(N) / 4
     alpha = torch.tensor(P * P)
-    operands = (X.data, w.data, X.scales, w.scales, alpha, torch.from_numpy(bias.astype(F32)))
+    operands = (X.data, w.data, X.scales, w.scales, alpha)
+    added = torch.from_numpy(bias.astype(F32))
     want = _exact(X.values @ w.values.T + bias)
-    _same(OPS.mm(*operands, torch.float32, backend), want)
+    _same(OPS.mm(*operands, None, added, torch.float32, backend), want)
 
 
 @gemms
@@ -172,7 +173,7 @@ def test_linear(backend):
     w, bias = _packed(N, K, seed=7), np.arange(N) / 4
     p, added = torch.tensor(P), torch.from_numpy(bias.astype(F32))
     want = _exact(X.values @ w.values.T + bias)
-    _same(OPS.linear(_x(), *w[:3], p, added, backend), want)
+    _same(OPS.linear(_x(), *w[:3], p, added, backend=backend), want)
 
 
 @compositions
@@ -180,7 +181,7 @@ def test_swiglu_mlp(backend):
     w13, w2 = _packed(2 * INTERMEDIATE, K, seed=8), _packed(N, INTERMEDIATE, seed=9)
     p = torch.tensor(P)
     want = _mlp(X.values, w13.values, w2.values, P, 7.0)
-    _same(OPS.swiglu_mlp(_x(), *w13[:3], *w2[:3], p, p, 7.0, backend), want)
+    _same(OPS.swiglu_mlp(_x(), *w13[:3], *w2[:3], p, p, 7.0, backend=backend), want)
 
 
 @quantizers
@@ -201,12 +202,12 @@ def test_moe_dispatch(backend):
 def test_grouped_mm(backend):
     (rows, tokens), w = _rows_of_experts(), _experts(N, K, seed=10)
     alpha = w.global_scale * P
-    operands = (rows.data, w.data, rows.scales, w.scales, alpha, rows.offsets, None, torch.float32)
+    operands = (rows.data, w.data, rows.scales, w.scales, alpha, rows.offsets)
     want = [
         X.values[token] @ w.values[expert].T
         for token, expert in zip(tokens, _expert_of_rows(), strict=True)
     ]
-    got = OPS.grouped_mm(*operands, backend)
+    got = OPS.grouped_mm(*operands, out_dtype=torch.float32, backend=backend)
     _same(got[: len(tokens)], _exact(np.stack(want)))
     assert not got[len(tokens) :].any()
 
@@ -215,7 +216,8 @@ def test_grouped_mm(backend):
 def test_grouped_mm_glu_quantize(backend):
     (rows, tokens), w = _rows_of_experts(), _experts(2 * INTERMEDIATE, K, seed=20)
     operands = (rows.data, w.data, rows.scales, w.scales, w.global_scale * P, rows.offsets)
-    h = OPS.grouped_mm_glu_quantize(*operands, torch.tensor(P), 7.0, "silu", torch.float32, backend)
+    glu = None, torch.tensor(P), 7.0, torch.float32
+    h = OPS.grouped_mm_glu_quantize(*operands, *glu, backend=backend)
     gate_up = [
         X.values[token] @ w.values[expert].T
         for token, expert in zip(tokens, _expert_of_rows(), strict=True)
@@ -250,5 +252,5 @@ def test_moe(backend):
         want[token] += ROUTING[token, choice] * y[0]
     routing = torch.from_numpy(ROUTING), torch.from_numpy(IDS)
     p = torch.tensor(P)
-    got = OPS.moe(_x(), *routing, *w13[:3], *w2[:3], p, p, 0, 7.0, backend)
+    got = OPS.moe(_x(), *routing, *w13[:3], *w2[:3], p, p, swiglu_limit=7.0, backend=backend)
     _same(got, _exact(want))

@@ -11,8 +11,8 @@ from cases import activations, same_bits
 from torch import Tensor, nn
 
 import nvfp4
+from nvfp4.ahead.warmup import moe_workloads, routed, warmup_moe
 from nvfp4.layers import Linear, MoE, SwiGLUMLP, deinterleave_gate_up
-from nvfp4.ops.warmup import moe_workloads, routed, warmup_moe
 
 H, INTER, E, TOP_K = 96, 64, 4, 2
 
@@ -272,7 +272,7 @@ def test_moe_is_its_op(device):
     x, weights, ids = _inputs(layer, 9, device)
     w13, w2 = layer.packed()
     assert layer.w13_global_scale.shape == (E, 2)
-    want = nvfp4.moe(x, weights, ids + 3, w13, w2, None, h, 3, 1.0)
+    want = nvfp4.moe(x, weights, ids + 3, w13, w2, None, h, 3, swiglu_limit=1.0)
     same_bits(layer(x, weights, ids + 3), want)
     assert "experts=4, expert_offset=3, hidden=96, intermediate=64" in repr(layer)
 

@@ -18,10 +18,9 @@ from cases import (
 
 import nvfp4
 from nvfp4.backends.contract import Workload, target_of
-from nvfp4.backends.settings import BATCH_INVARIANT
-from nvfp4.backends.triton.hopper_mm import share_out
-from nvfp4.backends.triton.mm import plan
-from nvfp4.backends.triton.mm_config import (
+from nvfp4.backends.environment import BATCH_INVARIANT
+from nvfp4.backends.triton.device.tile_config import choose_rounding_tile
+from nvfp4.backends.triton.gemm.config import (
     COST,
     GROUPED,
     K_GROUP,
@@ -29,7 +28,9 @@ from nvfp4.backends.triton.mm_config import (
     HopperConfig,
     choose_config,
 )
-from nvfp4.backends.triton.quantize_config import choose_rounding_tile
+from nvfp4.backends.triton.hopper.stream_k import make_schedule
+from nvfp4.backends.triton.mm import plan
+from nvfp4.calls import Mm
 from nvfp4.spec.format import FLOAT_DTYPES
 
 pytestmark = pytest.mark.op("mm")
@@ -81,7 +82,7 @@ def _check(
 
 def _run(a, b, alpha, bias, dtype, device, backend):
     tensors = [t.to(device) for t in (a.data, b.data, a.scales, b.scales, alpha)]
-    return OPS.mm(*tensors, None if bias is None else bias.to(device), dtype, backend)
+    return OPS.mm(*tensors, None, None if bias is None else bias.to(device), dtype, backend)
 
 
 @BY_SHAPE
@@ -120,7 +121,9 @@ def test_every_form_of_alpha(backend, device, form, with_bias):
 CONFIGS = {choose_config(m, n, k, sm) for m in (1, 9, 17, 33, 65, 257, 513, 4096)
            for n in (64, 9216, 16384) for k in (4000, 4096) for sm in (80, 90)}  # fmt: skip
 CONFIGS |= {
-    config._replace(split=split) for config in (*COST, *GROUPED.values()) for split in (False, True)
+    config._replace(stream_k=split)
+    for config in (*COST, *GROUPED.values())
+    for split in (False, True)
 }
 
 
@@ -131,7 +134,7 @@ def test_programs_of_few_tokens_all_have_steps_and_run_in_full_waves(n, k):
     steps = k // config.BK
     share = -(-steps // config.splits)
     assert (config.splits - 1) * share < steps
-    tiles, squeezed = n // config.BN, config.most_registers is not None
+    tiles, squeezed = n // config.BN, config.maxnreg is not None
     assert squeezed == (5 * SMS < 3 * tiles <= 6 * SMS)
     assert not squeezed or tiles * config.splits <= 6 * SMS
 
@@ -166,18 +169,17 @@ def test_every_tile_of_triton(device, config, k):
         shape = Shape(300, 392, k)  # several tiles for some programs, several programs for some
     a, b = _exact_operands(shape)
     out = torch.full((shape.m, shape.n), float("nan"), device=device)
-    operands = (a.data, b.data, a.scales.view(torch.uint8), b.scales.view(torch.uint8))
-    alpha = torch.full((1, 1), 0.25, device=device)
-    for launch in plan(*(t.to(device) for t in operands), alpha, None, None, out, sm, config):
+    operands = (a.data, b.data, a.scales, b.scales, torch.full((1, 1), 0.25))
+    for launch in plan(Mm(*(t.to(device) for t in operands)), out, sm, config):
         launch.run()
     same_bits(out, (_values(a) @ _values(b).T * 0.25).float())
 
 
 def test_steps_that_32_bits_do_not_count_are_not_shared_out():
-    config = HopperConfig(16, 8, 8, split=True)
-    assert share_out(16, 2**16, 2**16, config, torch.device("cpu")).programs > 1
+    config = HopperConfig(16, 8, 8, stream_k=True)
+    assert make_schedule(16, 2**16, 2**16, config, torch.device("cpu")).programs > 1
     with pytest.raises(ValueError, match="too many steps"):
-        share_out(2**16, 2**16, 2**16, config, torch.device("cpu"))
+        make_schedule(2**16, 2**16, 2**16, config, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
@@ -235,12 +237,12 @@ def test_linear_is_quantize_and_mm(backend, device, shape, dtype):
     x = activations(shape.m, shape.k, dtype)
     w = nvfp4.quantize(activations(shape.n, shape.k), backend="reference").to(device)
     bias = torch.randn(shape.n, device=device)
-    got = OPS.linear(x.to(device), w.data, w.scales, w.global_scale, None, bias, backend)
+    got = OPS.linear(x.to(device), w.data, w.scales, w.global_scale, None, bias, backend=backend)
     q = nvfp4.quantize_dynamic(x.to(device), backend="reference")
     same_bits(got, nvfp4.mm(q, w, bias, dtype, backend))
 
     p = nvfp4.global_scale(x).to(device)
-    static = OPS.linear(x.to(device), w.data, w.scales, w.global_scale, p, None, backend)
+    static = OPS.linear(x.to(device), w.data, w.scales, w.global_scale, p, None, backend=backend)
     q = nvfp4.quantize(x.to(device), p, backend="reference")
     same_bits(static, nvfp4.mm(q, w, None, dtype, backend))
 
@@ -252,7 +254,7 @@ def test_a_token_does_not_depend_on_its_neighbours(backend, device):
     w = nvfp4.quantize(activations(72, 272), backend="reference").to(device)
 
     def run(tokens: torch.Tensor) -> torch.Tensor:
-        return OPS.linear(tokens, w.data, w.scales, w.global_scale, None, None, backend)
+        return OPS.linear(tokens, w.data, w.scales, w.global_scale, backend=backend)
 
     together = run(x)
     order = torch.randperm(140).to(device)
@@ -276,9 +278,9 @@ def test_fused_parts_keep_their_own_global_scales(backend, device, monkeypatch):
     fused = nvfp4.concatenate(parts).validate().to(device)
     assert fused.global_scale.numel() == 5
     x = activations(9, 64).to(device)
-    got = OPS.linear(x, fused.data, fused.scales, fused.global_scale, None, None, backend)
+    got = OPS.linear(x, fused.data, fused.scales, fused.global_scale, None, None, backend=backend)
     alone = [
-        OPS.linear(x, w.data, w.scales, w.global_scale, None, None, backend)
+        OPS.linear(x, w.data, w.scales, w.global_scale, backend=backend)
         for w in (part.to(device) for part in parts)
     ]
     same_bits(got, torch.cat(alone, 1))
@@ -290,9 +292,9 @@ def test_fused_parts_keep_their_own_global_scales(backend, device, monkeypatch):
 def test_linear_keeps_leading_dimensions(backend, device, lead):
     w = nvfp4.quantize(torch.randn(24, 32), backend="reference").to(device)
     x = torch.randn(*lead, 32, device=device)
-    got = OPS.linear(x, w.data, w.scales, w.global_scale, None, None, backend)
+    got = OPS.linear(x, w.data, w.scales, w.global_scale, backend=backend)
     assert got.shape == (*lead, 24) and got.dtype == x.dtype
     same_bits(
         got.reshape(-1, 24),
-        OPS.linear(x.reshape(-1, 32), w.data, w.scales, w.global_scale, None, None, backend),
+        OPS.linear(x.reshape(-1, 32), w.data, w.scales, w.global_scale, backend=backend),
     )

@@ -13,11 +13,12 @@ from routing import FEW, PATTERNS, Pattern, exact_experts, exact_tokens, in_turn
 from torch import Tensor
 
 import nvfp4
-from nvfp4.dispatch import launcher
-from nvfp4.ops.experts import ExpertRows, ExpertWeights
+from nvfp4.calls import Dispatched, GluQuantize, MoeDispatch, Quantized
+from nvfp4.dispatch import fill
 from nvfp4.spec.format import FLOAT_DTYPES
 from nvfp4.spec.grouped import swizzle_grouped_scales
 from nvfp4.spec.quantize import decode
+from nvfp4.tensors import ExpertRows, ExpertWeights
 
 OPS = torch.ops.nvfp4
 H, INTERMEDIATE = 80, 128
@@ -117,14 +118,18 @@ def test_scale_tiles_that_experts_take_are_written_whole(backend, device, patter
     rows, used = want[0].shape[0], tiles_taken(want[3].cpu())
     gate_up = activations(rows, 2 * H).to(device)
     h = OPS.glu_quantize(gate_up, None, want[3], backend="reference")
-    for op, inputs, expected, routing in (
-        ("moe_dispatch", (x, ids.to(device), None, pattern.offset), want[:3], want[3:]),
-        ("glu_quantize", (gate_up, None, want[3], None, "silu", "swizzled"), h, ()),
+    for call, expected, routing in (
+        (
+            MoeDispatch(x, ids.to(device), pattern.experts, None, pattern.offset, backend),
+            Dispatched(*want),
+            want[3:],
+        ),
+        (GluQuantize(gate_up, None, want[3], backend=backend), Quantized(*h), ()),
     ):
-        outputs = [torch.empty_like(w) for w in (*expected, *routing)]
+        outputs = expected._make(torch.empty_like(w) for w in expected)
         for output in outputs:
             output.view(torch.uint8).fill_(0x7F)
-        launcher(op, x.device, backend)(*inputs, *outputs)
+        fill(call, outputs)
         for got, w in zip(outputs[3:], routing, strict=True):
             same_bits(got, w)
         end = int(want[3][-1])
@@ -158,7 +163,7 @@ def by_expert(rows: ExpertRows, weights: ExpertWeights, bias: Tensor | None, dty
             scales = nvfp4.swizzle_scales(linear[part])
             args = (rows.data[part], weights.data[e], scales, weights.scales[e], alpha)
             added = None if bias is None else bias[e]
-            out[part] = OPS.mm(*args, added, dtype, "reference")
+            out[part] = OPS.mm(*args, None, added, dtype, "reference")
     return out
 
 
@@ -235,7 +240,7 @@ def test_grouped_glu_quantize(backend, device, pattern, form):
     of_row = p
     if kind == "expert":
         of_row = p.repeat_interleave(rows.offsets.diff())
-    dense = nvfp4.glu_quantize(gate_up[:end], of_row, limit, activation, "linear", "reference")
+    dense = nvfp4.glu_quantize(gate_up[:end], of_row, limit, "linear", activation, "reference")
     zeros = torch.zeros(rows.shape[0] - end, H // 2, dtype=torch.uint8)
     same_bits(got.data, torch.cat([dense.data, zeros]))
     same_bits(got.scales, swizzle_grouped_scales(dense.scales, rows.offsets, rows.shape[0]))
@@ -250,7 +255,7 @@ def test_glu_quantize(backend, device, dtype, layout, activation):
     """Each row's own scale: what quantize_dynamic finds in the product."""
     gate_up = activations(33, 192, dtype)
     for limit in (None, 0.5):
-        args = (None, None, limit, activation, layout)
+        args = (None, None, limit, layout, activation)
         want = OPS.glu_quantize(gate_up, *args, "reference")
         for g, w in zip(OPS.glu_quantize(gate_up.to(device), *args, backend), want, strict=True):
             same_bits(g, w)

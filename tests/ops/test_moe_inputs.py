@@ -8,7 +8,7 @@ from arguments import arguments
 
 import nvfp4
 from nvfp4.backends.triton import grouped_mm
-from nvfp4.backends.triton.mm_config import choose_grouped_config
+from nvfp4.backends.triton.gemm.config import choose_grouped_config
 
 OPS = torch.ops.nvfp4
 Change = Callable[[torch.Tensor], object]
@@ -26,7 +26,7 @@ CASES: list[tuple[str, int, Change, str]] = [
     ("glu_quantize", 3, lambda _: 0.0, "limit needs a finite positive number"),
     (
         "glu_quantize",
-        4,
+        5,
         lambda _: "relu",
         "activation needs one of 'silu', 'gelu_tanh', got 'relu'",
     ),
@@ -44,11 +44,11 @@ CASES: list[tuple[str, int, Change, str]] = [
     ("grouped_mm", 5, lambda o: o + 1, "offsets needs values from 0 up"),
     ("grouped_mm", 5, lambda o: o * 99, "offsets needs values .* at most 12"),
     ("grouped_mm", 5, lambda o: _falls_by_2_31(o), "offsets needs values from 0 up"),
-    ("grouped_mm", 6, lambda b: b[0], r"bias needs shape \[5, 64\]"),
-    ("grouped_mm", 7, lambda _: torch.int8, "out_dtype needs one of"),
-    ("grouped_mm_glu_quantize", 6, lambda _: torch.ones(3), r"global_scale needs .* \[5\]"),
-    ("grouped_mm_glu_quantize", 7, lambda _: -1.0, "limit needs"),
-    ("grouped_mm_glu_quantize", 8, lambda _: "", "activation needs"),
+    ("grouped_mm", 7, lambda b: b[0], r"bias needs shape \[5, 64\]"),
+    ("grouped_mm", 8, lambda _: torch.int8, "out_dtype needs one of"),
+    ("grouped_mm_glu_quantize", 7, lambda _: torch.ones(3), r"global_scale needs .* \[5\]"),
+    ("grouped_mm_glu_quantize", 8, lambda _: -1.0, "limit needs"),
+    ("grouped_mm_glu_quantize", 11, lambda _: "", "activation needs"),
     ("moe_dispatch", 0, lambda x: x[None], "x needs 2 dimensions"),
     ("moe_dispatch", 1, lambda i: i.short(), "topk_ids needs dtype int32 or int64, got int16"),
     ("moe_dispatch", 1, lambda i: i[:4], r"topk_ids needs shape \[6, top_k\]"),
@@ -70,7 +70,7 @@ CASES: list[tuple[str, int, Change, str]] = [
     ("moe", 8, lambda p: p.double(), "w2_global_scale needs dtype float32"),
     ("moe", 10, lambda _: torch.ones(3), r"h_global_scale needs shape \[\], \[1\] or \[5\]"),
     ("moe", 10, lambda p: p * float("nan"), "h_global_scale needs finite positive values, got nan"),
-    ("moe", 12, lambda _: float("inf"), "limit needs a finite positive number"),
+    ("moe", 13, lambda _: float("inf"), "limit needs a finite positive number"),
     ("swiglu_mlp", 0, lambda x: x[:, :32], "w13 needs x's K = 32"),
     ("swiglu_mlp", 4, lambda w: w[:, :8], "w2_scales needs|w13 needs N = 2I"),
     ("swiglu_mlp", 8, lambda _: torch.ones(6), r"h_global_scale needs shape \[\], \[1\], got"),
@@ -91,15 +91,20 @@ def test_an_activation_that_there_is_not():
         OPS.moe(*args, activation="tanh")
 
 
+def _of_global_experts(count: int) -> tuple:
+    args = arguments("moe", 6, "cpu")
+    return *args[:12], count, *args[13:]
+
+
 def test_fewer_experts_in_all_than_here():
     need = "global_num_experts needs 0, or at least the 5 experts that are here, got 4"
     with pytest.raises(ValueError, match=need):
-        OPS.moe(*arguments("moe", 6, "cpu"), global_num_experts=4)
+        OPS.moe(*_of_global_experts(4))
 
 
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize("of, likely", [(0, 12), (5, 12), (15, 4)])
-def test_tiles_are_chosen_for_a_rank_s_share_of_the_rows(monkeypatch, of, likely):
+@pytest.mark.parametrize("of, expected", [(0, 12), (5, 12), (15, 4)])
+def test_tiles_are_chosen_for_a_rank_s_share_of_the_rows(monkeypatch, of, expected):
     seen = []
 
     def choose(rows: int, *rest: int):
@@ -107,8 +112,8 @@ def test_tiles_are_chosen_for_a_rank_s_share_of_the_rows(monkeypatch, of, likely
         return choose_grouped_config(rows, *rest)
 
     monkeypatch.setattr(grouped_mm, "choose_grouped_config", choose)
-    OPS.moe(*arguments("moe", 6, "cpu"), backend="triton", global_num_experts=of)
-    assert seen == [likely, likely]
+    OPS.moe(*_of_global_experts(of), backend="triton")
+    assert seen == [expected, expected]
 
 
 def test_a_backend_that_cannot():

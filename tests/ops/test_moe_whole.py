@@ -63,11 +63,11 @@ def test_moe_is_equal_on_every_backend(backend, device, pattern, static):
     x = exact_tokens(pattern.tokens, H)
     w13, w2 = experts_of(pattern)
     h_p = torch.tensor(0.125) if static else None
-    scales = (None, h_p, pattern.offset, 7.0, "silu")
+    scales = (None, h_p, pattern.offset, 0, 7.0, "silu")
     want = nvfp4.moe(x, weights, ids, w13, w2, *scales, "reference")
     assert torch.isfinite(want).all() and (want.any() or pattern.name == "nobody")
     on_device = [moved(t, device) for t in (x, weights, ids, w13, w2)]
-    scales = (None, moved(h_p, device), pattern.offset, 7.0, "silu")
+    scales = (None, moved(h_p, device), pattern.offset, 0, 7.0, "silu")
     same_bits(nvfp4.moe(*on_device, *scales, backend), want)
 
 
@@ -94,11 +94,12 @@ def test_moe_is_its_stages(backend, device, pattern, kind, activation):
     rows, positions = nvfp4.moe_dispatch(x, ids, experts)
     gate_up = nvfp4.grouped_mm(rows, w13, backend=backend)
     h = nvfp4.grouped_glu_quantize(gate_up, rows.offsets, p, 5.0, activation)
-    together = nvfp4.grouped_mm_glu_quantize(rows, w13, p, 5.0, activation, backend=backend)
+    options = {"activation": activation, "backend": backend}
+    together = nvfp4.grouped_mm_glu_quantize(rows, w13, p, 5.0, **options)
     same_rows(together, h)
     y = nvfp4.grouped_mm(h, w2, backend=backend)
     out = nvfp4.moe_combine(y, weights, positions)
-    scales = (None, p, 0, 5.0, activation, backend)
+    scales = (None, p, 0, 0, 5.0, activation, backend)
     same_bits(nvfp4.moe(x, weights, ids, w13, w2, *scales), out)
 
 
@@ -187,7 +188,7 @@ def test_the_shared_expert_is_a_mixture_of_one(backend, device, tokens, static):
     got = nvfp4.swiglu_mlp(x, w13[0], w2[0], x_p, h_p, 7.0, backend=backend)
     ids = torch.zeros(tokens, 1, dtype=torch.int32, device=device)
     ones = torch.ones(tokens, 1, device=device)
-    same_bits(got, nvfp4.moe(x, ones, ids, w13, w2, x_p, h_p, 0, 7.0, backend="reference"))
+    same_bits(got, nvfp4.moe(x, ones, ids, w13, w2, x_p, h_p, 0, 0, 7.0, backend="reference"))
 
 
 def test_swiglu_mlp_against_float64(device):

@@ -145,7 +145,7 @@ def test_strided_global_scales(device):
     calls = (
         (p, lambda p, backend: OPS.quantize(x, p, backend=backend)),
         (p, lambda p, backend: OPS.silu_mul_quantize(x, p, backend=backend)),
-        (p, lambda p, backend: OPS.linear(x, w.data, w.scales, w.global_scale, p, None, backend)),
+        (p, lambda p, backend: OPS.linear(x, w.data, w.scales, w.global_scale, p, backend=backend)),
         (w.global_scale, lambda p, backend: OPS.linear(x, w.data, w.scales, p, backend=backend)),
     )
     for backend in _runnable("linear", device):
@@ -242,8 +242,8 @@ def _bad_inputs() -> list:
             "alpha needs a number of segments that divides N = 40, got 7",
         ),
         ("mm", 4, lambda p: p.bfloat16(), "alpha needs dtype float32"),
-        ("mm", 5, lambda b: b[:-1], r"bias needs shape \[40\]"),
-        ("mm", 6, lambda _: torch.float64, "out_dtype needs one of"),
+        ("mm", 6, lambda b: b[:-1], r"bias needs shape \[40\]"),
+        ("mm", 7, lambda _: torch.float64, "out_dtype needs one of"),
         ("linear", 0, lambda x: x[:, :64], "weight needs x's K = 64"),
         ("linear", 1, lambda w: w.float(), "weight needs dtype uint8"),
         ("linear", 2, lambda s: s[:64], "weight_scales needs the swizzled shape"),
@@ -253,7 +253,7 @@ def _bad_inputs() -> list:
             lambda p: p.expand(3),
             "weight_global_scale needs a number of segments that divides N = 40",
         ),
-        ("linear", 4, lambda _: torch.ones(4), "input_global_scale needs shape"),
+        ("linear", 4, lambda _: torch.ones(4), "x_global_scale needs shape"),
         ("linear", 5, lambda b: b.double(), "bias needs dtype"),
         ("linear", 5, lambda b: b[None], "bias needs shape"),
     ]
@@ -264,7 +264,7 @@ def _bad_inputs() -> list:
             ("silu_mul_quantize", 1, "global_scale"),
             ("mm", 4, "alpha"),
             ("linear", 3, "weight_global_scale"),
-            ("linear", 4, "input_global_scale"),
+            ("linear", 4, "x_global_scale"),
         ]:
             made = lambda _, bad=bad: torch.tensor(bad)  # noqa: E731
             cases.append((name, index, made, f"{argument} needs finite positive values, got {bad}"))

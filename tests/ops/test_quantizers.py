@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nvfp4 import swizzle_scales
-from nvfp4.dispatch import launcher
+from nvfp4.calls import GluQuantize, Quantize, QuantizeDynamic
+from nvfp4.dispatch import fill
 from nvfp4.spec.format import FLOAT_DTYPES, SCALE_LAYOUTS
 
 pytestmark = pytest.mark.op("quantize_dynamic")
@@ -190,19 +191,16 @@ def test_every_byte_of_the_outputs_is_written_and_padding_is_zero(backend, devic
     """The launchers get outputs full of NaN bytes."""
     x = activations(rows, k).to(device)
     gate_up, p = torch.cat([x, x], 1), torch.full((1,), 1e-3, device=device)
-    arguments = {
-        "quantize": ((x, p, "swizzled"), OPS.quantize(x, p, "swizzled", "reference")),
-        "quantize_dynamic": ((x, "swizzled"), OPS.quantize_dynamic(x, "swizzled", "reference")),
-        "glu_quantize": (
-            (gate_up, None, None, None, "silu", "swizzled"),
-            OPS.glu_quantize(gate_up, backend="reference"),
-        ),
-    }
-    for op, (inputs, want) in arguments.items():
-        outputs = [torch.empty_like(w) for w in want]
+    calls = (
+        (Quantize(x, p, backend=backend), OPS.quantize(x, p, "swizzled", "reference")),
+        (QuantizeDynamic(x, backend=backend), OPS.quantize_dynamic(x, "swizzled", "reference")),
+        (GluQuantize(gate_up, backend=backend), OPS.glu_quantize(gate_up, backend="reference")),
+    )
+    for call, want in calls:
+        outputs = call.outputs()
         for output in outputs:
             output.view(torch.uint8).fill_(0x7F)
-        launcher(op, x.device, backend)(*inputs, *outputs)
+        fill(call, outputs)
         _same(tuple(outputs), want)
         inside = swizzle_scales(torch.ones(rows, k // 16, dtype=torch.uint8, device=device)) != 0
         assert not want[1].view(torch.uint8)[~inside].any()

@@ -80,7 +80,7 @@ def test_nearer_to_the_unquantized_product_than_with_activations_quantized(backe
 
     def error(activation: str) -> float:
         args = (x.to(device), *(t.to(device) for t in (w.data, w.scales, w.global_scale)))
-        got = OPS.linear(*args, None, None, backend, activation=activation)
+        got = OPS.linear(*args, None, None, activation, backend)
         return float((got.double() - exact).norm() / exact.norm())
 
     # Activations and weights err alike, and independently: without one of them 1 / sqrt(2) is left.
@@ -107,8 +107,8 @@ def test_compiles_to_one_graph(device, compiles):
     [
         ({"activation": "fp8"}, "activation needs 'nvfp4' or 'bf16', got 'fp8'"),
         (
-            {"activation": "bf16", "input_global_scale": torch.tensor(1.0)},
-            "input_global_scale needs to be None with activation='bf16'",
+            {"activation": "bf16", "x_global_scale": torch.tensor(1.0)},
+            "x_global_scale needs to be None with activation='bf16'",
         ),
     ],
 )

@@ -8,6 +8,7 @@ import shlex
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -225,6 +226,29 @@ def test_the_page_names_the_folders_that_read_a_variable():
             assert any(path.startswith(f"{folder}/") for path in in_code[name]), (name, folder)
         for path in in_code[name]:
             assert any(path.startswith(f"{folder}/") for folder in folders), (name, path)
+
+
+SETTINGS = "backends/environment.py"
+"""The one file that reads our own variables."""
+
+
+def test_our_variables_were_read_in_five_files():
+    elsewhere = {"dispatch/select.py"}  # reads NVFP4_BACKEND; this set can only shrink
+    for name, paths in _in_code().items():
+        if name.startswith("NVFP4_"):
+            assert SETTINGS in paths and paths <= {SETTINGS} | elsewhere, (name, paths)
+
+
+def test_each_of_our_variables_is_documented_where_it_is_read():
+    body = ast.parse((ROOT / SETTINGS).read_text()).body
+    after = dict(pairwise(body))
+    for node in body:
+        if isinstance(node, ast.Assign):
+            assert isinstance(after[node], ast.Expr), ast.unparse(node)
+            (said,) = sentences(ast.literal_eval(after[node].value))
+            assert len(said) > 3
+    ours = {name for name in _documented() if name.startswith("NVFP4_")}
+    assert set(_constants(ast.Module(body, [])).values()) == ours
 
 
 def test_every_name_that_looks_like_ours_is_on_the_page():

@@ -13,7 +13,7 @@ from paths import ROOT
 import nvfp4
 
 OPS = torch.ops.nvfp4
-COLD = re.compile(r"cutedsl/(emulator/|emulated|cache|compile|warmup|cubin|control_flow)")
+COLD = re.compile(r"cutedsl/runtime/")
 """What a call does not come through once a kernel is loaded on a GPU."""
 HOT_PATH = [
     path

@@ -8,18 +8,18 @@ OPS = torch.ops.nvfp4
 
 SCHEMAS = {
     "quantize": 'nvfp4::quantize(Tensor x, Tensor global_scale, str scale_layout="swizzled", str backend="") -> (Tensor data, Tensor scales)',
-    "quantize_dynamic": 'nvfp4::quantize_dynamic(Tensor x, str scale_layout="swizzled", str backend="") -> (Tensor data, Tensor scales, Tensor global_scale)',
+    "quantize_dynamic": 'nvfp4::quantize_dynamic(Tensor x, str scale_layout="swizzled", str backend="") -> (Tensor data, Tensor scales, Tensor row_scale)',
     "dequantize": 'nvfp4::dequantize(Tensor data, Tensor scales, Tensor global_scale, ScalarType? out_dtype=None, str scale_layout="swizzled", str backend="") -> Tensor',
-    "mm": 'nvfp4::mm(Tensor a, Tensor b, Tensor a_scales, Tensor b_scales, Tensor alpha, Tensor? bias=None, ScalarType? out_dtype=None, str backend="") -> Tensor',
-    "glu_quantize": 'nvfp4::glu_quantize(Tensor gate_up, Tensor? global_scale=None, Tensor? offsets=None, float? limit=None, str activation="silu", str scale_layout="swizzled", str backend="") -> (Tensor data, Tensor scales, Tensor row_scale)',
+    "mm": 'nvfp4::mm(Tensor a, Tensor b, Tensor a_scales, Tensor b_scales, Tensor alpha, Tensor? row_scale=None, Tensor? bias=None, ScalarType? out_dtype=None, str backend="") -> Tensor',
+    "glu_quantize": 'nvfp4::glu_quantize(Tensor gate_up, Tensor? global_scale=None, Tensor? offsets=None, float? limit=None, str scale_layout="swizzled", str activation="silu", str backend="") -> (Tensor data, Tensor scales, Tensor row_scale)',
     "silu_mul_quantize": 'nvfp4::silu_mul_quantize(Tensor gate_up, Tensor global_scale, float? limit=None, str scale_layout="swizzled", str backend="") -> (Tensor data, Tensor scales)',
-    "linear": 'nvfp4::linear(Tensor x, Tensor weight, Tensor weight_scales, Tensor weight_global_scale, Tensor? input_global_scale=None, Tensor? bias=None, str backend="", *, str activation="nvfp4") -> Tensor',
-    "swiglu_mlp": 'nvfp4::swiglu_mlp(Tensor x, Tensor w13, Tensor w13_scales, Tensor w13_global_scale, Tensor w2, Tensor w2_scales, Tensor w2_global_scale, Tensor? x_global_scale=None, Tensor? h_global_scale=None, float? swiglu_limit=None, str backend="", *, str activation="silu") -> Tensor',
-    "grouped_mm": 'nvfp4::grouped_mm(Tensor a, Tensor b, Tensor a_scales, Tensor b_scales, Tensor alpha, Tensor offsets, Tensor? bias=None, ScalarType? out_dtype=None, str backend="", *, Tensor? row_scale=None) -> Tensor',
-    "grouped_mm_glu_quantize": 'nvfp4::grouped_mm_glu_quantize(Tensor a, Tensor b, Tensor a_scales, Tensor b_scales, Tensor alpha, Tensor offsets, Tensor? global_scale=None, float? limit=None, str activation="silu", ScalarType? gate_up_dtype=None, str backend="", *, Tensor? row_scale=None) -> (Tensor data, Tensor scales, Tensor row_scale_out)',
+    "linear": 'nvfp4::linear(Tensor x, Tensor weight, Tensor weight_scales, Tensor weight_global_scale, Tensor? x_global_scale=None, Tensor? bias=None, str activation="nvfp4", str backend="") -> Tensor',
+    "swiglu_mlp": 'nvfp4::swiglu_mlp(Tensor x, Tensor w13, Tensor w13_scales, Tensor w13_global_scale, Tensor w2, Tensor w2_scales, Tensor w2_global_scale, Tensor? x_global_scale=None, Tensor? h_global_scale=None, float? swiglu_limit=None, str activation="silu", str backend="") -> Tensor',
+    "grouped_mm": 'nvfp4::grouped_mm(Tensor a, Tensor b, Tensor a_scales, Tensor b_scales, Tensor alpha, Tensor offsets, Tensor? row_scale=None, Tensor? bias=None, ScalarType? out_dtype=None, int expected_rows=0, str backend="") -> Tensor',
+    "grouped_mm_glu_quantize": 'nvfp4::grouped_mm_glu_quantize(Tensor a, Tensor b, Tensor a_scales, Tensor b_scales, Tensor alpha, Tensor offsets, Tensor? row_scale=None, Tensor? global_scale=None, float? limit=None, ScalarType? gate_up_dtype=None, int expected_rows=0, str activation="silu", str backend="") -> (Tensor data, Tensor scales, Tensor row_scale)',
     "moe_dispatch": 'nvfp4::moe_dispatch(Tensor x, Tensor topk_ids, int num_experts, Tensor? x_global_scale=None, int expert_offset=0, str backend="") -> (Tensor data, Tensor scales, Tensor row_scale, Tensor offsets, Tensor positions)',
     "moe_combine": 'nvfp4::moe_combine(Tensor y, Tensor topk_weights, Tensor positions, ScalarType? out_dtype=None, str backend="") -> Tensor',
-    "moe": 'nvfp4::moe(Tensor x, Tensor topk_weights, Tensor topk_ids, Tensor w13, Tensor w13_scales, Tensor w13_global_scale, Tensor w2, Tensor w2_scales, Tensor w2_global_scale, Tensor? x_global_scale=None, Tensor? h_global_scale=None, int expert_offset=0, float? swiglu_limit=None, str backend="", *, str activation="silu", int global_num_experts=0) -> Tensor',
+    "moe": 'nvfp4::moe(Tensor x, Tensor topk_weights, Tensor topk_ids, Tensor w13, Tensor w13_scales, Tensor w13_global_scale, Tensor w2, Tensor w2_scales, Tensor w2_global_scale, Tensor? x_global_scale=None, Tensor? h_global_scale=None, int expert_offset=0, int global_num_experts=0, float? swiglu_limit=None, str activation="silu", str backend="") -> Tensor',
 }
 NAMES = tuple(SCHEMAS)
 
@@ -37,7 +37,7 @@ def arguments(name: str, m: int, device: str, layout: str = "swizzled") -> tuple
     if name == "silu_mul_quantize":
         return x, p, 7.0, layout
     if name == "glu_quantize":
-        return x, None, None, 7.0, "gelu_tanh", layout
+        return x, None, None, 7.0, layout, "gelu_tanh"
     if name == "dequantize":
         data, scales = OPS.quantize(x, p, layout)
         return data, scales, p, torch.float32, layout
@@ -47,7 +47,7 @@ def arguments(name: str, m: int, device: str, layout: str = "swizzled") -> tuple
         if name == "linear":
             return x, w.data, w.scales, w.global_scale, None, bias
         a = nvfp4.quantize(x, p)
-        return a.data, w.data, a.scales, w.scales, p * w.global_scale, bias, torch.float32
+        return a.data, w.data, a.scales, w.scales, p * w.global_scale, None, bias, torch.float32
     return _of_experts(name, x)
 
 
@@ -66,12 +66,12 @@ def _of_experts(name: str, x: torch.Tensor) -> tuple:
         return x, ids, EXPERTS, None, 1
     if name == "moe":
         both = (w13.data, w13.scales, w13.global_scale, w2.data, w2.scales, w2.global_scale)
-        return x, weights, ids, *both, None, torch.rand(EXPERTS, device=device) + 0.01, 1, 7.0
+        return x, weights, ids, *both, None, torch.rand(EXPERTS, device=device) + 0.01, 1, 0, 7.0
     rows, positions = nvfp4.moe_dispatch(x, ids, EXPERTS, expert_offset=1)
     if name == "moe_combine":
         return x.repeat(TOP_K, 1), weights, positions, torch.float32
     alpha = w13.global_scale
     operands = (rows.data, w13.data, rows.scales, w13.scales, alpha, rows.offsets)
     if name == "grouped_mm":
-        return *operands, torch.randn(EXPERTS, 64, device=device), torch.float32
-    return *operands, None, 7.0, "silu", torch.float16
+        return *operands, None, torch.randn(EXPERTS, 64, device=device), torch.float32
+    return *operands, None, None, 7.0, torch.float16, 0, "silu"

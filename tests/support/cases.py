@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nvfp4.ops.explain import explain
+from nvfp4.dispatch.explain import explain
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ os.environ["TRITON_INTERPRET"] = "0"
 
 import torch
 
-from nvfp4.backends.cutedsl.cubin import stack_bytes
 from nvfp4.backends.triton import (
     dequantize,
     glu_quantize,
@@ -33,11 +32,26 @@ from nvfp4.backends.triton import (
     route,
     weight_only_linear,
 )
-from nvfp4.backends.triton.ahead import compile_launch
-from nvfp4.backends.triton.architecture import multiplies_nvfp4
-from nvfp4.backends.triton.launch import Launch
-from nvfp4.backends.triton.mm_config import COST, GROUPED
-from nvfp4.spec.format import FLOAT_DTYPES, SCALE_LAYOUTS
+from nvfp4.backends.triton.gemm.config import COST, GROUPED
+from nvfp4.backends.triton.runtime.ahead import compile_launch
+from nvfp4.backends.triton.runtime.architecture import multiplies_nvfp4
+from nvfp4.backends.triton.runtime.launch import Launch
+from nvfp4.bench.cubin import stack_bytes
+from nvfp4.calls import (
+    Dequantize,
+    Dispatched,
+    GluQuantize,
+    GroupedMm,
+    Linear,
+    Mm,
+    MoeCombine,
+    MoeDispatch,
+    Packed,
+    Quantize,
+    Quantized,
+    QuantizeDynamic,
+)
+from nvfp4.spec.format import FLOAT_DTYPES, SCALE_DTYPE, SCALE_LAYOUTS
 from nvfp4.spec.glu import ACTIVATIONS
 from nvfp4.spec.grouped import grouped_scales_shape
 from nvfp4.spec.swizzle import scales_shape
@@ -61,19 +75,19 @@ def _quantizers(sm: int) -> Iterator[tuple[str, Launch]]:
     p, data = _meta(1), _meta(m, k // 2, dtype=torch.uint8)
     for dtype, layout in zip(FLOAT_DTYPES, itertools.cycle(SCALE_LAYOUTS)):
         x, gate_up = _meta(m, k, dtype=dtype), _meta(m, 2 * k, dtype=dtype)
-        scales = _meta(*scales_shape((m, k), layout), dtype=torch.uint8)
-        yield "quantize", quantize.plan(x, p, layout, data, scales, sm)
-        yield "quantize_dynamic", quantize_dynamic.plan(x, layout, data, scales, _meta(m), sm)
-        args = (7.0, "silu", layout, data, scales)
-        yield "glu_quantize", glu_quantize.plan(gate_up, p, None, *args, None, sm)
-        yield "dequantize", dequantize.plan(data, scales, p, layout, x, sm)
+        packed = Packed(data, _scales(m, k, layout))
+        yield "quantize", quantize.plan(Quantize(x, p, layout), packed, sm)
+        dynamic = QuantizeDynamic(x, layout), Quantized(*packed, _meta(m))
+        yield "quantize_dynamic", quantize_dynamic.plan(*dynamic, sm)
+        glu = GluQuantize(gate_up, p, None, 7.0, layout, "silu")
+        yield "glu_quantize", glu_quantize.plan(glu, packed, sm)
+        yield "dequantize", dequantize.plan(Dequantize(*packed, p, None, layout), x, sm)
     yield "row_scales", quantize_dynamic.plan_row_scales(_meta(3, 100_000), _meta(3))
 
 
 def _gemms(sm: int) -> Iterator[tuple[str, Launch]]:
     def operand(rows: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        scales = _meta(*scales_shape((rows, k), "swizzled"), dtype=torch.uint8)
-        return _meta(rows, k // 2, dtype=torch.uint8), scales
+        return _meta(rows, k // 2, dtype=torch.uint8), _scales(rows, k)
 
     n, alpha = 6144, _meta(1, 2)
     sizes = [(1, 576), (12, 576), (24, 7168), (64, 576), (300, 7168), (4096, 7168)]
@@ -84,14 +98,15 @@ def _gemms(sm: int) -> Iterator[tuple[str, Launch]]:
         out = _meta(m, n, dtype=dtype)
         full = (_meta(m), _meta(n, dtype=torch.bfloat16))
         for row_scale, bias in [full, (None, None)][: 1 + bare]:
-            for launch in mm.plan(a, b, a_scales, b_scales, alpha, row_scale, bias, out, sm):
+            call = Mm(a, b, a_scales, b_scales, alpha, row_scale, bias)
+            for launch in mm.plan(call, out, sm):
                 yield "mm", launch
-        x = _meta(m, k, dtype=dtype)
-        for launch in weight_only_linear.plan(x, b, b_scales, alpha, None, out, sm):
+        x, p = _meta(m, k, dtype=dtype), _meta(2)
+        for launch in weight_only_linear.plan(Linear(x, b, b_scales, p), out, sm):
             yield "weight_only_linear", launch
         if not multiplies_nvfp4(sm):
-            for p, bias in [(_meta(1), _meta(n)), (None, None)][: 1 + bare]:
-                for launch in linear.plan(x, b, b_scales, alpha, p, bias, out, sm):
+            for x_p, bias in [(_meta(1), _meta(n)), (None, None)][: 1 + bare]:
+                for launch in linear.plan(Linear(x, b, b_scales, p, x_p, bias), out, sm):
                     yield "linear", launch
 
 
@@ -99,13 +114,14 @@ def _hopper_tiles(sm: int) -> Iterator[tuple[str, Launch]]:
     """The GEMM by each of Hopper's tiles."""
     m, n, k = 4096, 6144, 7168
     (a, a_scales), (b, b_scales) = (
-        (_meta(rows, k // 2, dtype=torch.uint8), _meta(rows, k // 16, dtype=torch.uint8))
+        (_meta(rows, k // 2, dtype=torch.uint8), _meta(rows, k // 16, dtype=SCALE_DTYPE))
         for rows in (m, n)
     )
-    factors, out = (_meta(1, 2), _meta(m), _meta(n)), _meta(m, n, dtype=torch.bfloat16)
+    call = Mm(a, b, a_scales, b_scales, _meta(1, 2), _meta(m), _meta(n))
+    out = _meta(m, n, dtype=torch.bfloat16)
     for config, split in itertools.product({*COST, *GROUPED.values()}, (False, True)):
         tile = config._replace(split=split)
-        yield "mm", mm.plan(a, b, a_scales, b_scales, *factors, out, sm, tile)[-1]
+        yield "mm", mm.plan(call, out, sm, tile)[-1]
 
 
 def _experts(sm: int) -> Iterator[tuple[str, Launch]]:
@@ -122,22 +138,26 @@ def _experts(sm: int) -> Iterator[tuple[str, Launch]]:
             yield "route", launch
         a, a_scales = _meta(rows, hidden // 2, dtype=bytes_), _grouped(rows, experts, hidden)
         for p in (None, _meta(1)):
-            outputs = (a, a_scales, _meta(rows), offsets, positions)
-            yield "moe_dispatch", moe_dispatch.plan(x, ids, p, 32, *outputs, sm)
+            outputs = Dispatched(a, a_scales, _meta(rows), offsets, positions)
+            dispatch = MoeDispatch(x, ids, experts, p, 32)
+            yield "moe_dispatch", moe_dispatch.plan(dispatch, outputs, sm)
         b = _meta(experts, 2 * intermediate, hidden // 2, dtype=bytes_)
-        b_scales = _meta(experts, *scales_shape((b.shape[1], hidden), "swizzled"), dtype=bytes_)
+        scales = scales_shape((b.shape[1], hidden), "swizzled")
+        b_scales = _meta(experts, *scales, dtype=SCALE_DTYPE)
         gate_up = _meta(rows, b.shape[1], dtype=dtype)
         for row_scale, bias in [(None, None), (_meta(rows), _meta(experts, b.shape[1]))]:
-            operands = (a, b, a_scales, b_scales, alpha, row_scale, bias, offsets, gate_up)
-            for launch in grouped_mm.plan(*operands, sm):
+            operands = (a, b, a_scales, b_scales, alpha, offsets, row_scale, bias)
+            call = GroupedMm(*operands, expected_rows=rows)
+            for launch in grouped_mm.plan(call, gate_up, sm):
                 yield "grouped_mm", launch
-        h = _meta(rows, intermediate // 2, dtype=bytes_), _grouped(rows, experts, intermediate)
+        h_scales = _grouped(rows, experts, intermediate)
+        h = Quantized(_meta(rows, intermediate // 2, dtype=bytes_), h_scales, _meta(rows))
         for p, limit in [(None, None), (_meta(1), 7.0), (_meta(experts), 7.0)]:
-            args = (gate_up, p, offsets, limit, activation, "swizzled", *h, _meta(rows))
-            yield "glu_quantize", glu_quantize.plan(*args, sm)
+            glu = GluQuantize(gate_up, p, offsets, limit, "swizzled", activation)
+            yield "glu_quantize", glu_quantize.plan(glu, h, sm)
         y = _meta(rows, hidden, dtype=dtype)
-        yield "moe_combine", moe_combine.plan(y, _meta(tokens, top_k), positions, x)
-    yield "glu_quantize", glu_quantize.plan_row_scales(gate_up, 7.0, "silu", _meta(rows))
+        yield "moe_combine", moe_combine.plan(MoeCombine(y, _meta(tokens, top_k), positions), x)
+    yield "glu_quantize", glu_quantize.plan_row_scales(GluQuantize(gate_up, limit=7.0), _meta(rows))
 
 
 def _ends(launches: Iterable[tuple[str, Launch]]) -> list[tuple[str, Launch]]:
@@ -149,7 +169,11 @@ def _ends(launches: Iterable[tuple[str, Launch]]) -> list[tuple[str, Launch]]:
 
 
 def _grouped(rows: int, experts: int, k: int) -> torch.Tensor:
-    return _meta(*grouped_scales_shape(rows, experts, k), dtype=torch.uint8)
+    return _meta(*grouped_scales_shape(rows, experts, k), dtype=SCALE_DTYPE)
+
+
+def _scales(rows: int, k: int, layout: str = "swizzled") -> torch.Tensor:
+    return _meta(*scales_shape((rows, k), layout), dtype=SCALE_DTYPE)
 
 
 def _instructions(ptx: str) -> Iterator[str]:
@@ -193,7 +217,7 @@ def main(sm: int) -> None:
             together = per_sm * (compiled.metadata.shared + 1024)
             assert together <= 228 * 1024, (name, launch.constants, together)
             spilled = max(0, spilled - 32)
-        if "B_SLOTS" in launch.constants:
+        if "B_STAGES" in launch.constants:
             read, too_early = _given_back(compiled.asm["sass"])
             assert read, launch.constants
             slots, early = slots + read, early + too_early

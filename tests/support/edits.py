@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from nvfp4.backends.cutedsl.emulator import Kind
+from nvfp4.emulator import Kind
 
 Outcome = Kind | Literal["deadlock", "wrong output"]
 Find = Callable[[str], Iterable[re.Match[str]]]

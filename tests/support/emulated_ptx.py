@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from nvfp4.backends.cutedsl.emulator import Options, Report, execute
+from nvfp4.emulator import Options, Report, execute
 
 HEAD = """
 .version 8.8

@@ -5,7 +5,7 @@ the fault in.
 from dataclasses import dataclass, field
 from typing import Any
 
-from nvfp4.backends.cutedsl.emulator import Kind
+from nvfp4.emulator import Kind
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from right_kernels import (
     WRITE_TMEM,
 )
 
-from nvfp4.backends.cutedsl.emulator import Kind
+from nvfp4.emulator import Kind
 
 MEMORY_FAULTS = [
     # data read before it has come

@@ -45,7 +45,7 @@ from edits import (
     within,
 )
 
-from nvfp4.backends.cutedsl.emulator import Kind
+from nvfp4.emulator import Kind
 
 ONE, PAIR, MULTICAST, SPLIT_K = "one CTA", "pair", "multicast", "split-K"
 

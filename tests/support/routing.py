@@ -6,10 +6,10 @@ from itertools import cycle
 
 import torch
 from cases import same_bits
+from nvfp4.ops.experts import ExpertRows
 from torch import Tensor
 
 import nvfp4
-from nvfp4.ops.experts import ExpertRows
 
 NAN = float("nan")
 

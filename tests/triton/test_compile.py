@@ -14,7 +14,7 @@ from paths import ROOT
 
 from nvfp4.backends import triton
 from nvfp4.backends.contract import Problem, Target
-from nvfp4.backends.triton.architecture import (
+from nvfp4.backends.triton.runtime.architecture import (
     ASSEMBLED_SINCE,
     BLOCK_SCALED_SINCE,
     gemm_architecture,

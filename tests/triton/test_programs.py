@@ -14,77 +14,96 @@ from nvfp4.backends.triton import (
     linear,
     mm,
     moe_dispatch,
-    program,
     quantize,
     route,
     weight_only_linear,
 )
-from nvfp4.backends.triton.launch import Launch
-from nvfp4.backends.triton.program import Program, record
+from nvfp4.backends.triton.runtime import program
+from nvfp4.backends.triton.runtime.launch import Launch
+from nvfp4.backends.triton.runtime.program import Program, record
+from nvfp4.calls import (
+    Dispatched,
+    GluQuantize,
+    GroupedMm,
+    Linear,
+    Mm,
+    MoeDispatch,
+    Packed,
+    Quantize,
+    Quantized,
+)
+from nvfp4.spec.format import SCALE_DTYPE
 from nvfp4.spec.grouped import grouped_scales_shape
 from nvfp4.spec.swizzle import scales_shape
+
+Planned = tuple[Any, ...]
+"""A plan function and its arguments."""
 
 SM, N, K, EXPERTS = 90, 256, 512, 4
 BYTES, INTS = torch.uint8, torch.int32
 
 
+def _scales(shape: tuple[int, ...]) -> Tensor:
+    return torch.zeros(*shape, dtype=SCALE_DTYPE)
+
+
 def _weight(*lead: int) -> tuple[Tensor, Tensor]:
     data = torch.zeros(*lead, N, K // 2, dtype=BYTES)
-    return data, torch.zeros(*lead, *scales_shape((N, K), "swizzled"), dtype=BYTES)
+    return data, _scales((*lead, *scales_shape((N, K), "swizzled")))
 
 
-def _activations(m: int) -> tuple[Tensor, Tensor]:
-    return torch.zeros(m, K // 2, dtype=BYTES), torch.zeros(
-        *scales_shape((m, K), "swizzled"), dtype=BYTES
-    )
+def _activations(m: int) -> Packed:
+    return Packed(torch.zeros(m, K // 2, dtype=BYTES), _scales(scales_shape((m, K), "swizzled")))
 
 
-def _quantize(m: int) -> tuple[Any, ...]:
-    data, scales = _activations(m)
-    return quantize.plan, torch.zeros(m, K), torch.ones(1), "swizzled", data, scales, SM
+def _grouped_scales(rows: int) -> Tensor:
+    return _scales(grouped_scales_shape(rows, EXPERTS, K))
 
 
-def _linear(m: int) -> tuple[Any, ...]:
-    x, alpha = torch.zeros(m, K, dtype=torch.bfloat16), torch.ones(1, 2)
-    out = torch.zeros(m, N, dtype=torch.bfloat16)
-    return linear.plan, x, *_weight(), alpha, None, torch.zeros(N), out, SM
+def _quantize(m: int) -> Planned:
+    call = Quantize(torch.zeros(m, K), torch.ones(1))
+    return quantize.plan, call, _activations(m), SM
 
 
-def _weight_only(m: int) -> tuple[Any, ...]:
+def _linear(m: int) -> Planned:
     x, out = torch.zeros(m, K, dtype=torch.bfloat16), torch.zeros(m, N, dtype=torch.bfloat16)
-    return weight_only_linear.plan, x, *_weight(), torch.ones(1, 1), None, out, SM
+    return linear.plan, Linear(x, *_weight(), torch.ones(2), None, torch.zeros(N)), out, SM
 
 
-def _mm(m: int) -> tuple[Any, ...]:
+def _weight_only(m: int) -> Planned:
+    x, out = torch.zeros(m, K, dtype=torch.bfloat16), torch.zeros(m, N, dtype=torch.bfloat16)
+    return weight_only_linear.plan, Linear(x, *_weight(), torch.ones(1)), out, SM
+
+
+def _mm(m: int) -> Planned:
     (a, a_scales), (b, b_scales) = _activations(m), _weight()
     out = torch.zeros(m, N, dtype=torch.bfloat16)
-    return mm.plan, a, b, a_scales, b_scales, torch.ones(1, 1), torch.ones(m), None, out, SM
+    return mm.plan, Mm(a, b, a_scales, b_scales, torch.ones(1, 1), torch.ones(m)), out, SM
 
 
-def _grouped(m: int) -> tuple[Any, ...]:
+def _grouped(m: int) -> Planned:
     a, (b, b_scales) = torch.zeros(m, K // 2, dtype=BYTES), _weight(EXPERTS)
-    a_scales = torch.zeros(*grouped_scales_shape(m, EXPERTS, K), dtype=BYTES)
     alpha, offsets = torch.ones(EXPERTS, 1), torch.zeros(EXPERTS + 1, dtype=INTS)
+    operands = a, b, _grouped_scales(m), b_scales, alpha, offsets, torch.ones(m)
     out = torch.zeros(m, N, dtype=torch.bfloat16)
-    return grouped_mm.plan, a, b, a_scales, b_scales, alpha, torch.ones(m), None, offsets, out, SM
+    return grouped_mm.plan, GroupedMm(*operands, expected_rows=m), out, SM
 
 
-def _route(m: int) -> tuple[Any, ...]:
+def _route(m: int) -> Planned:
     ids, positions = torch.zeros(m, 2, dtype=INTS), torch.zeros(m, 2, dtype=INTS)
     return route.plan, ids, 0, torch.zeros(EXPERTS + 1, dtype=INTS), positions
 
 
-def _dispatch(m: int) -> tuple[Any, ...]:
+def _dispatch(m: int) -> Planned:
     ids, positions = torch.zeros(m, 2, dtype=INTS), torch.zeros(m, 2, dtype=INTS)
-    scales = torch.zeros(*grouped_scales_shape(2 * m, EXPERTS, K), dtype=BYTES)
-    outputs = torch.zeros(2 * m, K // 2, dtype=BYTES), scales, torch.zeros(2 * m)
-    offsets = torch.zeros(EXPERTS + 1, dtype=INTS)
-    return moe_dispatch.plan, torch.zeros(m, K), ids, None, 0, *outputs, offsets, positions, SM
+    rows = torch.zeros(2 * m, K // 2, dtype=BYTES), _grouped_scales(2 * m), torch.zeros(2 * m)
+    out = Dispatched(*rows, torch.zeros(EXPERTS + 1, dtype=INTS), positions)
+    return moe_dispatch.plan, MoeDispatch(torch.zeros(m, K), ids, EXPERTS), out, SM
 
 
-def _glu(m: int) -> tuple[Any, ...]:
-    args = (torch.zeros(m, 2 * K), None, None, 7.0, "silu", "swizzled")
-    return glu_quantize.plan, *args, *_activations(m), torch.zeros(m), SM
+def _glu(m: int) -> Planned:
+    call = GluQuantize(torch.zeros(m, 2 * K), limit=7.0)
+    return glu_quantize.plan, call, Quantized(*_activations(m), torch.zeros(m)), SM
 
 
 FORMS = [_quantize, _linear, _weight_only, _mm, _grouped, _route, _dispatch, _glu]
@@ -97,7 +116,9 @@ def _launches(planned: tuple[Any, ...]) -> tuple[Launch, ...]:
 
 
 def _tensors(planned: tuple[Any, ...]) -> list[Tensor]:
-    return [x for x in planned if isinstance(x, Tensor)]
+    """The tensors among the arguments, and in the calls and outputs among these."""
+    flat = [x for part in planned for x in (part if isinstance(part, tuple) else (part,))]
+    return [x for x in flat if isinstance(x, Tensor)]
 
 
 def _extents(planned: tuple[Any, ...]) -> list[tuple[int, int]]:

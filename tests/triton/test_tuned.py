@@ -7,10 +7,11 @@ import torch
 from typer.testing import CliRunner
 
 import nvfp4
-from nvfp4.backends.settings import BATCH_INVARIANT
+from nvfp4.backends.environment import BATCH_INVARIANT
+from nvfp4.backends.triton.gemm.config import HopperConfig, MmConfig, choose_config
+from nvfp4.backends.triton.gemm.tuned import TUNED, Pick, as_text, tuned_config
 from nvfp4.backends.triton.linear import plan
-from nvfp4.backends.triton.mm_config import HopperConfig, MmConfig, choose_config
-from nvfp4.backends.triton.tuned import TUNED, Pick, as_text, tuned_config
+from nvfp4.calls import Linear
 from nvfp4.cli import app
 
 CPU = torch.device("cpu")
@@ -46,7 +47,7 @@ def test_picks_are_for_as_many_tokens_as_they_say(tuned):
 
 
 def test_both_kinds_of_tiles_come_back_as_they_were(tmp_path, monkeypatch):
-    hopper = HopperConfig(64, 4, 8, split=True)
+    hopper = HopperConfig(64, 4, 8, stream_k=True)
     path = tmp_path / "tuned.json"
     path.write_text(as_text({(N, K): [Pick(8, hopper, SMALL)]}, CPU))
     monkeypatch.setenv(TUNED, str(path))
@@ -55,9 +56,10 @@ def test_both_kinds_of_tiles_come_back_as_they_were(tmp_path, monkeypatch):
 
 def _tile(m: int) -> tuple[int, int, int]:
     x = torch.empty(m, K, dtype=torch.bfloat16, device="meta")
-    w = torch.empty(N, K // 2, dtype=torch.uint8), torch.empty(128, K // 16, dtype=torch.uint8)
+    scales = torch.empty(128, K // 16, dtype=torch.float8_e4m3fn)
+    call = Linear(x, torch.empty(N, K // 2, dtype=torch.uint8), scales, torch.empty(1))
     out = torch.empty(m, N, dtype=torch.bfloat16)
-    constants = plan(x, *w, torch.empty(1, 1), None, None, out, 0)[-1].constants
+    constants = plan(call, out, 0)[-1].constants
     return constants["BM"], constants["BN"], constants["SPLITS"]
 
 

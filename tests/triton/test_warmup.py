@@ -78,7 +78,7 @@ SAME_KERNELS = """
 import torch
 from nvfp4.backends.contract import Workload
 from nvfp4.backends.triton import warmup
-from nvfp4.backends.triton.ahead import compile_launch
+from nvfp4.backends.triton.runtime.ahead import compile_launch
 
 def hashes():
     launches = warmup.launches_for([Workload(96, 256, 3), Workload(96, 256, 3, experts=4)], 90)
@@ -133,7 +133,7 @@ def test_an_architecture_that_nobody_compiles_for(command, arch, message):
 def test_what_cannot_be_compiled_ahead_is_an_error_where_nothing_else_will_tell(monkeypatch):
     failed = Compilation(1, iter([("a kernel", "failed: why")] * 2))
     backend = SimpleNamespace(compile_ahead=lambda *args: failed)
-    module = sys.modules["nvfp4.ops.warmup"]
+    module = sys.modules["nvfp4.ahead.warmup"]
     monkeypatch.setattr(module, "choose", lambda *args, **kwargs: backend)
     monkeypatch.setattr(module, "target_of", lambda device: Target(device.type, 90))
     with pytest.raises(RuntimeError, match="a kernel: failed: why"):

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nvfp4.backends.cutedsl.compile import FUNCTION, Compiled, compiled
 from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
+from nvfp4.backends.cutedsl.runtime.compile import FUNCTION, Compiled, compiled
+from nvfp4.calls import Mm
 
 ALPHA_FORMS = ("one", "rows", "segments", "matrix")
 """Epilogue.alpha, by whether alpha [1 or M, S] has segments, then rows."""
@@ -25,24 +26,13 @@ class Launch(NamedTuple):
     outputs: frozenset[str] = frozenset({"out"})
 
 
-def plan(
-    a: Tensor,
-    b: Tensor,
-    a_scales: Tensor,
-    b_scales: Tensor,
-    alpha: Tensor,
-    row_scale: Tensor | None,
-    bias: Tensor | None,
-    out: Tensor,
-    tile: Tile,
-    sms: int,
-) -> Launch:
-    """a [M, K/2], b [N, K/2] uint8, swizzled scales, alpha float32 [1 or M, S], row_scale float32
-    [1] or [M], bias [N], out [M, N] -> the launch of the kernel with this tile on `sms` SMs.
-    """
-    (m, n), k = out.shape, 2 * a.shape[1]
-    a, b = loadable(a), loadable(b)
-    a_scales, b_scales = aligned(a_scales.view(torch.uint8)), aligned(b_scales.view(torch.uint8))
+def plan(call: Mm, out: Tensor, tile: Tile, sms: int) -> Launch:
+    """The launch of the kernel with this tile on `sms` SMs, for a prepared call."""
+    (m, n), k = out.shape, 2 * call.a.shape[1]
+    alpha, row_scale, bias = call.alpha, call.row_scale, call.bias
+    a, b = loadable(call.a), loadable(call.b)
+    a_scales = aligned(call.a_scales.view(torch.uint8))
+    b_scales = aligned(call.b_scales.view(torch.uint8))
     alpha_rows, segments = alpha.shape
     kernel = kernel_of(
         tile,

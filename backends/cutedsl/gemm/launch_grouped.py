@@ -8,72 +8,53 @@ from torch import Tensor
 from nvfp4.backends.cutedsl.gemm.config import Epilogue, Glu, Kernel, Tile
 from nvfp4.backends.cutedsl.gemm.launch import Launch, aligned, loadable, starts_on_16_bytes
 from nvfp4.backends.cutedsl.gemm.layouts import EXPERTS, layout_of
+from nvfp4.calls import GroupedMm, GroupedMmGluQuantize, Quantized
 from nvfp4.spec.swizzle import TILE_ROWS
 
 
-def plan_grouped(
-    a: Tensor,
-    b: Tensor,
-    a_scales: Tensor,
-    b_scales: Tensor,
-    alpha: Tensor,
-    row_scale: Tensor | None,
-    bias: Tensor | None,
-    offsets: Tensor,
-    out: Tensor,
-    tile: Tile,
-    sms: int,
-) -> Launch:
-    """a uint8 [R, K/2], expert-major; b uint8 [E, N, K/2]; a_scales grouped, b_scales swizzled
-    [E, Np, Kp]; alpha float32 [E, S], row_scale float32 [R], bias [E, N], offsets int32 [E+1], out
-    [R, N] -> the launch of the kernel with this tile on `sms` SMs.
-    """
+def plan_grouped(call: GroupedMm, out: Tensor, tile: Tile, sms: int) -> Launch:
+    """The launch of the kernel with this tile on `sms` SMs, for a prepared call."""
     kernel = grouped_kernel_of(
         tile,
         out.dtype,
-        alpha.shape[1] > 1,
-        row_scale is not None,
-        None if bias is None else bias.dtype,
+        call.alpha.shape[1] > 1,
+        call.row_scale is not None,
+        None if call.bias is None else call.bias.dtype,
         starts_on_16_bytes(out),
     )
-    inputs = (a, b, a_scales, b_scales, alpha, row_scale, bias, offsets)
-    return _launch(kernel, *inputs, {"out": out}, sms)
+    return _launch(kernel, call, {"out": out}, call.bias, sms)
 
 
-def plan_glu(
-    a: Tensor,
-    b: Tensor,
-    a_scales: Tensor,
-    b_scales: Tensor,
-    alpha: Tensor,
-    row_scale: Tensor | None,
-    offsets: Tensor,
-    p: Tensor,
-    limit: float | None,
-    activation: str,
-    dtype: torch.dtype,
-    data: Tensor,
-    scales: Tensor,
-    global_scale: Tensor,
-    tile: Tile,
-    sms: int,
-) -> Launch:
-    """The same with b [E, 2I, K/2], gate's rows first; p float32 [1] or [E]; data uint8 [R, I/2]
-    and global_scale float32 [R] of experts' rows are written, and of the grouped scales the tiles
-    that these take, whole.
+def plan_glu(call: GroupedMmGluQuantize, out: Quantized, tile: Tile, sms: int) -> Launch:
+    """The launch of the fused kernel with this tile on `sms` SMs, for a prepared call.
+
+    Of out.data and out.row_scale the experts' rows are written, of out.scales the tiles that these
+    take, whole.
     """
-    (_, n, _), segments = b.shape, alpha.shape[1]
+    n, segments, p = call.b.shape[1], call.alpha.shape[1], call.global_scale
     if n % (2 * TILE_ROWS) or n // segments % TILE_ROWS:
         raise ValueError(
             f"grouped_mm_glu_quantize: needs I, and alpha's segments, in multiples of {TILE_ROWS}, "
             f"got I = {n // 2}, {segments} segments"
         )
-    if data.data_ptr() % 32 or data.stride(0) % 32:
+    if p is None:
+        raise ValueError("grouped_mm_glu_quantize: needs a global_scale to fuse, got None")
+    if out.data.data_ptr() % 32 or out.data.stride(0) % 32:
         raise ValueError("grouped_mm_glu_quantize: needs rows of data that start on 32 bytes")
-    kernel = glu_kernel_of(tile, dtype, row_scale is not None, activation, limit is not None)
-    inputs = (a, b, a_scales, b_scales, alpha, row_scale, None, offsets)
-    outputs = {"out": data, "scales": scales.view(torch.uint8), "global_scale": global_scale}
-    return _launch(kernel, *inputs, {**outputs, "p": p}, sms, 0.0 if limit is None else limit)
+    kernel = glu_kernel_of(
+        tile,
+        call.gate_up_dtype or torch.bfloat16,
+        call.row_scale is not None,
+        call.activation,
+        call.limit is not None,
+    )
+    outputs = {
+        "out": out.data,
+        "scales": out.scales.view(torch.uint8),
+        "global_scale": out.row_scale,
+        "p": p,
+    }
+    return _launch(kernel, call, outputs, None, sms, call.limit or 0.0)
 
 
 @functools.cache
@@ -104,30 +85,25 @@ def glu_kernel_of(
 
 def _launch(
     kernel: Kernel,
-    a: Tensor,
-    b: Tensor,
-    a_scales: Tensor,
-    b_scales: Tensor,
-    alpha: Tensor,
-    row_scale: Tensor | None,
-    bias: Tensor | None,
-    offsets: Tensor,
+    call: GroupedMm | GroupedMmGluQuantize,
     outputs: dict[str, Tensor],
+    bias: Tensor | None,
     sms: int,
     limit: float = 0.0,
 ) -> Launch:
-    (rows, half_k), (experts, n, _) = a.shape, b.shape
+    (rows, half_k), (experts, n, _) = call.a.shape, call.b.shape
+    alpha, row_scale = call.alpha, call.row_scale
     if experts > EXPERTS:
         raise ValueError(f"grouped_mm: needs up to {EXPERTS} experts, got {experts}")
     tensors = {
-        "a": loadable(a),
-        "b": loadable(b.reshape(experts * n, half_k)),
-        "a_scales": aligned(a_scales.view(torch.uint8)),
-        "b_scales": aligned(b_scales.view(torch.uint8)),
+        "a": loadable(call.a),
+        "b": loadable(call.b.reshape(experts * n, half_k)),
+        "a_scales": aligned(call.a_scales.view(torch.uint8)),
+        "b_scales": aligned(call.b_scales.view(torch.uint8)),
         "alpha": alpha,
         "row_scale": alpha if row_scale is None else row_scale,
         "bias": alpha if bias is None else bias,
-        "offsets": offsets,
+        "offsets": call.offsets,
         "out": outputs["out"],
         **{name: outputs.get(name, alpha) for name in ("scales", "p", "global_scale")},
     }
@@ -137,7 +113,7 @@ def _launch(
         n,
         2 * half_k,
         experts,
-        a_scales.shape[0] // TILE_ROWS,
+        call.a_scales.shape[0] // TILE_ROWS,
         tensors["a"].stride(0),
         tensors["b"].stride(0),
         tensors["out"].stride(0),

@@ -1,0 +1,240 @@
+"""Preparing for calls: kernels compiled and loaded before the first one, as CUDA graphs need."""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from nvfp4.backends.contract import Problem, Workload, target_of
+from nvfp4.dispatch import choose
+from nvfp4.dispatch.select import requested
+from nvfp4.ops.linear import linear
+from nvfp4.ops.moe import moe
+from nvfp4.ops.quantize import quantize_weight
+from nvfp4.spec.format import DATA_DTYPE, SCALE_DTYPE, SWIZZLED
+from nvfp4.spec.glu import SILU
+from nvfp4.spec.swizzle import scales_shape
+from nvfp4.tensors import ExpertWeights
+
+
+def warmup(
+    shapes: Iterable[tuple[int, int]],
+    max_m: int = 8192,
+    dtypes: Iterable[torch.dtype] = (torch.bfloat16,),
+    bias: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    backend: str = "",
+) -> list[str]:
+    """Compile, and on a GPU run once, what mm and linear need for weights of these shapes.
+
+    After it no call with these shapes compiles anything: it can be captured in a CUDA graph.
+
+    Args:
+        shapes: (N, K) of the weights.
+        max_m: the most rows of activations.
+        dtypes: of the activations, and so of the outputs.
+        bias: the biases' dtype, None for none.
+        device: default the current GPU if there is one, else the CPU.
+        backend: as the ops' own argument.
+
+    Returns what was compiled ahead, a line a kernel. Raises RuntimeError if a kernel cannot be
+    compiled, ValueError for a shape that no weight has.
+    """
+    where = _device(device)
+    dtypes = tuple(dtypes)
+    workloads = [workload_of(n, k, max_m, dtypes, bias) for n, k in shapes]
+    done = compile_ahead(workloads, where, backend)
+    if where.type == "cuda":
+        for work in workloads:
+            run_once(_linear_of_zeros(work, where, backend), work.k, max_m, dtypes, where)
+    return done
+
+
+def warmup_moe(
+    shapes: Iterable[tuple[int, int, int]],
+    top_k: int,
+    max_m: int = 8192,
+    dtypes: Iterable[torch.dtype] = (torch.bfloat16,),
+    calibrated: bool = False,
+    swiglu_limit: float | None = None,
+    activation: str = SILU,
+    device: torch.device | str | None = None,
+    backend: str = "",
+) -> list[str]:
+    """Compile, and on a GPU run once, what moe needs for experts of these shapes.
+
+    Args:
+        shapes: (E, H, I): so many local experts, hidden and intermediate size.
+        top_k: choices of a token.
+        max_m: the most tokens.
+        dtypes: of the activations.
+        calibrated: the calls have x_global_scale and h_global_scale.
+        swiglu_limit, activation: as in the calls.
+
+    Returns and raises as nvfp4.warmup. A layer that exists already warms up better: layers.MoE's
+    own warmup runs exactly its calls.
+    """
+    where = _device(device)
+    dtypes, shapes = tuple(dtypes), tuple(shapes)
+    workloads = [
+        work
+        for experts, hidden, intermediate in shapes
+        for work in moe_workloads(
+            experts, hidden, intermediate, max_m, top_k, dtypes, glu=calibrated
+        )
+    ]
+    done = compile_ahead(workloads, where, backend)
+    if where.type == "cuda":
+        scale = torch.ones((), device=where) if calibrated else None
+        for experts, hidden, intermediate in shapes:
+            w13 = _zeros(experts, 2 * intermediate, hidden, 2, where)
+            w2 = _zeros(experts, hidden, intermediate, 1, where)
+
+            def call(x: Tensor, weights: Tensor, ids: Tensor, w13=w13, w2=w2) -> Tensor:
+                return moe(
+                    x, weights, ids, w13, w2, scale, scale, 0, 0, swiglu_limit, activation, backend
+                )
+
+            run_once(routed(call, experts, top_k), hidden, max_m, dtypes, where)
+    return done
+
+
+# What the layers' own warmup is made of.
+
+
+def workload_of(
+    n: int,
+    k: int,
+    max_m: int,
+    dtypes: Iterable[torch.dtype],
+    bias: torch.dtype | None = None,
+) -> Workload:
+    """Of mm and linear."""
+    if n < 1 or k < 16 or k % 16:
+        need = "(N, K) with N positive and K a positive multiple of 16"
+        raise ValueError(f"nvfp4.warmup: shapes needs {need}, got {(n, k)}")
+    _positive("max_m", max_m)
+    return Workload(n, k, max_m, tuple(dtypes), bias)
+
+
+def moe_workloads(
+    experts: int,
+    hidden: int,
+    intermediate: int,
+    max_m: int,
+    top_k: int,
+    dtypes: Iterable[torch.dtype],
+    glu: bool,
+) -> tuple[Workload, Workload]:
+    """Of moe's two grouped GEMMs; `glu` where the scale between them is known."""
+    if experts < 1 or min(hidden, intermediate) < 16 or hidden % 16 or intermediate % 16:
+        need = "(E, H, I) with E positive, H and I positive multiples of 16"
+        got = (experts, hidden, intermediate)
+        raise ValueError(f"nvfp4.warmup_moe: shapes needs {need}, got {got}")
+    _positive("max_m", max_m)
+    _positive("top_k", top_k)
+    rows, dtypes = max_m * top_k, tuple(dtypes)
+    return (
+        Workload(2 * intermediate, hidden, rows, dtypes, experts=experts, glu=glu),
+        Workload(hidden, intermediate, rows, dtypes, experts=experts),
+    )
+
+
+def compile_ahead(
+    workloads: Sequence[Workload], device: torch.device, backend: str = ""
+) -> list[str]:
+    """Fill the cache on disk of whoever runs these workloads on the device, if he keeps one; a
+    line a kernel. RuntimeError if one cannot be compiled; a warning on a GPU, where it is run next.
+    """
+    done = []
+    target = target_of(device)
+    for op in ("mm", "grouped_mm"):
+        works = [work for work in workloads if (work.experts > 0) == (op == "grouped_mm")]
+        if not works:
+            continue
+        compile_them = choose(Problem(op, target), requested(backend), strict=False).compile_ahead
+        if compile_them is None:
+            continue
+        for kernel, outcome in compile_them(works, f"sm_{target.sm or 100}a", 0).outcomes:
+            if outcome.startswith("failed"):
+                message = f"nvfp4.warmup: {kernel}: {outcome}"
+                if device.type != "cuda":
+                    raise RuntimeError(message)
+                # The calls that follow compile it, or tell why they cannot.
+                warnings.warn(message, stacklevel=3)
+            done.append(f"{kernel}: {outcome}")
+    return done
+
+
+def run_once(
+    call: Callable[[Tensor], object],
+    k: int,
+    max_m: int,
+    dtypes: Iterable[torch.dtype],
+    device: torch.device,
+) -> None:
+    """On a GPU, call(x) on zeros [M, k] for every M that may be run by another kernel: what
+    compiles at a first call has then done so, and is loaded.
+    """
+    if device.type != "cuda":
+        return
+    for dtype in dtypes:
+        x = torch.zeros(max_m, k, dtype=dtype, device=device)
+        for m in Workload(0, k, max_m).token_counts():
+            call(x[:m])
+    torch.cuda.synchronize(device)
+
+
+def routed(
+    call: Callable[[Tensor, Tensor, Tensor], object],
+    experts: int,
+    top_k: int,
+    expert_offset: int = 0,
+) -> Callable[[Tensor], None]:
+    """call(x, topk_weights, topk_ids) as a call of x alone: once with the choices spread over the
+    local experts, once with all of them one expert's; between the two, with every dtype of ids,
+    and with weights in float32 and in x's dtype.
+    """
+
+    def both(x: Tensor) -> None:
+        for weights, ids in _routings(x, experts, top_k, expert_offset):
+            call(x, weights, ids)
+
+    return both
+
+
+def _routings(
+    x: Tensor, experts: int, top_k: int, expert_offset: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    shape = (x.shape[0], top_k)
+    spread = torch.arange(shape[0] * top_k, dtype=torch.int32, device=x.device) % experts
+    yield torch.ones(shape, device=x.device), spread.view(shape) + expert_offset
+    yield torch.ones_like(x[:, :1]).expand(shape), spread.new_full(shape, expert_offset).long()
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _positive(argument: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"nvfp4.warmup: {argument} needs a positive number, got {value}")
+
+
+def _linear_of_zeros(
+    work: Workload, device: torch.device, backend: str
+) -> Callable[[Tensor], Tensor]:
+    weight = quantize_weight(torch.zeros(work.n, work.k, dtype=torch.bfloat16, device=device))
+    bias = None if work.bias is None else torch.zeros(work.n, dtype=work.bias, device=device)
+    packed = weight.data, weight.scales, weight.global_scale
+    return lambda x: linear(x, *packed, None, bias, backend=backend)
+
+
+def _zeros(experts: int, n: int, k: int, segments: int, device: torch.device) -> ExpertWeights:
+    shape = (experts, *scales_shape((n, k), SWIZZLED))
+    return ExpertWeights(
+        torch.zeros(experts, n, k // 2, dtype=DATA_DTYPE, device=device),
+        torch.zeros(shape, dtype=DATA_DTYPE, device=device).view(SCALE_DTYPE),
+        torch.ones(experts, segments, device=device),
+    )

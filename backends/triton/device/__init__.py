@@ -1,0 +1,1 @@
+"""Device functions that the operators and the GEMMs share, and the sizes of their tiles."""

@@ -1,0 +1,1 @@
+"""Launching kernels: architectures, the compile cache, compiling ahead and replaying."""

@@ -1,0 +1,65 @@
+"""nvfp4::linear: activations in floats times a quantized weight."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from nvfp4.calls.checks import Checker
+from nvfp4.calls.forms import contiguous, matrix, vector
+from nvfp4.spec.packing import as_bytes
+
+W4A4, W4A16 = "nvfp4", "bf16"
+"""What activations are multiplied as: 4 bits, or 16."""
+
+
+class Linear(NamedTuple):
+    """out [..., N] = x W^T + bias, in x's dtype."""
+
+    x: Tensor
+    """[..., K] bfloat16, float16 or float32, K a multiple of 16."""
+    weight: Tensor
+    """uint8 or float4_e2m1fn_x2 [N, K/2]."""
+    weight_scales: Tensor
+    """float8_e4m3fn, swizzled, of [N, K]."""
+    weight_global_scale: Tensor
+    """float32 [], [1], or [S] for S equal segments of N (fused parts)."""
+    x_global_scale: Tensor | None = None
+    """A static scale, float32 [] or [1]. None quantizes each row by its own, amax_row / 2688, so
+    that a token's output does not depend on its neighbours.
+    """
+    bias: Tensor | None = None
+    """[N] bfloat16, float16 or float32, added in float32."""
+    activation: str = W4A4
+    """"nvfp4" (W4A4) quantizes x. "bf16" (W4A16) multiplies x as it is, float32 rounded to
+    bfloat16, by the same weights.
+    """
+    backend: str = ""
+
+    def outputs(self) -> Tensor:
+        x = self.x
+        check = Checker(self)
+        m, k = check.floats("x", x)
+        weight = (self.weight, self.weight_scales, self.weight_global_scale)
+        n, weight_k = check.weight("weight", *weight)
+        if k != weight_k:
+            check.fail("weight", f"x's K = {k}, that is {k // 2} bytes a row", f"K = {weight_k}")
+        if self.activation not in (W4A4, W4A16):
+            check.fail("activation", f"{W4A4!r} or {W4A16!r}", repr(self.activation))
+        if self.x_global_scale is not None:
+            check.global_scale("x_global_scale", self.x_global_scale, m)
+            if self.activation == W4A16:
+                need = f"to be None with activation={W4A16!r}, which quantizes nothing"
+                check.fail("x_global_scale", need, f"shape {list(self.x_global_scale.shape)}")
+        check.bias(self.bias, n)
+        return x.new_empty((*x.shape[:-1], n))
+
+    def prepared(self, out: Tensor) -> tuple["Linear", Tensor]:
+        call = self._replace(
+            x=matrix(self.x),
+            weight=matrix(as_bytes(self.weight)),
+            weight_scales=self.weight_scales.contiguous(),
+            weight_global_scale=vector(self.weight_global_scale),
+            x_global_scale=vector(self.x_global_scale),
+            bias=contiguous(self.bias),
+        )
+        return call, matrix(out)

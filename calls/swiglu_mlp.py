@@ -1,0 +1,48 @@
+"""nvfp4::swiglu_mlp: a gated MLP."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from nvfp4.calls.checks import Checker
+from nvfp4.spec.glu import SILU
+
+
+class SwigluMlp(NamedTuple):
+    """out [..., N] = W2 (act(gate) * up), with gate and up the halves of W13 x, in x's dtype."""
+
+    x: Tensor
+    """[..., H] bfloat16, float16 or float32, H a multiple of 16."""
+    w13: Tensor
+    """uint8 or float4_e2m1fn_x2 [2I, H/2]: gate's rows, then up's."""
+    w13_scales: Tensor
+    """float8_e4m3fn, swizzled, of [2I, H]."""
+    w13_global_scale: Tensor
+    """float32 [], [1], or [S] for S equal segments of 2I; S = 2: gate's and up's."""
+    w2: Tensor
+    """uint8 or float4_e2m1fn_x2 [N, I/2]."""
+    w2_scales: Tensor
+    """float8_e4m3fn, swizzled, of [N, I]."""
+    w2_global_scale: Tensor
+    """float32 [], [1], or [S] for S equal segments of N."""
+    x_global_scale: Tensor | None = None
+    """A static scale of x, float32 [] or [1]; None gives each row its own."""
+    h_global_scale: Tensor | None = None
+    """A static scale of act(gate) * up, float32 [] or [1]; None gives each row its own."""
+    swiglu_limit: float | None = None
+    """A limit L: gate becomes min(gate, L) before the activation, up is clamped to [-L, L]."""
+    activation: str = SILU
+    """"silu" or "gelu_tanh"."""
+    backend: str = ""
+
+    def outputs(self) -> Tensor:
+        x = self.x
+        check = Checker(self)
+        _, hidden = check.floats("x", x)
+        both, k = check.weight("w13", self.w13, self.w13_scales, self.w13_global_scale)
+        n, intermediate = check.weight("w2", self.w2, self.w2_scales, self.w2_global_scale)
+        check.gated(hidden, both, k, intermediate)
+        check.static_scale("x_global_scale", self.x_global_scale)
+        check.static_scale("h_global_scale", self.h_global_scale)
+        check.glu(self.swiglu_limit, self.activation)
+        return x.new_empty((*x.shape[:-1], n))

@@ -1,0 +1,332 @@
+"""Loads, stores, atomics and address conversions (PTX ISA: Data Movement and Conversion)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from nvfp4.emulator import ptx
+from nvfp4.emulator.hazards import Hazard, Kind
+from nvfp4.emulator.isa.builder import Builder, Decoder
+from nvfp4.emulator.isa.modifiers import Modifiers
+from nvfp4.emulator.lanes import (
+    ALL,
+    DTYPES,
+    FLOATS,
+    SIGNED,
+    lowest,
+    members,
+    signed,
+    spread,
+    uniform,
+)
+from nvfp4.emulator.machine.program import Step
+from nvfp4.emulator.machine.shared_addresses import cta_at
+from nvfp4.emulator.memory.addresses import OFFSET_MASK, PARAMETER_WINDOW, RANK_SHIFT, SHARED_WINDOW
+
+_SPACES = ("param", "global", "shared", "shared::cta", "shared::cluster", "const", "local")
+_WINDOW_MASK = SHARED_WINDOW - 1
+
+
+def _resolve(space: str, address: int) -> tuple[str, int]:
+    """Give the state space of an address, and the address within that space."""
+    if space:
+        return space, address
+    if address & SHARED_WINDOW:
+        return "shared::cluster", address & _WINDOW_MASK
+    if address & PARAMETER_WINDOW:
+        return "param", address & (PARAMETER_WINDOW - 1)
+    return "global", address
+
+
+def _aligned(addresses: np.ndarray, width: int) -> None:
+    wrong = addresses & (width - 1)
+    if wrong.any():
+        address = int(addresses[wrong != 0][0])
+        raise Hazard(Kind.MISALIGNED, f"address {address:#x} in a {width}-byte access")
+
+
+def _load(
+    warp: Any,
+    space: str,
+    addresses: np.ndarray,
+    bits: int,
+    count: int,
+    ins: Any,
+    strong: bool = False,
+) -> Any:
+    """Load [addresses, count] elements; a `strong` load may race with writers."""
+    width = bits // 8 * count
+    _aligned(addresses, width)
+    space, _ = _resolve(space, int(addresses[0]))
+    if space == "global":
+        warp.access_global()
+        return warp.machine.memory.load(addresses, bits, count, None if strong else warp)
+    if space == "param":
+        addresses = addresses & (PARAMETER_WINDOW - 1)
+        if int(addresses.max()) + width > len(warp.machine.parameters.data):
+            raise Hazard(Kind.OUT_OF_BOUNDS, "past the end of the kernel's parameters")
+        return warp.machine.parameters.gather(addresses, bits, count)
+    if not space.startswith("shared"):
+        raise ins.unsupported(f"the state space {space} is not known")
+    out = np.empty((len(addresses), count), DTYPES[bits])
+    for cta, offsets, chosen in _shared_parts(warp, addresses & _WINDOW_MASK, width):
+        if warp.machine.options.check:
+            cells = offsets[:, None] + np.arange(width)
+            cta.shared.shadow.read(cells, warp.event(ins), warp.seen)
+        out[chosen] = cta.shared.bytes.gather(offsets, bits, count)
+    return out
+
+
+def store(warp: Any, space: str, addresses: np.ndarray, values: np.ndarray, ins: Any) -> None:
+    width = values.itemsize * values.shape[1]
+    _aligned(addresses, width)
+    space, _ = _resolve(space, int(addresses[0]))
+    if space == "global":
+        warp.access_global()
+        warp.machine.memory.store(addresses, values, warp, warp.event(ins))
+    elif space.startswith("shared"):
+        for cta, offsets, chosen in _shared_parts(warp, addresses & _WINDOW_MASK, width):
+            if warp.machine.options.check:
+                cells = offsets[:, None] + np.arange(width)
+                cta.shared.shadow.write(cells, warp.event(ins), warp.seen)
+            cta.shared.bytes.scatter(offsets, values[chosen])
+    else:
+        raise ins.unsupported(f"no stores to the state space {space}")
+
+
+def _shared_parts(warp: Any, addresses: np.ndarray, width: int) -> list[tuple[Any, Any, Any]]:
+    """Part shared addresses by CTA: the CTA, the offsets in it, and which addresses they are."""
+    low, high = int(addresses.min()), int(addresses.max())
+    ranks = [low >> RANK_SHIFT]
+    chosen: Any = slice(None)
+    if low >> RANK_SHIFT != high >> RANK_SHIFT:
+        ranks = np.unique(addresses >> RANK_SHIFT).tolist()
+    parts = []
+    for rank in ranks:
+        if len(ranks) > 1:
+            chosen = np.flatnonzero(addresses >> RANK_SHIFT == rank)
+        cta, _ = cta_at(warp, rank << RANK_SHIFT)
+        offsets = addresses[chosen] & OFFSET_MASK
+        cta.shared.bound(int(offsets.min()), int(offsets.max()) + width)
+        parts.append((cta, offsets, chosen))
+    return parts
+
+
+class _Access:
+    """The modifiers that ld and st share; hints that change no result are dropped."""
+
+    def __init__(self, instruction: ptx.Instruction, builder: Builder) -> None:
+        modifiers = Modifiers(instruction)
+        self.letter, self.bits = modifiers.type()
+        self.space = modifiers.take(*_SPACES)
+        self.count = int(modifiers.take("v2", "v4", "v8")[1:] or 1)
+        # The machine is sequentially consistent, so strength changes no value. It decides which
+        # accesses to global memory may race (GlobalMemory.read_check). In shared memory, strong
+        # accesses count as ordinary ones, which is stricter.
+        order = modifiers.take("weak", "volatile", "relaxed", "acquire", "release")
+        wide = modifiers.take("cta", "cluster", "gpu", "sys") in ("gpu", "sys")
+        self.strong = order not in ("", "weak")
+        self.acquires, self.releases = order == "acquire" and wide, order == "release" and wide
+        modifiers.take("nc")
+        modifiers.take("ca", "cg", "cs", "cv", "lu", "wb", "wt")
+        modifiers.take("unified")
+        modifiers.take(*(f"L1::{p}" for p in _POLICIES))
+        modifiers.take(*(f"L2::{p}" for p in _POLICIES))
+        modifiers.take("L2::64B", "L2::128B", "L2::256B")
+        modifiers.take("L2::cache_hint")
+        modifiers.done()
+        if self.bits == 128:
+            raise instruction.unsupported("128-bit registers are not known")
+
+
+_POLICIES = ("evict_first", "evict_last", "evict_normal", "evict_unchanged", "no_allocate")
+
+
+def _decode_ld(instruction: ptx.Instruction, builder: Builder) -> Step:
+    access = _Access(instruction, builder)
+    space, bits, count = access.space, access.bits, access.count
+    into = instruction.operands[0]
+    results = into.items if isinstance(into, ptx.Vector) else (into,)
+    puts = [builder.put(operand, bits) for operand in results]
+    widths = [builder.bits[builder.result(operand, bits)] for operand in results]
+    base, offset = builder.address(instruction.operands[1], 32 if space != "" else 64)
+    sign_extends = access.letter == "s"
+    strong, acquires = access.strong, access.acquires
+
+    def step(warp: Any) -> None:
+        if acquires:
+            warp.acquire_from_gpu()
+        address = warp.registers[base]
+        mask = warp.mask
+        same = uniform(address, mask)
+        if same is not None:
+            data = _load(warp, space, np.array([same + offset]), bits, count, instruction, strong)
+            for put, width, value in zip(puts, widths, data[0].tolist(), strict=True):
+                if sign_extends and width > bits:
+                    value = signed(value, bits) & ((1 << width) - 1)
+                put(warp, value)
+            return
+        lanes = members(mask)
+        addresses = address[lanes].astype(np.int64) + offset
+        data = _load(warp, space, addresses, bits, count, instruction, strong)
+        if sign_extends:
+            data = data.view(SIGNED[bits])
+        for i, (put, width) in enumerate(zip(puts, widths, strict=True)):
+            value = data[:, i].astype(SIGNED[width] if sign_extends else DTYPES[width])
+            if mask != ALL:
+                whole = np.zeros(32, value.dtype)
+                whole[lanes] = value
+                value = whole
+            put(warp, value.view(DTYPES[width]))
+
+    return step
+
+
+def _decode_st(instruction: ptx.Instruction, builder: Builder) -> Step:
+    access = _Access(instruction, builder)
+    space, bits = access.space, access.bits
+    base, offset = builder.address(instruction.operands[0], 32 if space != "" else 64)
+    data = instruction.operands[1]
+    items = data.items if isinstance(data, ptx.Vector) else (data,)
+    slots = [builder.source(operand, bits) for operand in items]
+    releases = access.releases
+
+    def step(warp: Any) -> None:
+        registers, mask = warp.registers, warp.mask
+        if releases:
+            warp.release_to_gpu()
+        address = registers[base]
+        if address.__class__ is int:  # all lanes write to one place, and one of them wins
+            lane = lowest(mask)
+            row = [v if (v := registers[s]).__class__ is int else int(v[lane]) for s in slots]
+            values = np.array([[v & ((1 << bits) - 1) for v in row]], DTYPES[bits])
+            store(warp, space, np.array([address + offset]), values, instruction)
+            return
+        columns = np.empty((32, len(slots)), DTYPES[bits])
+        for i, slot in enumerate(slots):
+            columns[:, i] = spread(registers[slot], bits)
+        addresses = address.astype(np.int64) + offset
+        if mask != ALL:
+            lanes = members(mask)
+            addresses, columns = addresses[lanes], columns[lanes]
+        store(warp, space, addresses, columns, instruction)
+
+    return step
+
+
+def _decode_mapa(instruction: ptx.Instruction, builder: Builder) -> Step:
+    modifiers = Modifiers(instruction)
+    _, bits = modifiers.type()
+    generic = not modifiers.take("shared::cluster")
+    modifiers.done()
+    put = builder.put(instruction.operands[0], bits)
+    source = builder.source(instruction.operands[1], bits)
+    rank = builder.source(instruction.operands[2], 32)
+    window = SHARED_WINDOW if generic else 0
+
+    def step(warp: Any) -> None:
+        address, to = warp.registers[source], warp.registers[rank]
+        if address.__class__ is int and to.__class__ is int:
+            if to >= len(warp.cluster.ctas):
+                raise Hazard(Kind.OUT_OF_BOUNDS, f"no CTA {to} in the cluster")
+            put(warp, address & OFFSET_MASK | to << RANK_SHIFT | window)
+            return
+        wide = spread(to, 64)
+        if (wide[members(warp.mask)] >= len(warp.cluster.ctas)).any():
+            raise Hazard(Kind.OUT_OF_BOUNDS, "no such CTA in the cluster")
+        result = spread(address, 64) & np.uint64(OFFSET_MASK) | wide << np.uint64(RANK_SHIFT)
+        put(warp, (result | np.uint64(window)).astype(DTYPES[bits]))
+
+    return step
+
+
+def _decode_cvta(instruction: ptx.Instruction, builder: Builder) -> Step:
+    """Convert an address between its state space and generic: add or remove a window's base."""
+    modifiers = Modifiers(instruction)
+    _, bits = modifiers.type()
+    to = modifiers.take("to")
+    space = modifiers.need(*_SPACES)
+    modifiers.done()
+    window = {"global": 0, "const": 0, "param": PARAMETER_WINDOW}.get(space, SHARED_WINDOW)
+    put = builder.put(instruction.operands[0], bits)
+    source = builder.source(instruction.operands[1], bits)
+
+    def step(warp: Any) -> None:
+        address = warp.registers[source]
+        one = address if address.__class__ is int else int(address[0])
+        if to and bool(one & window) != bool(window):
+            raise Hazard(Kind.OUT_OF_BOUNDS, f"generic address {one:#x} is not in .{space}")
+        put(warp, address & ~window if to and address.__class__ is int else address ^ window)
+
+    return step
+
+
+def _decode_atom(instruction: ptx.Instruction, builder: Builder) -> Step:
+    modifiers = Modifiers(instruction)
+    letter, bits = modifiers.type()
+    space = modifiers.take(*_SPACES)
+    order = modifiers.take("relaxed", "acquire", "release", "acq_rel")
+    wide = modifiers.take("cta", "cluster", "gpu", "sys") in ("gpu", "sys")
+    operation = modifiers.need(*_ATOMICS, "cas")
+    modifiers.done()
+    returns = instruction.opcode == "atom"
+    operands = instruction.operands
+    put = builder.put(operands[0], bits) if returns else None
+    base, offset = builder.address(operands[1] if returns else operands[0], 64)
+    slots = [builder.source(operand, bits) for operand in operands[2 if returns else 1 :]]
+    dtype = {"s": SIGNED, "f": FLOATS}.get(letter, DTYPES)[bits]
+
+    def step(warp: Any) -> None:
+        registers = warp.registers
+        warp.access_global()
+        if wide and order in ("release", "acq_rel"):
+            warp.release_to_gpu()
+        if wide and order in ("acquire", "acq_rel"):
+            warp.acquire_from_gpu()
+        addresses = spread(registers[base], 64).astype(np.int64) + offset
+        sources = [spread(registers[slot], bits).view(dtype) for slot in slots]
+        before = np.zeros(32, dtype)
+        for lane in members(warp.mask).tolist():
+            here = addresses[lane : lane + 1]
+            _aligned(here, bits // 8)
+            at, _ = _resolve(space, int(here[0]))
+            if at != "global":
+                raise instruction.unsupported("atomics on global memory only")
+            memory = warp.machine.memory
+            tensor = memory.find(int(here[0]), int(here[0]) + bits // 8)
+            old = memory.load(here, bits, 1, None).view(dtype)[0, 0]
+            before[lane] = old
+            if operation == "cas":
+                new = sources[1][lane] if old == sources[0][lane] else old
+            else:
+                with np.errstate(over="ignore"):
+                    new = _ATOMICS[operation](old, sources[0][lane])
+            where = here - tensor.base
+            cells = where[:, None] + np.arange(bits // 8)
+            memory.write_check(tensor, cells, warp, warp.event(instruction), True)
+            tensor.bytes.scatter(where, np.array([[new]], dtype).view(DTYPES[bits]))
+        if put is not None:
+            put(warp, before.view(DTYPES[bits]))
+
+    return step
+
+
+_ATOMICS: Mapping[str, Any] = {
+    "add": lambda a, b: a + b,
+    "min": min,
+    "max": max,
+    "and": lambda a, b: a & b,
+    "or": lambda a, b: a | b,
+    "xor": lambda a, b: a ^ b,
+    "exch": lambda a, b: b,
+}
+
+DECODERS: Mapping[str, Decoder] = {
+    "ld": _decode_ld,
+    "st": _decode_st,
+    "mapa": _decode_mapa,
+    "cvta": _decode_cvta,
+    "atom": _decode_atom,
+    "red": _decode_atom,
+}

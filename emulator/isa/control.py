@@ -1,0 +1,251 @@
+"""Branches, and exchanges between the lanes of a warp (PTX ISA: Control Flow; shfl, vote)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from nvfp4.emulator import ptx
+from nvfp4.emulator.hazards import Hazard, Kind
+from nvfp4.emulator.isa.builder import Builder, Decoder
+from nvfp4.emulator.isa.modifiers import Modifiers
+from nvfp4.emulator.lanes import ALL, LANES, flags, lane_set, lowest, members, pick, spread
+from nvfp4.emulator.machine.outcomes import ENDED, YIELD
+from nvfp4.emulator.machine.program import Step
+
+
+def _decode_bra(instruction: ptx.Instruction, builder: Builder) -> Step:
+    modifiers = Modifiers(instruction)
+    modifiers.take("uni")
+    modifiers.done()
+    (label,) = instruction.operands
+    assert isinstance(label, ptx.Symbol)
+    target = builder.kernel.labels[label.name]
+    if instruction.guard is None:
+        return lambda warp: target
+    predicate, flip = builder.predicate(instruction.guard)
+    after = builder.index + 1
+
+    def step(warp: Any) -> int | None:
+        taken = (warp.registers[predicate] ^ flip) & warp.mask
+        if not taken:
+            return None
+        if taken == warp.mask:
+            return target
+        return warp.diverge(target, taken, after)
+
+    return step
+
+
+def _decode_exit(instruction: ptx.Instruction, builder: Builder) -> Step:
+    modifiers = Modifiers(instruction)
+    modifiers.take("uni")
+    modifiers.done()
+    if instruction.guard is not None:
+        raise instruction.unsupported("only without a predicate")
+    return lambda warp: ENDED
+
+
+def _decode_trap(instruction: ptx.Instruction, builder: Builder) -> Step:
+    Modifiers(instruction).done()
+
+    def step(warp: Any) -> None:
+        raise RuntimeError("the kernel executed trap")
+
+    return step
+
+
+def _member_mask(warp: Any, mask: int) -> int | None:
+    """Wait for the lanes that a .sync instruction names."""
+    if mask & ~warp.mask & warp.live:
+        return warp.converge()
+    if warp.mask & ~mask:
+        raise Hazard(Kind.PARTIAL_WARP, f"lanes {warp.mask:#x} run this for the lanes {mask:#x}")
+    return None
+
+
+def _decode_elect(instruction: ptx.Instruction, builder: Builder) -> Step:
+    Modifiers(instruction, "sync").done()
+    pair, mask_operand = instruction.operands
+    assert isinstance(pair, ptx.Pair)
+    leader, predicate = builder.put(pair.first, 32), builder.put(pair.second, 1)
+    mask = builder.source(mask_operand, 32)
+
+    def step(warp: Any) -> int | None:
+        if (blocked := _member_mask(warp, pick(warp.registers[mask], warp.mask))) is not None:
+            return blocked
+        lane = lowest(warp.mask)
+        leader(warp, lane)
+        predicate(warp, 1 << lane)
+        return None
+
+    return step
+
+
+def _decode_shfl(instruction: ptx.Instruction, builder: Builder) -> Step:
+    """Decode shfl; its `c` packs the segment mask (bits 8-12) and the clamp (bits 0-4)."""
+    modifiers = Modifiers(instruction, "sync")
+    mode = modifiers.need("idx", "up", "down", "bfly")
+    modifiers.need("b32")
+    modifiers.done()
+    into, a, b, c, m = instruction.operands
+    valid = None
+    if isinstance(into, ptx.Pair):
+        valid = builder.put(into.second, 1)
+        into = into.first
+    put = builder.put(into, 32)
+    source, lane_operand, control, mask = (builder.source(x, 32) for x in (a, b, c, m))
+    own = np.arange(LANES)
+
+    def step(warp: Any) -> int | None:
+        registers = warp.registers
+        if (blocked := _member_mask(warp, pick(registers[mask], warp.mask))) is not None:
+            return blocked
+        value, by, how = registers[source], registers[lane_operand], registers[control]
+        if value.__class__ is int and valid is None:
+            put(warp, value)
+            return None
+        if mode == "idx" and by.__class__ is int and how == 31:
+            if not warp.mask >> (by & 31) & 1:
+                raise Hazard(Kind.PARTIAL_WARP, f"shfl from lane {by & 31}, which does not run it")
+            put(warp, pick(value, 1 << (by & 31)))
+            if valid is not None:
+                valid(warp, ALL)
+            return None
+        by = spread(by, 32).astype(np.int64) & 31
+        how = spread(how, 32).astype(np.int64)
+        clamp, segment = how & 31, how >> 8 & 31
+        last = own & segment | clamp & ~segment
+        first = own & segment
+        if mode == "up":
+            lane = own - by
+            inside = lane >= last
+        elif mode == "idx":
+            lane = first | by & ~segment
+            inside = lane <= last
+        else:
+            lane = own + by if mode == "down" else own ^ by
+            inside = lane <= last
+        lane = np.where(inside, lane, own)
+        if not flags(warp.mask)[lane[members(warp.mask)]].all():
+            raise Hazard(Kind.PARTIAL_WARP, "shfl from a lane that does not run it")
+        put(warp, spread(value, 32)[lane])
+        if valid is not None:
+            valid(warp, lane_set(inside))
+        return None
+
+    return step
+
+
+def _decode_vote(instruction: ptx.Instruction, builder: Builder) -> Step:
+    modifiers = Modifiers(instruction, "sync")
+    mode = modifiers.need("all", "any", "uni", "ballot")
+    modifiers.need("b32" if mode == "ballot" else "pred")
+    modifiers.done()
+    put = builder.put(instruction.operands[0], 32 if mode == "ballot" else 1)
+    predicate, flip = builder.predicate(instruction.operands[1])
+    mask = builder.source(instruction.operands[2], 32)
+
+    def step(warp: Any) -> int | None:
+        if (blocked := _member_mask(warp, pick(warp.registers[mask], warp.mask))) is not None:
+            return blocked
+        true = (warp.registers[predicate] ^ flip) & warp.mask
+        if mode == "ballot":
+            put(warp, true)
+        else:
+            yes = {"all": true == warp.mask, "any": true != 0, "uni": true in (0, warp.mask)}
+            put(warp, ALL if yes[mode] else 0)
+        return None
+
+    return step
+
+
+def _decode_redux(instruction: ptx.Instruction, builder: Builder) -> Step:
+    modifiers = Modifiers(instruction, "sync")
+    letter, bits = modifiers.type()
+    operation = modifiers.need("add", "min", "max", "and", "or", "xor")
+    modifiers.done()
+    if letter == "f" or bits != 32:
+        raise instruction.unsupported("integers of 32 bits only")
+    put = builder.put(instruction.operands[0], 32)
+    source = builder.source(instruction.operands[1], 32)
+    mask = builder.source(instruction.operands[2], 32)
+    reduce: Any = {
+        "add": np.sum,
+        "min": np.min,
+        "max": np.max,
+        "and": np.bitwise_and.reduce,
+        "or": np.bitwise_or.reduce,
+        "xor": np.bitwise_xor.reduce,
+    }[operation]
+
+    def step(warp: Any) -> int | None:
+        if (blocked := _member_mask(warp, pick(warp.registers[mask], warp.mask))) is not None:
+            return blocked
+        values = spread(warp.registers[source], 32)[members(warp.mask)]
+        if letter == "s":
+            values = values.view(np.int32)
+        put(warp, int(reduce(values.astype(np.int64))) & 0xFFFFFFFF)
+        return None
+
+    return step
+
+
+def _decode_activemask(instruction: ptx.Instruction, builder: Builder) -> Step:
+    Modifiers(instruction, "b32").done()
+    put = builder.put(instruction.operands[0], 32)
+    return lambda warp: put(warp, warp.mask)
+
+
+def _decode_nanosleep(instruction: ptx.Instruction, builder: Builder) -> Step:
+    Modifiers(instruction, "u32").done()
+    return lambda warp: YIELD
+
+
+def _decode_setmaxnreg(instruction: ptx.Instruction, builder: Builder) -> Step:
+    """Decode setmaxnreg: its register budget is not modelled, but whole warps have to run it."""
+    modifiers = Modifiers(instruction)
+    modifiers.need("inc", "dec")
+    modifiers.need("sync")
+    modifiers.need("aligned")
+    modifiers.need("u32")
+    modifiers.done()
+    (count,) = instruction.operands
+    if not isinstance(count, ptx.Immediate) or not (
+        isinstance(count.value, int) and 24 <= count.value <= 256 and count.value % 8 == 0
+    ):
+        raise instruction.unsupported("a count from 24 to 256 in steps of 8")
+    return lambda warp: warp.converge()
+
+
+def _decode_griddepcontrol(instruction: ptx.Instruction, builder: Builder) -> Step:
+    """Decode griddepcontrol, whose wait finds all earlier launches ended here.
+
+    A kernel that has the wait may access global memory only after it (Warp.access_global).
+    """
+    modifiers = Modifiers(instruction)
+    kind = modifiers.need("wait", "launch_dependents")
+    modifiers.done()
+
+    def step(warp: Any) -> None:
+        warp.machine.counts[f"griddepcontrol.{kind}"] += 1
+        if kind == "wait":
+            warp.wait_for_grids(instruction)
+
+    return step
+
+
+DECODERS: Mapping[str, Decoder] = {
+    "bra": _decode_bra,
+    "ret": _decode_exit,
+    "exit": _decode_exit,
+    "trap": _decode_trap,
+    "elect": _decode_elect,
+    "shfl": _decode_shfl,
+    "vote": _decode_vote,
+    "redux": _decode_redux,
+    "activemask": _decode_activemask,
+    "nanosleep": _decode_nanosleep,
+    "setmaxnreg": _decode_setmaxnreg,
+    "griddepcontrol": _decode_griddepcontrol,
+}

@@ -1,0 +1,1 @@
+"""Launches: compiled functions called on the CPU, and single kernels."""

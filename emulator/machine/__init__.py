@@ -1,0 +1,1 @@
+"""Warps, CTAs and clusters, and the scheduler that runs them."""

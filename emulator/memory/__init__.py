@@ -1,0 +1,1 @@
+"""Shared, global and tensor memory, and the record of who wrote and read each byte."""

@@ -1,0 +1,1 @@
+"""Tensor cores of the fifth generation: the tcgen05 instructions."""

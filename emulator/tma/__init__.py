@@ -1,0 +1,1 @@
+"""The TMA unit: tensor maps, their boxes, and the asynchronous bulk copies."""
