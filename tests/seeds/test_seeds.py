@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from cases import activations, same_bits
+from cases import activations, every_backend, same_bits
 from paths import ROOT
 
 import nvfp4
@@ -52,6 +52,7 @@ def test_host_tensor_copied_to_the_device_under_graph_capture():
     assert not _sources_with(r"torch\.(tensor|as_tensor|from_numpy)\(|new_tensor\(")
 
 
+@every_backend
 def test_cosine_half_when_a_kernel_is_reused_with_other_allocations(device):
     w = nvfp4.quantize_weight(torch.randn(72, 96, device=device))
     kept = []
@@ -64,6 +65,7 @@ def test_cosine_half_when_a_kernel_is_reused_with_other_allocations(device):
             same_bits(got, OPS.linear(x, w.data, w.scales, w.global_scale, backend=backend))
 
 
+@every_backend
 def test_wrong_memory_access_after_a_dummy_shape_was_compiled(device):
     """A first call at 256x256 must not fix anything for the calls at the real sizes."""
     for backend in _backends("linear", device):
@@ -147,6 +149,7 @@ def test_out_of_memory_in_the_quantizer():
         assert 0 < grown <= 0.75 * float32_input, line
 
 
+@pytest.mark.interpreted
 def test_swiglu_gate_was_clamped_after_silu(device):
     """gate = min(gate, L) before SiLU. At gate = 20, L = 7: silu(7), not min(silu(20), 7)."""
     gate_up = torch.cat([torch.full((1, 16), 20.0), torch.ones(1, 16)], 1).to(device)
@@ -159,6 +162,7 @@ def test_swiglu_gate_was_clamped_after_silu(device):
         )
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("rows", [1, 127, 128, 129])
 def test_activation_scales_were_not_padded_to_128_rows(device, rows):
     for backend in ("reference", "triton"):
