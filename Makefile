@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= auto
-# Two compilers at once would fight for the cores that the workers take.
+# One thread a worker: each core has a worker already.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: help quick test wheel vllm demo bench info lint format setup clean

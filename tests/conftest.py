@@ -1,4 +1,7 @@
-"""Fixtures. Without a GPU the Triton kernels are interpreted, so every test runs everywhere."""
+"""Fixtures, and the markers that follow from them.
+
+Without a GPU the Triton kernels are interpreted, so every test runs everywhere.
+"""
 
 import os
 from collections.abc import Callable

@@ -5,17 +5,12 @@ input.
 import pytest
 import torch
 from arguments import NAMES, SCHEMAS, arguments
-from cases import same_bits
+from cases import every_backend, same_bits
 
 import nvfp4
 
 OPS = torch.ops.nvfp4
 EACH_OP = pytest.mark.parametrize("name", NAMES)
-
-
-def every_backend(test):
-    """Marks a test that runs every backend that can run here."""
-    return pytest.mark.emulated(pytest.mark.interpreted(test))
 
 
 def outputs(result: torch.Tensor | tuple) -> tuple[torch.Tensor, ...]:

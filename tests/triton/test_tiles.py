@@ -12,6 +12,8 @@ from nvfp4.spec import glu, packing, rounding
 
 COUNT = 1 << 14
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 
 @triton.jit
 def _apply(x, y, out, FUNCTION: tl.constexpr, N: tl.constexpr, SM: tl.constexpr):

@@ -73,7 +73,7 @@ def test_a_gemm_runs_by_its_pick(tuned, monkeypatch):
     assert _tile(4) == (SMALL.BM, SMALL.BN, 1)
 
 
-def test_a_tuned_result_is_right(tuned, device):
+def test_a_tuned_result_is_right(tuned, device, interpreted):
     w = nvfp4.quantize(torch.randn(N, K), backend="reference").to(device)
     x = torch.randn(4, K, dtype=torch.bfloat16, device=device)
     args = x, w.data, w.scales, w.global_scale
