@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from nvfp4.backends.contract import target_of
+from nvfp4.backends.target import target_of
 from nvfp4.backends.triton.gemm.tuned import machine
 from nvfp4.bench.run import commit_of
 

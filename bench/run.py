@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nvfp4.backends.contract import recorded
+from nvfp4.backends.recording import recorded
 from nvfp4.backends.triton.runtime.launch import Launch
 from nvfp4.bench import cases
 from nvfp4.bench.moe import Sizes, moe

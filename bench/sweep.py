@@ -15,7 +15,7 @@ import torch
 import typer
 
 import nvfp4
-from nvfp4.backends.contract import target_of
+from nvfp4.backends.target import target_of
 from nvfp4.backends.triton import (
     glu_quantize,
     grouped_mm,

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from nvfp4.backends.contract import target_of
+from nvfp4.backends.target import target_of
 from nvfp4.cli.errors import user_errors
 from nvfp4.dispatch import BACKENDS
 from nvfp4.dispatch.explain import STAGES, explain

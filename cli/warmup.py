@@ -7,7 +7,10 @@ import torch
 import typer
 
 from nvfp4.ahead.warmup import moe_workloads
-from nvfp4.backends.contract import Backend, Problem, Target, Workload, sm_of
+from nvfp4.backends.backend import Backend
+from nvfp4.backends.problem import Problem
+from nvfp4.backends.target import Target, sm_of
+from nvfp4.backends.workload import Workload
 from nvfp4.cli.errors import user_errors
 from nvfp4.cli.progress import steps
 from nvfp4.dispatch import BACKENDS

@@ -8,7 +8,9 @@ import shutil
 from collections.abc import Iterable
 from importlib.util import find_spec
 
-from nvfp4.backends.contract import Backend, Compilation, Problem, Workload
+from nvfp4.backends.backend import Backend, Compilation
+from nvfp4.backends.problem import Problem
+from nvfp4.backends.workload import Workload
 from nvfp4.spec.swizzle import TILE_ROWS
 
 ARCHITECTURES = (100, 103)

@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nvfp4.backends.contract import target_of
 from nvfp4.backends.environment import may_split_k
+from nvfp4.backends.target import target_of
 from nvfp4.backends.triton.device.pdl import wait_for_previous_kernel
 from nvfp4.backends.triton.gemm.config import TMA_ALIGNMENT, HopperConfig, MmConfig, choose_config
 from nvfp4.backends.triton.gemm.decode import plan_decode, words_of

@@ -9,13 +9,14 @@ import torch
 
 import nvfp4
 from nvfp4.backends import cutedsl, environment
-from nvfp4.backends.contract import Problem, Target
 from nvfp4.backends.cutedsl.gemm.choose import NARROW, TILES
 from nvfp4.backends.cutedsl.gemm.config import Alpha, Epilogue, Kernel, Tile
 from nvfp4.backends.cutedsl.gemm.launch import function_on, loadable
 from nvfp4.backends.cutedsl.runtime import cache
 from nvfp4.backends.cutedsl.runtime import compile as compiler
 from nvfp4.backends.cutedsl.runtime.compile import Compiled, cache_key, compiled, is_cached
+from nvfp4.backends.problem import Problem
+from nvfp4.backends.target import Target
 from nvfp4.bench import cubin
 
 REASONS = cutedsl.BACKEND.reasons(Problem("mm", Target("cpu")))

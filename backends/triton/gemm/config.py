@@ -7,13 +7,11 @@ from typing import NamedTuple
 
 import torch
 
+from nvfp4.backends.workload import warmed_up
 from nvfp4.spec.swizzle import TILE_ROWS
 
 K_GROUP = 128
 """Elements of K that are summed together, whatever the tile; BK is a multiple of it."""
-
-TOKEN_STEP = 128
-"""Beyond this many tokens, warming up compiles for multiples of it (contract.Workload)."""
 
 
 class MmConfig(NamedTuple):
@@ -183,8 +181,7 @@ def _decode_config(m: int, n: int, k: int) -> MmConfig:
 
 def _choose_on_hopper(m: int, n: int, k: int, may_split: bool) -> HopperConfig:
     """Choose the tile and schedule that take the least time by COST."""
-    if m > TOKEN_STEP:  # choose as for the number of tokens that is warmed up
-        m = -(-m // TOKEN_STEP) * TOKEN_STEP
+    m = warmed_up(m)
 
     def time(config: HopperConfig) -> float:
         cost = COST[config._replace(stream_k=False)]

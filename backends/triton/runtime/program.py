@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from nvfp4.backends.contract import RECORDING
+from nvfp4.backends.recording import RECORDING
 from nvfp4.backends.triton.runtime.compat import copy_descriptor
 from nvfp4.backends.triton.runtime.launch import Launch
 
