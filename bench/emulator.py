@@ -1,4 +1,4 @@
-"""How fast sm_100 is emulated: one tile and a few GEMMs on this CPU, one thread.
+"""The speed of the sm_100 emulator: one tile and a few GEMMs on this CPU, with one thread.
 
 python -m nvfp4.bench.emulator
 """
@@ -13,10 +13,9 @@ from typing import Annotated
 import torch
 import typer
 
-from nvfp4.backends.cutedsl.gemm.choose import SMS
+from nvfp4.backends.cutedsl.gemm.choose import B200_SMS
 from nvfp4.backends.cutedsl.gemm.config import Tile
-from nvfp4.backends.cutedsl.gemm.launch import plan
-from nvfp4.backends.cutedsl.mm import run_or_emulate
+from nvfp4.backends.cutedsl.gemm.launch import plan, run_or_emulate
 from nvfp4.bench.run import commit_of, version_of
 from nvfp4.calls import Mm
 from nvfp4.spec.swizzle import swizzled_shape
@@ -31,7 +30,7 @@ ROUNDS = 7
 
 
 def _seconds(shape: tuple[int, int, int], tile: Tile) -> list[float]:
-    """Of ROUNDS calls; the first, which compiles, is not among them."""
+    """Time ROUNDS calls, after a first one that compiles."""
     m, n, k = shape
     a, b = (torch.randint(0, 256, (rows, k // 2), dtype=torch.uint8) for rows in (m, n))
     a_scales, b_scales = (
@@ -42,7 +41,7 @@ def _seconds(shape: tuple[int, int, int], tile: Tile) -> list[float]:
     taken = []
     for _ in range(ROUNDS + 1):
         start = time.perf_counter()
-        run_or_emulate(plan(call, out, tile, SMS))
+        run_or_emulate(plan(call, out, tile, B200_SMS))
         taken.append(time.perf_counter() - start)
     return taken[1:]
 
@@ -52,7 +51,7 @@ def main(
         "bench/results/emulator.json"
     ),
 ) -> None:
-    """Time the emulator, hazards watched, and write what it took."""
+    """Time the emulator, with detection of hazards, and write the times."""
     rows = []
     for name, (shape, tile) in CASES.items():
         taken = _seconds(shape, tile)

@@ -1,4 +1,4 @@
-"""Which tiles are fast on this GPU: python -m nvfp4.bench.sweep {mm,linear,grouped,quantizers}
+"""python -m nvfp4.bench.sweep {mm,linear,grouped,quantizers}: time tiles on this GPU.
 
 Its findings are the tables of the Triton backend. GEMM tiles that sum K alike give the same bits:
 they can be mixed, and a row's result does not depend on the batch that it came in.
@@ -15,7 +15,7 @@ import torch
 import typer
 
 import nvfp4
-from nvfp4.backends.contract import target_of
+from nvfp4.backends.target import target_of
 from nvfp4.backends.triton import (
     glu_quantize,
     grouped_mm,
@@ -74,7 +74,7 @@ def _grouped_problem(
     x = torch.randn(rows, k, device=DEVICE, dtype=torch.bfloat16)
     ids = torch.randint(experts, (rows, 1), device=DEVICE)
     a, _ = nvfp4.moe_dispatch(x, ids, experts)
-    # Any bytes are codes, and these are scales from 1/4 to 4: a worker has no room for floats.
+    # Weights in floats would not fit beside each other, so codes and scales (1/4 to 4) are random.
     weights = torch.randint(0, 256, (experts, n, k // 2), dtype=torch.uint8, device=DEVICE)
     weight_scales = torch.randint(
         0x28, 0x49, (experts, *swizzled_shape(n, k)), dtype=torch.uint8, device=DEVICE
@@ -121,7 +121,7 @@ def _quantizer_problem(op: str, m: int, k: int, copies: int) -> Callable[[Tile],
 def _mm_configs(m: int) -> Iterator[MmConfig]:
     tiles = itertools.product((16, 32, 64, 128, 256), (64, 128, 256), (128, 256), (4, 8), (2, 3, 4))
     for bm, bn, bk, warps, stages in tiles:
-        accumulators = bm * bn // (warps * 32)  # a thread
+        accumulators = bm * bn // (warps * 32)  # of a thread
         if bm <= max(32, m) and bm * bn <= 128 * 256 and 4 <= accumulators <= 128:
             yield MmConfig(bm, bn, bk, warps, stages)
 

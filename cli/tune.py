@@ -20,8 +20,9 @@ def tune(
         typer.Option(min=1, help="A number of tokens; may be given again. Default: 1 to 8192."),
     ] = None,
 ) -> None:
-    """Time the Triton backend's tiles for linear, on weights of these shapes, and write the fastest
-    to a file. Ops use it where the environment's NVFP4_TUNED names it: give every rank the same.
+    """Time the Triton backend's tiles for linear, and write the fastest to a file.
+
+    mm and linear use the file that NVFP4_TUNED names. All ranks of a model need the same file.
     """
     # Triton decides whether it interprets when it is imported.
     if not torch.cuda.is_available():

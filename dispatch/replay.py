@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nvfp4.backends.contract import RECORDING, Recording, Replay, recorded
 from nvfp4.backends.environment import call_settings
+from nvfp4.backends.recording import RECORDING, Recording, Replay, recorded
 from nvfp4.dispatch.registry import BACKENDS
 
 Run = Callable[..., Any]

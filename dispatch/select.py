@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from nvfp4.backends import environment
-from nvfp4.backends.contract import RECORDING, Backend, Problem, target_of
+from nvfp4.backends.backend import Backend
+from nvfp4.backends.problem import Problem
+from nvfp4.backends.recording import RECORDING
+from nvfp4.backends.target import target_of
 from nvfp4.calls.call import Call, Launcher, Out, op_of
 from nvfp4.dispatch.registry import BACKENDS
 

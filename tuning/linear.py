@@ -6,10 +6,11 @@ from functools import partial
 import torch
 
 import nvfp4
-from nvfp4.backends.contract import target_of
+from nvfp4.backends.target import target_of
 from nvfp4.backends.triton import linear
 from nvfp4.backends.triton.gemm.config import COST, K_GROUP, MmConfig, choose_config
 from nvfp4.backends.triton.gemm.tuned import Config, Pick, Picks, config_from, splits
+from nvfp4.backends.workload import warmed_up
 from nvfp4.calls import Linear
 from nvfp4.tuning.sweep import DEVICE, WEIGHT_COPIES, Planned, Plans, sweep
 
@@ -70,11 +71,11 @@ def tune_linear(
 
     Each pick has two tiles. One is the fastest of those that gave the right result. The other is
     the fastest of those that gave the bits of the tile that is chosen without measuring.
-    Numbers of tokens over 128 are rounded up to multiples of 128, as in warming up.
+    Numbers of tokens are those that warming up compiles for (workload.warmed_up).
     `advance` is called after each measurement.
     """
     sm = target_of(DEVICE).sm
-    counts = sorted({m if m <= 128 else -(-m // 128) * 128 for m in tokens})
+    counts = sorted(set(map(warmed_up, tokens)))
     picks: Picks = {}
     for n, k in shapes:
         for m in counts:

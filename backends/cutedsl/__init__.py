@@ -8,7 +8,10 @@ import shutil
 from collections.abc import Iterable
 from importlib.util import find_spec
 
-from nvfp4.backends.contract import Backend, Compilation, Problem, Workload
+from nvfp4.backends.backend import Backend, Compilation
+from nvfp4.backends.problem import Problem
+from nvfp4.backends.workload import Workload
+from nvfp4.spec.swizzle import TILE_ROWS
 
 ARCHITECTURES = (100, 103)
 """tcgen05.mma.kind::mxf4nvf4 exists here; sm_120 has mma.sync's form of it and runs Triton."""
@@ -38,8 +41,9 @@ def _needs(problem: Problem) -> list[str]:
 
 def fused_needs(intermediate: int) -> list[str]:
     """What stands in the way of a gated linear unit in the epilogue."""
-    if intermediate % 128:
-        return [f"needs an intermediate size that is a multiple of 128, got {intermediate}"]
+    if intermediate % TILE_ROWS:
+        need = f"needs an intermediate size that is a multiple of {TILE_ROWS}"
+        return [f"{need}, got {intermediate}"]
     return []
 
 

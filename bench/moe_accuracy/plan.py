@@ -1,4 +1,4 @@
-"""What the benchmark measures, and the form of its findings."""
+"""The plan of the benchmark, and the form of its findings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,16 +7,16 @@ from typing import NamedTuple
 from nvfp4.demo.measure import Progress
 
 DYNAMIC = "dynamic"
-"""Activation scales found in each call."""
+"""The word for activation scales that are found in each call."""
 
 STATIC_H = "static h"
-"""A calibrated scale of act(gate) * up for each expert, from other tokens."""
+"""The word for a scale of act(gate) * up for each expert, calibrated on other tokens."""
 
 REAL = "real model"
-"""A real model's weights, and activations on the demo's text."""
+"""The word for a real model's weights, with activations on the demo's text."""
 
 Step = Callable[[str, int], Progress]
-"""Opens a progress bar with a title and a total; what it returns advances the bar."""
+"""A function that opens a progress bar (title, total) and returns one that advances it."""
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ class Builder:
 
     def __init__(self, kernel: ptx.Kernel, shared: Sequence[ptx.Variable]) -> None:
         self.kernel = kernel
+        self._shared = shared
         self.steps: list[Step] = []
         self.bits: list[int] = []  # the size of each slot; 1 for predicates
         self._constants: dict[int, int] = {}
@@ -66,7 +67,13 @@ class Builder:
         """Return what has been decoded."""
         registers = {name: slot for name, slot in self._slots.items() if isinstance(name, str)}
         return Program(
-            self.kernel, self.steps, self.bits, self._constants, self._symbols, registers
+            kernel=self.kernel,
+            shared=self._shared,
+            steps=self.steps,
+            bits=self.bits,
+            constants=self._constants,
+            symbols=self._symbols,
+            registers=registers,
         )
 
     @property

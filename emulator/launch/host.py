@@ -14,10 +14,13 @@ import torch
 
 from nvfp4.emulator.hazards import Unsupported
 from nvfp4.emulator.launch.library import library
-from nvfp4.emulator.launch.session import Session, parsed
+from nvfp4.emulator.launch.session import Session, parsed, program_of
 from nvfp4.emulator.machine.cluster import Dim
+from nvfp4.emulator.machine.machine import Launch
 from nvfp4.emulator.machine.options import Options, Report
 
+_ENGINES = "cutlass._mlir._mlir_libs._cutlass_ir._execution_engine"
+"""The private module with BinaryExecutionEngine, seen in nvidia-cutlass-dsl 4.8.1."""
 _CLUSTER_DIMENSION = 4
 """The id of cudaLaunchAttributeClusterDimension."""
 _KNOWN_ATTRIBUTES = (0, 2, _CLUSTER_DIMENSION, 6)
@@ -80,21 +83,17 @@ class _Call:
             if attribute.id == _CLUSTER_DIMENSION:
                 x, y, z = attribute.value[:3]
                 cluster = (x, y, z)
-        kernel = parsed(self.text).kernel(name)
+        program = program_of(self.text, name)
+        kernel = program.kernel
         parameters = bytearray()
         for i, parameter in enumerate(kernel.parameters):
             parameters += bytes(kernel.parameter_offsets[parameter.name] - len(parameters))
             parameters += ctypes.string_at(arguments[i], parameter.size)
         x, y, z = config.grid
         bx, by, bz = config.block
+        grid, block = (x, y, z), (bx, by, bz)
         self.session.run(
-            self.text,
-            name,
-            (x, y, z),
-            (bx, by, bz),
-            cluster,
-            config.dynamic_shared,
-            bytes(parameters),
+            Launch(program, grid, block, cluster, config.dynamic_shared, bytes(parameters))
         )
 
 
@@ -133,7 +132,7 @@ class Emulated:
     def __init__(self, obj: bytes, name: str, ptx: str) -> None:
         # Both cost seconds to import, and neither has types.
         tvm_ffi = import_module("tvm_ffi")
-        engines = import_module("cutlass._mlir._mlir_libs._cutlass_ir._execution_engine")
+        engines = import_module(_ENGINES)
         runtime = library()
         self._set = ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL).emulator_set
         self._text = ptx

@@ -34,7 +34,8 @@ def execute(
     Raises Hazard, Deadlock or UnsupportedInstruction.
     """
     session = Session(memory or {}, options or Options())
-    session.run(ptx, kernel, grid, block, cluster, dynamic_smem, params)
+    program = program_of(ptx, kernel)
+    session.run(Launch(program, grid, block, cluster, dynamic_smem, params))
     session.memory.finish()
     return session.report
 
@@ -47,18 +48,8 @@ class Session:
         self.options = options
         self.report = Report()
 
-    def run(
-        self,
-        text: str,
-        kernel: str,
-        grid: Dim,
-        block: Dim,
-        cluster: Dim,
-        dynamic_shared: int,
-        parameters: bytes,
-    ) -> None:
-        program = _program(text, kernel)
-        launch = Launch(program, parsed(text), grid, block, cluster, dynamic_shared, parameters)
+    def run(self, launch: Launch) -> None:
+        """Run one launch to its end."""
         with _one_thread():
             Machine(launch, self.memory, self.options, self.report).run()
         self.memory.launch_ended()
@@ -72,7 +63,8 @@ def parsed(text: str) -> Module:
 
 
 @lru_cache(maxsize=64)
-def _program(text: str, kernel: str) -> Program:
+def program_of(text: str, kernel: str) -> Program:
+    """Decode a kernel of a PTX module, once for each text and name."""
     module = parsed(text)
     return build(module.kernel(kernel), module.shared, DECODERS)
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from nvfp4.emulator import ptx
 from nvfp4.emulator.hazards import Deadlock
 from nvfp4.emulator.machine import special_registers
 from nvfp4.emulator.machine.cluster import Cluster, Cta, Dim
@@ -29,13 +28,16 @@ from nvfp4.emulator.memory.shared_memory import shared_layout
 
 @dataclass(frozen=True)
 class Launch:
+    """A launch of a program, whose grid and cluster are in CTAs and whose block is in threads."""
+
     program: Program
-    module: ptx.Module
     grid: Dim
     block: Dim
     cluster: Dim
     dynamic_shared: int
+    """The bytes of dynamic shared memory."""
     parameters: bytes
+    """The kernel's parameters, laid out as in its PTX."""
 
 
 class Machine:
@@ -51,7 +53,7 @@ class Machine:
         self.runnable: list[Warp] = []
         self.clusters: list[Cluster] = []
         self.parameters = Bytes(np.frombuffer(bytearray(launch.parameters), np.uint8), False)
-        self.layout, self.shared_size = shared_layout(launch.module.shared, launch.dynamic_shared)
+        self.layout, self.shared_size = shared_layout(launch.program.shared, launch.dynamic_shared)
         program = launch.program
         self.released = 0  # the CTAs (bits) that have released to the whole GPU
         self.waits_for_grids = options.check and program.uses("griddepcontrol.wait")

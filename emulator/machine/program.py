@@ -18,6 +18,8 @@ class Program:
     """
 
     kernel: ptx.Kernel
+    shared: Sequence[ptx.Variable]
+    """The shared variables of the kernel's module."""
     steps: Sequence[Step]
     bits: Sequence[int]
     """The size of each slot; 1 for predicates."""

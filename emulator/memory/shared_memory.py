@@ -1,5 +1,6 @@
 """A CTA's shared memory, and where its variables stand in it."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -64,7 +65,7 @@ class SharedLayout(NamedTuple):
     size: int
 
 
-def shared_layout(variables: list[ptx.Variable], dynamic: int) -> SharedLayout:
+def shared_layout(variables: Sequence[ptx.Variable], dynamic: int) -> SharedLayout:
     """Place the shared variables: static ones first, then the dynamic ones, which overlap."""
     offsets, end = {}, DYNAMIC_SHARED_BASE
     for variable in variables:

@@ -3,7 +3,7 @@
 import torch
 
 import nvfp4
-from nvfp4.backends.contract import target_of
+from nvfp4.backends.target import target_of
 from nvfp4.backends.triton.gemm.config import HopperConfig, MmConfig, choose_config
 from nvfp4.bench.run import configuration_of
 from nvfp4.bench.sweep import tiles_from

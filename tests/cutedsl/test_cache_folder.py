@@ -19,10 +19,11 @@ from paths import ROOT
 
 import nvfp4
 from nvfp4.backends import cutedsl, environment
-from nvfp4.backends.contract import Problem, Target
 from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
 from nvfp4.backends.cutedsl.runtime import cache
 from nvfp4.backends.cutedsl.runtime import compile as compiler
+from nvfp4.backends.problem import Problem
+from nvfp4.backends.target import Target
 
 pytest.importorskip("filelock")
 

@@ -9,20 +9,22 @@ import torch
 
 import nvfp4
 from nvfp4.backends import cutedsl, environment
-from nvfp4.backends.contract import Problem, Target
 from nvfp4.backends.cutedsl.gemm.choose import NARROW, TILES
-from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
+from nvfp4.backends.cutedsl.gemm.config import Alpha, Epilogue, Kernel, Tile
 from nvfp4.backends.cutedsl.gemm.launch import function_on, loadable
 from nvfp4.backends.cutedsl.runtime import cache
 from nvfp4.backends.cutedsl.runtime import compile as compiler
 from nvfp4.backends.cutedsl.runtime.compile import Compiled, cache_key, compiled, is_cached
+from nvfp4.backends.problem import Problem
+from nvfp4.backends.target import Target
 from nvfp4.bench import cubin
 
 REASONS = cutedsl.BACKEND.reasons(Problem("mm", Target("cpu")))
 pytestmark = pytest.mark.skipif(bool(REASONS), reason="; ".join(REASONS))
 compiles = pytest.mark.usefixtures("compiles")
 
-FULL = Epilogue(bias=True, alpha="segments", row_scale=True)
+FULL = Epilogue(bias=True, alpha=Alpha.SEGMENTS, row_scale=True)
+FULL_ROWS = Epilogue(torch.float32, Alpha.ROWS, True, True)
 CLUSTERS = (Tile(128, 128, 2, 2), Tile(256, 256, 4, 2))
 
 
@@ -42,7 +44,7 @@ def test_nothing_spills(tile):
 
 
 @compiles
-@pytest.mark.parametrize("epilogue", [FULL, Epilogue(torch.float32, "rows", True, True)], ids=repr)
+@pytest.mark.parametrize("epilogue", [FULL, FULL_ROWS], ids=repr)
 def test_the_fullest_epilogues_do_not_spill(epilogue):
     resources = cubin.resources(compiled(Kernel(Tile(256, 256, 2), epilogue), "sm_100a").cubin)
     assert resources.spill_stores == resources.local == resources.stack == 0

@@ -12,10 +12,9 @@ from bounds import gemm_bound
 from cases import Shape, activations, same_bits, skip_if_it_cannot
 
 import nvfp4
-from nvfp4.backends.cutedsl.gemm.choose import NARROW, SMS, TILES
+from nvfp4.backends.cutedsl.gemm.choose import B200_SMS, NARROW, TILES
 from nvfp4.backends.cutedsl.gemm.config import Tile
-from nvfp4.backends.cutedsl.gemm.launch import plan
-from nvfp4.backends.cutedsl.mm import run_or_emulate
+from nvfp4.backends.cutedsl.gemm.launch import plan, run_or_emulate
 from nvfp4.calls import Mm
 from nvfp4.spec.format import FLOAT_DTYPES
 from nvfp4.spec.quantize import decode
@@ -178,7 +177,7 @@ def test_batch_invariance_can_be_asked_for(monkeypatch):
     scales = nvfp4.swizzle_scales(a.linear_scales()[:8])
     alpha = torch.full((8, 1), 1e-4)
     tile = Tile(128, 8, split_k=4, swapped=True)
-    run_or_emulate(plan(Mm(a.data[:8], b.data, scales, b.scales, alpha), split, tile, SMS))
+    run_or_emulate(plan(Mm(a.data[:8], b.data, scales, b.scales, alpha), split, tile, B200_SMS))
     assert (split != together[:8]).any(), "a split sum differs in its last bits"
 
 

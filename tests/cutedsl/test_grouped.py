@@ -23,9 +23,9 @@ from grouped_problems import (
     runs,
 )
 
-from nvfp4.backends.contract import Workload
 from nvfp4.backends.cutedsl.gemm.choose import GLU, GROUPED, choose_grouped_config
 from nvfp4.backends.cutedsl.gemm.config import Epilogue, Glu, Kernel, Tile
+from nvfp4.backends.cutedsl.gemm.launch import run_or_emulate
 from nvfp4.backends.cutedsl.gemm.launch_grouped import (
     clusters_of,
     glu_kernel_of,
@@ -34,11 +34,11 @@ from nvfp4.backends.cutedsl.gemm.launch_grouped import (
 )
 from nvfp4.backends.cutedsl.gemm.layouts import SHARED_BYTES, layout_of
 from nvfp4.backends.cutedsl.grouped_mm import grouped_mm
-from nvfp4.backends.cutedsl.mm import run_or_emulate
 from nvfp4.backends.cutedsl.runtime import compile as compiler
 from nvfp4.backends.cutedsl.runtime import emulated
 from nvfp4.backends.cutedsl.runtime.compile import compiled
 from nvfp4.backends.cutedsl.runtime.warmup import kernels_for
+from nvfp4.backends.workload import Workload
 from nvfp4.bench import cubin
 from nvfp4.calls import GroupedMm
 from nvfp4.emulator import Options

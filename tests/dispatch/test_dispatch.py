@@ -7,7 +7,8 @@ import torch
 
 import nvfp4
 from nvfp4.backends import cutedsl, environment, triton
-from nvfp4.backends.contract import Problem, Target
+from nvfp4.backends.problem import Problem
+from nvfp4.backends.target import Target
 from nvfp4.backends.triton.runtime import architecture
 from nvfp4.dispatch import BACKENDS, choose
 from nvfp4.dispatch.explain import STAGES

@@ -13,7 +13,7 @@ from cases import same_bits
 from torch import Tensor
 
 from nvfp4.backends import environment
-from nvfp4.backends.contract import RECORDING, recorded
+from nvfp4.backends.recording import RECORDING, recorded
 from nvfp4.backends.triton.runtime.launch import Launch
 from nvfp4.calls import checks
 from nvfp4.dispatch import replay

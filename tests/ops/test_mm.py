@@ -17,8 +17,8 @@ from cases import (
 )
 
 import nvfp4
-from nvfp4.backends.contract import Workload, target_of
 from nvfp4.backends.environment import BATCH_INVARIANT
+from nvfp4.backends.target import target_of
 from nvfp4.backends.triton.device.tile_config import choose_rounding_tile
 from nvfp4.backends.triton.gemm.config import (
     COST,
@@ -30,6 +30,7 @@ from nvfp4.backends.triton.gemm.config import (
 )
 from nvfp4.backends.triton.hopper.stream_k import make_schedule
 from nvfp4.backends.triton.mm import plan
+from nvfp4.backends.workload import Workload
 from nvfp4.calls import Mm
 from nvfp4.spec.format import FLOAT_DTYPES
 

@@ -120,7 +120,7 @@ def _hopper_tiles(sm: int) -> Iterator[tuple[str, Launch]]:
     call = Mm(a, b, a_scales, b_scales, _meta(1, 2), _meta(m), _meta(n))
     out = _meta(m, n, dtype=torch.bfloat16)
     for config, split in itertools.product({*COST, *GROUPED.values()}, (False, True)):
-        tile = config._replace(split=split)
+        tile = config._replace(stream_k=split)
         yield "mm", mm.plan(call, out, sm, tile)[-1]
 
 

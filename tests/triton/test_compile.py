@@ -13,7 +13,8 @@ import pytest
 from paths import ROOT
 
 from nvfp4.backends import triton
-from nvfp4.backends.contract import Problem, Target
+from nvfp4.backends.problem import Problem
+from nvfp4.backends.target import Target
 from nvfp4.backends.triton.runtime.architecture import (
     ASSEMBLED_SINCE,
     BLOCK_SCALED_SINCE,

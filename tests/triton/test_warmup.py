@@ -12,8 +12,10 @@ from paths import ROOT
 from torch import Tensor
 
 import nvfp4
-from nvfp4.backends.contract import Compilation, Target, Workload, sm_of
+from nvfp4.backends.backend import Compilation
+from nvfp4.backends.target import Target, sm_of
 from nvfp4.backends.triton import warmup
+from nvfp4.backends.workload import Workload
 
 DENSE = Workload(96, 256, 3)
 
@@ -76,7 +78,7 @@ def test_a_process_that_does_not_start_is_told(monkeypatch):
 
 SAME_KERNELS = """
 import torch
-from nvfp4.backends.contract import Workload
+from nvfp4.backends.workload import Workload
 from nvfp4.backends.triton import warmup
 from nvfp4.backends.triton.runtime.ahead import compile_launch
 
@@ -101,7 +103,7 @@ def test_they_are_the_kernels_of_tensors_that_are_there(tmp_path, compiles):
 
 SOURCES = """
 import sys
-from nvfp4.backends.contract import Workload
+from nvfp4.backends.workload import Workload
 from nvfp4.backends.triton import warmup
 
 launches = warmup.launches_for([Workload(96, 256, 300)], 90)

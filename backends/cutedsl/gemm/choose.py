@@ -11,10 +11,11 @@ import functools
 import math
 from typing import NamedTuple
 
-from nvfp4.backends.cutedsl.gemm.config import GLU_COLUMNS, STAGE_K, SWAPPED_COLUMNS, Tile
+from nvfp4.backends.cutedsl.gemm.config import CTA_ROWS, GLU_COLUMNS, STAGE_K, SWAPPED_COLUMNS, Tile
 from nvfp4.backends.cutedsl.gemm.layouts import MMA_K
+from nvfp4.spec.format import BLOCK
 
-SMS = 148
+B200_SMS = 148
 CLOCK = 1.85e9
 """Hz under load: 9.0 dense FP4 PFLOP/s at FLOPS_PER_CLOCK on all SMs."""
 FLOPS_PER_CLOCK = 32768
@@ -25,7 +26,7 @@ L2_BYTES = 64
 """Bytes a clock that an SM loads from L2 (assumed, as on Hopper)."""
 SHARED_BYTES = 128
 """Bytes a clock that an MMA reads from its SM's shared memory."""
-VALUE_BYTES = 1 / 2 + 1 / 16
+VALUE_BYTES = 1 / 2 + 1 / BLOCK
 """Of a value and its part of a scale."""
 LAUNCH = 2.5e-6
 """Seconds until the first MMA and after the last: launch, first loads, last stores (assumed)."""
@@ -65,7 +66,9 @@ class Prediction(NamedTuple):
         )
 
 
-def predict(tile: Tile, m: int, n: int, k: int, out_bytes: int = 2, sms: int = SMS) -> Prediction:
+def predict(
+    tile: Tile, m: int, n: int, k: int, out_bytes: int = 2, sms: int = B200_SMS
+) -> Prediction:
     """The time of out [m, n] = A B^T with K = k by this tile on `sms` SMs."""
     rows, columns = (n, m) if tile.swapped else (m, n)
     moved = (m + n) * k * VALUE_BYTES + m * n * out_bytes
@@ -73,14 +76,14 @@ def predict(tile: Tile, m: int, n: int, k: int, out_bytes: int = 2, sms: int = S
 
 
 def predict_grouped(
-    tile: Tile, rows: int, experts: int, n: int, k: int, out_bytes: float = 2, sms: int = SMS
+    tile: Tile, rows: int, experts: int, n: int, k: int, out_bytes: float = 2, sms: int = B200_SMS
 ) -> Prediction:
     """The time of `rows` rows of `experts` experts, spread evenly over as many as that can be; an
     expert's last tile of tokens is half full on average, and its only one wholly its own.
     """
     active = min(rows, experts)
     tokens = rows / active
-    step, weight_step = (tile.columns, 128) if tile.swapped else (tile.rows, tile.columns)
+    step, weight_step = (tile.columns, CTA_ROWS) if tile.swapped else (tile.rows, tile.columns)
     high = max(1.0, tokens / step + 0.5) if tokens > 1 else 1.0
     tiles = math.ceil(active * high) * -(-n // weight_step)
     moved = (rows + active * n) * k * VALUE_BYTES + rows * n * out_bytes
@@ -95,11 +98,11 @@ def _predict(tile: Tile, tiles: int, moved: float, k: int, sms: int) -> Predicti
 
     # Of one K = 64 MMA, an SM's share: its 128 rows, its part of B's rows.
     b_rows = tile.columns // tile.ctas
-    multiply = 2 * 128 * tile.columns * MMA_K / FLOPS_PER_CLOCK
-    read = (128 + b_rows) * MMA_K / 2 / SHARED_BYTES
+    multiply = 2 * CTA_ROWS * tile.columns * MMA_K / FLOPS_PER_CLOCK
+    read = (CTA_ROWS + b_rows) * MMA_K / 2 / SHARED_BYTES
     mma = waves * steps * (STAGE_K // MMA_K) * max(multiply, read) / CLOCK
 
-    loaded = 128 / tile.cluster_columns + b_rows / (tile.cluster_rows // tile.ctas)
+    loaded = CTA_ROWS / tile.cluster_columns + b_rows / (tile.cluster_rows // tile.ctas)
     l2 = waves * steps * loaded * STAGE_K * VALUE_BYTES / L2_BYTES / CLOCK
 
     hbm = moved / HBM
@@ -119,7 +122,7 @@ def candidates(m: int, n: int, k: int, splits: bool) -> tuple[Tile, ...]:
 
 @functools.lru_cache(maxsize=65536)
 def choose_config(
-    m: int, n: int, k: int, out_bytes: int = 2, sms: int = SMS, splits: bool = True
+    m: int, n: int, k: int, out_bytes: int = 2, sms: int = B200_SMS, splits: bool = True
 ) -> Prediction:
     """The best tile for out [m, n] = A B^T with K = k, and what it is expected to take.
 
@@ -139,7 +142,7 @@ def choose_grouped_config(
     n: int,
     k: int,
     out_bytes: int = 2,
-    sms: int = SMS,
+    sms: int = B200_SMS,
     glu: bool = False,
 ) -> Prediction:
     """The best tile for `rows` rows of `experts` experts with weights [n, k] each, and what it is

@@ -7,13 +7,18 @@ and of the expert's own weights.
 """
 
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 
 from nvfp4.spec.glu import SILU
+from nvfp4.spec.swizzle import TILE_ROWS
 
 STAGE_K = 256
 """K of a load stage: rows of 128 bytes."""
+
+CTA_ROWS = 128
+"""Rows of D that a CTA computes: the lanes of its tensor memory."""
 
 SWAPPED_COLUMNS = (8, 16, 32, 64)
 """Tile widths for few tokens. Those under SCALE_STEP hold all tokens in one tile."""
@@ -25,7 +30,7 @@ Tensor memory has 32 rows of scales in a column, and the MMA reaches even column
 tile of 32 columns would read the scales of the first.
 """
 
-GLU_COLUMNS = 128
+GLU_COLUMNS = TILE_ROWS
 """Columns of gate, and of up, in a tile: each a scale tile of the weights."""
 
 
@@ -53,19 +58,19 @@ class Tile:
         wide = self.columns in (64, 128, 192, 256)
         narrow = self.swapped and self.columns in SWAPPED_COLUMNS
         found = []
-        if self.rows not in (128, 256):
+        if self.rows not in (CTA_ROWS, 2 * CTA_ROWS):
             found.append("rows needs 128 or 256")
         if not (wide or narrow):
             found.append("columns needs 64, 128, 192 or 256, or, swapped, 8, 16, 32 or 64")
         if self.cluster_rows not in (1, 2, 4) or self.cluster_columns not in (1, 2, 4):
             found.append("cluster_rows and cluster_columns need 1, 2 or 4")
-        if self.rows == 256 and self.cluster_rows < 2:
+        if self.ctas == 2 and self.cluster_rows < 2:
             found.append("cluster_rows needs 2 or 4 for a pair of CTAs")
         if self.columns < 64 and self.cluster_rows > 1:
             found.append("cluster_rows needs 1 for columns under 64")
         if self.split_k not in (1, 2, 4, 8):
             found.append("split_k needs 1, 2, 4 or 8")
-        alone = self.rows == 128 and self.cluster_rows == self.cluster_columns == 1
+        alone = self.ctas == 1 and self.cluster_rows == self.cluster_columns == 1
         if self.split_k > 1 and not (alone and self.columns <= 64):
             found.append("split_k needs one CTA a tile and columns up to 64")
         return found
@@ -94,7 +99,7 @@ class Tile:
     @property
     def ctas(self) -> int:
         """CTAs that compute one MMA together: 1, or a pair."""
-        return self.rows // 128
+        return self.rows // CTA_ROWS
 
     @property
     def cluster(self) -> int:
@@ -103,7 +108,7 @@ class Tile:
     @property
     def cluster_tile(self) -> tuple[int, int]:
         """What a cluster computes of D at a time: rows, columns."""
-        return 128 * self.cluster_rows, self.columns * self.cluster_columns
+        return CTA_ROWS * self.cluster_rows, self.columns * self.cluster_columns
 
     def tiles(self, rows: int, columns: int) -> int:
         """Cluster tiles of a D of rows x columns."""
@@ -134,18 +139,37 @@ class Glu:
         return f"{self.activation}{' with a limit' if self.limited else ''}, quantized"
 
 
+class Alpha(Enum):
+    """The shape of alpha, the factor of the sums."""
+
+    ONE = "one"
+    """[1, 1]: one number."""
+    ROWS = "rows"
+    """[M, 1]: one a row of the output."""
+    SEGMENTS = "segments"
+    """[1, S]: one a segment of N."""
+    MATRIX = "matrix"
+    """[M, S]: both, looked up for each element."""
+
+    @staticmethod
+    def of(rows: int, segments: int) -> "Alpha":
+        """The form of alpha [rows, segments]."""
+        if rows > 1:
+            return Alpha.MATRIX if segments > 1 else Alpha.ROWS
+        return Alpha.SEGMENTS if segments > 1 else Alpha.ONE
+
+
 @dataclass(frozen=True)
 class Epilogue:
     """out = acc * factor (+ bias), a fused multiply-add in float32, then rounded to out_dtype.
 
-    alpha, which the factor is: "one" number [1, 1], "rows" [M, 1], "segments" of N [1, S], or a
-    "matrix" [M, S], looked up per element. row_scale: times another per row. tma_store: by TMA, for
-    outputs whose rows start on 16 bytes, else element by element. glu: what follows, of gate and
-    up as rounded.
+    The factor is alpha, with row_scale times a number of the row. With tma_store the output is
+    stored by TMA, which needs rows that start on 16 bytes; without, element by element. With glu
+    the rounded gate and up go on into a gated linear unit.
     """
 
     out_dtype: torch.dtype = torch.bfloat16
-    alpha: str = "one"
+    alpha: Alpha = Alpha.ONE
     row_scale: bool = False
     bias: bool = False
     bias_dtype: torch.dtype = torch.float32
@@ -174,7 +198,7 @@ class Kernel:
 
     def __str__(self) -> str:
         e = self.epilogue
-        parts = [str(e.out_dtype).removeprefix("torch."), f"alpha {e.alpha}"]
+        parts = [str(e.out_dtype).removeprefix("torch."), f"alpha {e.alpha.value}"]
         parts += ["row_scale"] * e.row_scale
         parts += [f"bias {str(e.bias_dtype).removeprefix('torch.')}"] * e.bias
         parts += ["element stores"] * (not e.tma_store and e.glu is None)

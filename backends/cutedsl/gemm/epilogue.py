@@ -13,6 +13,7 @@ from cutlass import Boolean, Float32, Int32, Int64, const_expr
 
 from nvfp4.backends.cutedsl.gemm import factors as factor
 from nvfp4.backends.cutedsl.gemm import ptx, store_elements, store_quantized, store_tma
+from nvfp4.backends.cutedsl.gemm.config import CTA_ROWS
 from nvfp4.backends.cutedsl.gemm.factors import Factors
 from nvfp4.backends.cutedsl.gemm.groups import Place
 from nvfp4.backends.cutedsl.gemm.layouts import STORE_BYTES, WARP_ROWS, Layout
@@ -45,7 +46,7 @@ def drain(
     block = smem + layout.acc_block
     blocks = block + block + layout.acc_pitch
     second, parity, turn = Int32(0), Int32(0), Int32(0)
-    own = (x * 128 + warp * WARP_ROWS, y * config.columns)
+    own = (x * CTA_ROWS + warp * WARP_ROWS, y * config.columns)
     tile, walk = start(layout, grid, own)
     cute.arch.griddepcontrol_wait()
     row_bias = Float32(0.0)

@@ -11,6 +11,7 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32, Int64, const_expr
 
 from nvfp4.backends.cutedsl.gemm import ptx
+from nvfp4.backends.cutedsl.gemm.config import Alpha
 from nvfp4.backends.cutedsl.gemm.layouts import EPILOGUE_WARPS, Layout
 
 BARRIER = 1
@@ -60,7 +61,7 @@ def of_row(layout: cutlass.Constexpr[Layout], factors: Factors, row: Int32) -> F
     value = Float32(1.0)
     if const_expr(not layout.tile.swapped):
         value = of_token(layout, factors, row)
-    elif const_expr(layout.epilogue.alpha == "segments"):
+    elif const_expr(layout.epilogue.alpha is Alpha.SEGMENTS):
         value = element(factors.alpha, row // factors.segment)
     return value
 
@@ -69,9 +70,9 @@ def of_row(layout: cutlass.Constexpr[Layout], factors: Factors, row: Int32) -> F
 def of_token(layout: cutlass.Constexpr[Layout], factors: Factors, token: Int32) -> Float32:
     """The factors that a token has, on whichever side of D tokens are."""
     value = Float32(1.0)
-    if const_expr(layout.epilogue.alpha == "one"):
+    if const_expr(layout.epilogue.alpha is Alpha.ONE):
         value = element(factors.alpha, 0)
-    if const_expr(layout.epilogue.alpha == "rows"):
+    if const_expr(layout.epilogue.alpha is Alpha.ROWS):
         value = element(factors.alpha, token)
     if const_expr(layout.epilogue.row_scale):
         value = value * element(factors.row_scale, token * factors.row_scale_stride)

@@ -5,8 +5,8 @@ share weights. Before the roles begin a warp of each CTA reads the offsets, once
 to shared memory:
 
     coarse  [32]          the first tile of each lane's experts: lane l has 16 l .. 16 l + 15
-    first   [EXPERTS]     each expert's first tile; of experts that do not exist, all tiles
-    edges   [EXPERTS + 1] where each expert's rows begin
+    first   [MAX_EXPERTS]      each expert's first tile; of experts that do not exist, all tiles
+    edges   [MAX_EXPERTS + 1]  where each expert's rows begin
     tiles                 all tiles
 
 A tile's expert is the last whose first tile is not beyond it: two loads and two votes of a warp
@@ -20,11 +20,12 @@ import cutlass.cute as cute
 from cutlass import Boolean, Int32, Uint32, const_expr
 
 from nvfp4.backends.cutedsl.gemm import ptx
-from nvfp4.backends.cutedsl.gemm.layouts import EXPERTS, EXPERTS_A_LANE, SCALE_ROWS, Layout
+from nvfp4.backends.cutedsl.gemm.layouts import EXPERTS_A_LANE, SCALE_LANES, SCALE_ROWS, Layout
+from nvfp4.spec.grouped import MAX_EXPERTS
 
 FIRST = 4 * 32
-EDGES = FIRST + 4 * EXPERTS
-LAST_EDGE = EDGES + 4 * EXPERTS
+EDGES = FIRST + 4 * MAX_EXPERTS
+LAST_EDGE = EDGES + 4 * MAX_EXPERTS
 
 
 class Place(NamedTuple):
@@ -146,11 +147,11 @@ def place_of(layout: cutlass.Constexpr[Layout], tile: Int32, groups: Groups) -> 
         return Place(
             row, begin + column, groups.weight_rows, end, weight_row + row, begin + column,
             weight_scales + row // SCALE_ROWS, token_scales + column // SCALE_ROWS,
-            column % SCALE_ROWS // 32, expert,
+            column % SCALE_ROWS // SCALE_LANES, expert,
         )  # fmt: skip
     row, column = token + row_offset, weight + column_offset
     return Place(
         begin + row, column, end, groups.weight_rows, begin + row, weight_row + column,
         token_scales + row // SCALE_ROWS, weight_scales + column // SCALE_ROWS,
-        column % SCALE_ROWS // 32, expert,
+        column % SCALE_ROWS // SCALE_LANES, expert,
     )  # fmt: skip

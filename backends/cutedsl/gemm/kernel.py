@@ -12,12 +12,13 @@ from cutlass.cute.nvgpu import cpasync
 from cutlass.cute.runtime import make_fake_stream, make_ptr
 
 from nvfp4.backends.cutedsl.gemm import epilogue, groups, mainloop, ptx
-from nvfp4.backends.cutedsl.gemm.config import STAGE_K, Epilogue
+from nvfp4.backends.cutedsl.gemm.config import CTA_ROWS, STAGE_K, Epilogue
 from nvfp4.backends.cutedsl.gemm.factors import Factors
 from nvfp4.backends.cutedsl.gemm.groups import Experts
 from nvfp4.backends.cutedsl.gemm.layouts import (
     EPILOGUE_WARPS,
     K_BLOCKS,
+    MMA_K,
     ROW_BYTES,
     SCALE_ROWS,
     SCALE_WORDS,
@@ -48,7 +49,7 @@ def operand_map(data: cute.Pointer, rows: Int32, k: Int32, stride: Int64, box_ro
 @cute.jit
 def scale_map(scales: cute.Pointer, tiles: Int32, k: Int32, k_blocks, row_tiles):
     """The tensor map of swizzled scales: [row tiles, K / 64 scale tiles], in words of 8 bytes."""
-    words = (k + 63) // 64 * SCALE_WORDS
+    words = (k + MMA_K - 1) // MMA_K * SCALE_WORDS
     shape = (row_tiles, k_blocks * SCALE_WORDS)
     box = cute.make_layout(shape, stride=(k_blocks * SCALE_WORDS, 1))
     load = cpasync.CopyBulkTensorTileG2SOp()
@@ -66,7 +67,7 @@ def operand_maps(layout: cutlass.Constexpr[Layout], a, b, k: Int32):
     b_box_rows = layout.b_rows // (layout.b_sharers * layout.b_boxes)
     b_box_tiles = 1 if const_expr(layout.glu) else layout.b_scale_tiles
     return (
-        operand_map(a_data, a_rows, k, a_stride, 128 // layout.a_sharers),
+        operand_map(a_data, a_rows, k, a_stride, CTA_ROWS // layout.a_sharers),
         operand_map(b_data, b_rows, k, b_stride, b_box_rows),
         scale_map(a_scales, a_tiles, k, K_BLOCKS // layout.a_sharers, 1),
         scale_map(b_scales, b_tiles, k, K_BLOCKS // layout.b_scale_sharers, b_box_tiles),

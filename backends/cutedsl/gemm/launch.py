@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
-from nvfp4.backends.cutedsl.runtime.compile import FUNCTION, Compiled, compiled
+from nvfp4.backends.cutedsl.gemm.choose import B200_SMS
+from nvfp4.backends.cutedsl.gemm.config import Alpha, Epilogue, Kernel, Tile
+from nvfp4.backends.cutedsl.runtime.compile import FUNCTION, compiled
 from nvfp4.calls import Mm
-
-ALPHA_FORMS = ("one", "rows", "segments", "matrix")
-"""Epilogue.alpha, by whether alpha [1 or M, S] has segments, then rows."""
 
 
 class Launch(NamedTuple):
@@ -37,7 +35,7 @@ def plan(call: Mm, out: Tensor, tile: Tile, sms: int) -> Launch:
     kernel = kernel_of(
         tile,
         out.dtype,
-        ALPHA_FORMS[2 * (segments > 1) + (alpha_rows > 1)],
+        Alpha.of(alpha_rows, segments),
         row_scale is not None,
         None if bias is None else bias.dtype,
         starts_on_16_bytes(out),
@@ -75,13 +73,13 @@ def plan(call: Mm, out: Tensor, tile: Tile, sms: int) -> Launch:
 def kernel_of(
     tile: Tile,
     out_dtype: torch.dtype,
-    alpha: str,
+    alpha: Alpha,
     row_scale: bool,
     bias: torch.dtype | None,
     aligned: bool,
 ) -> Kernel:
     """The kernel for a call's form; aligned: the output's rows start on 16 bytes."""
-    by_tma = aligned and not tile.swapped and alpha != "matrix"
+    by_tma = aligned and not tile.swapped and alpha is not Alpha.MATRIX
     bias_dtype = bias or torch.float32
     return Kernel(tile, Epilogue(out_dtype, alpha, row_scale, bias is not None, bias_dtype, by_tma))
 
@@ -107,6 +105,24 @@ def aligned(scales: Tensor) -> Tensor:
     return scales if scales.data_ptr() % 16 == 0 else scales.clone()
 
 
+@functools.cache
+def sms_of(device: torch.device) -> int:
+    """The SMs to run on: all of the GPU's. The emulator stands for a B200."""
+    if device.type != "cuda":
+        return B200_SMS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def run_or_emulate(launch: Launch) -> None:
+    """Run a launch on the GPU that its tensors are on; the emulator runs one of CPU tensors."""
+    if launch.tensors["out"].is_cuda:
+        run(launch)
+        return
+    from nvfp4.backends.cutedsl.runtime import emulated  # not needed where there is a GPU
+
+    emulated.run(launch)
+
+
 def run(launch: Launch) -> None:
     """Launch on the current stream of the tensors' GPU."""
     device = launch.tensors["out"].device
@@ -127,15 +143,7 @@ def function_on(kernel: Kernel, device: torch.device) -> Callable[..., Any]:
             "nvfp4.warmup(...) with this shape before capturing"
         )
     major, minor = torch.cuda.get_device_capability(device)
-    return load(compiled(kernel, f"sm_{10 * major + minor}a"))
+    from nvfp4.backends.cutedsl.runtime import compat  # imports CuTe DSL, which takes seconds
 
-
-def load(code: Compiled) -> Callable[..., Any]:
-    """Object code -> the function in it, callable with integers for pointers and the stream."""
-    import tvm_ffi
-    from cutlass._mlir._mlir_libs._cutlass_ir._execution_engine import BinaryExecutionEngine
-    from cutlass.cute.runtime import find_runtime_libraries
-
-    engine = BinaryExecutionEngine(code.object_code, find_runtime_libraries(), True)
-    address = engine.lookup(f"__tvm_ffi_{FUNCTION}")
-    return tvm_ffi.Function.__from_extern_c__(address, keep_alive_object=engine)
+    code = compiled(kernel, f"sm_{10 * major + minor}a")
+    return compat.load(code.object_code, FUNCTION)

@@ -5,10 +5,11 @@ import functools
 import torch
 from torch import Tensor
 
-from nvfp4.backends.cutedsl.gemm.config import Epilogue, Glu, Kernel, Tile
+from nvfp4.backends.cutedsl.gemm.config import Alpha, Epilogue, Glu, Kernel, Tile
 from nvfp4.backends.cutedsl.gemm.launch import Launch, aligned, loadable, starts_on_16_bytes
-from nvfp4.backends.cutedsl.gemm.layouts import EXPERTS, layout_of
+from nvfp4.backends.cutedsl.gemm.layouts import layout_of
 from nvfp4.calls import GroupedMm, GroupedMmGluQuantize, Quantized
+from nvfp4.spec.grouped import MAX_EXPERTS
 from nvfp4.spec.swizzle import TILE_ROWS
 
 
@@ -67,7 +68,7 @@ def grouped_kernel_of(
     aligned: bool,
 ) -> Kernel:
     """The kernel for a call's form; aligned: the output's rows start on 16 bytes."""
-    alpha = "segments" if segments else "one"
+    alpha = Alpha.SEGMENTS if segments else Alpha.ONE
     by_tma = aligned and not tile.swapped
     dtype = bias or torch.float32
     epilogue = Epilogue(out_dtype, alpha, row_scale, bias is not None, dtype, by_tma)
@@ -93,8 +94,8 @@ def _launch(
 ) -> Launch:
     (rows, half_k), (experts, n, _) = call.a.shape, call.b.shape
     alpha, row_scale = call.alpha, call.row_scale
-    if experts > EXPERTS:
-        raise ValueError(f"grouped_mm: needs up to {EXPERTS} experts, got {experts}")
+    if experts > MAX_EXPERTS:
+        raise ValueError(f"grouped_mm: needs up to {MAX_EXPERTS} experts, got {experts}")
     tensors = {
         "a": loadable(call.a),
         "b": loadable(call.b.reshape(experts * n, half_k)),

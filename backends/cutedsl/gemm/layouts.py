@@ -27,29 +27,34 @@ from functools import cached_property
 from typing import Any
 
 from nvfp4.backends.cutedsl.gemm.config import (
+    CTA_ROWS,
     GLU_COLUMNS,
     SCALE_STEP,
     STAGE_K,
+    Alpha,
     Epilogue,
     Glu,
     Kernel,
     Tile,
 )
+from nvfp4.spec.format import BLOCK
+from nvfp4.spec.grouped import MAX_EXPERTS
+from nvfp4.spec.swizzle import TILE_BLOCKS, TILE_ROWS
 
-MMA_K = 64
+MMA_K = BLOCK * TILE_BLOCKS  # 64: an MMA reads a scale tile of each operand
 K_BLOCKS = STAGE_K // MMA_K
 ROW_BYTES = STAGE_K // 2
-SCALE_TILE = 512
+SCALE_ROWS = TILE_ROWS
+SCALE_TILE = TILE_ROWS * TILE_BLOCKS
 SCALE_WORDS = SCALE_TILE // 8  # TMA's elements of a scale tile: a box has at most 256
-SCALE_ROWS = 128
+SCALE_LANES = 32  # a scale tile is 32 lanes of 16 bytes, which hold 4 rows 32 apart
 SHARED_BYTES = 232448  # what sm_100 lets one CTA have
 TMEM_COLUMNS = 512
 STORE_BYTES = 128  # of a row that the epilogue moves at a time
 WARP_ROWS = 32
 GLU_SUBTILE = 64  # results: 32 bytes of codes a row, and one word of scales
-EXPERTS = 512
-EXPERTS_A_LANE = EXPERTS // 32
-TABLE_BYTES = 4 * (32 + EXPERTS + EXPERTS + 2)  # see groups.py
+EXPERTS_A_LANE = MAX_EXPERTS // 32
+TABLE_BYTES = 4 * (32 + MAX_EXPERTS + MAX_EXPERTS + 2)  # see groups.py
 EPILOGUE_WARPS = 4
 
 # Shared-memory descriptors (PTX ISA, "tcgen05 shared memory descriptor"), high words: the stride
@@ -123,7 +128,7 @@ class Layout:
 
     @cached_property
     def b(self) -> int:
-        return 128 * ROW_BYTES
+        return CTA_ROWS * ROW_BYTES
 
     @cached_property
     def a_scales(self) -> int:
@@ -156,8 +161,8 @@ class Layout:
     @cached_property
     def stages_factors(self) -> bool:
         """Whether factors differ by column of D: of the token if swapped, of the segment if not."""
-        by_token = self.epilogue.alpha == "rows" or self.epilogue.row_scale
-        return by_token if self.tile.swapped else self.epilogue.alpha == "segments"
+        by_token = self.epilogue.alpha is Alpha.ROWS or self.epilogue.row_scale
+        return by_token if self.tile.swapped else self.epilogue.alpha is Alpha.SEGMENTS
 
     @cached_property
     def stages_bias(self) -> bool:
@@ -176,7 +181,7 @@ class Layout:
     def same_factor(self) -> bool:
         """Whether one number multiplies everything."""
         by_column = self.stages_factors
-        return self.epilogue.alpha == "one" and not self.epilogue.row_scale and not by_column
+        return self.epilogue.alpha is Alpha.ONE and not self.epilogue.row_scale and not by_column
 
     @cached_property
     def vector_bytes(self) -> int:
@@ -189,7 +194,7 @@ class Layout:
 
     @cached_property
     def partial_bytes(self) -> int:
-        return 4 * 128 * self.tile.columns if self.tile.split_k > 1 else 0
+        return 4 * CTA_ROWS * self.tile.columns if self.tile.split_k > 1 else 0
 
     @cached_property
     def _fixed_bytes(self) -> int:
@@ -293,11 +298,11 @@ class Layout:
     @cached_property
     def b_scale_columns(self) -> int:
         """Columns of B's scales per K = 64."""
-        return self.b_scale_tiles * SCALE_ROWS // 32
+        return self.b_scale_tiles * SCALE_ROWS // SCALE_LANES
 
     @cached_property
     def scale_columns(self) -> int:
-        return K_BLOCKS * (SCALE_ROWS // 32 + self.b_scale_columns)
+        return K_BLOCKS * (SCALE_ROWS // SCALE_LANES + self.b_scale_columns)
 
     @cached_property
     def overlap(self) -> int:
@@ -314,7 +319,7 @@ class Layout:
 
     @cached_property
     def b_scale_tmem(self) -> int:
-        return self.a_scale_tmem + K_BLOCKS * SCALE_ROWS // 32
+        return self.a_scale_tmem + K_BLOCKS * SCALE_ROWS // SCALE_LANES
 
     @cached_property
     def scale_copies(self) -> tuple[tuple[int, int], ...]:

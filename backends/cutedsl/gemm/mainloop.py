@@ -16,7 +16,7 @@ import cutlass.cute as cute
 from cutlass import Int32, const_expr
 
 from nvfp4.backends.cutedsl.gemm import ptx
-from nvfp4.backends.cutedsl.gemm.config import GLU_COLUMNS
+from nvfp4.backends.cutedsl.gemm.config import CTA_ROWS, GLU_COLUMNS
 from nvfp4.backends.cutedsl.gemm.layouts import (
     K_BLOCKS,
     MMA_K,
@@ -68,7 +68,7 @@ def load(layout: cutlass.Constexpr[Layout], maps, smem: Int32, rank: Int32, k_st
 
     # Where this CTA is in its cluster, and which part of the shared operands it loads for others.
     x, y = layout.place_in_cluster(rank)
-    a_part = 128 // layout.a_sharers
+    a_part = CTA_ROWS // layout.a_sharers
     b_part = layout.b_rows // layout.b_sharers
     a_k_blocks = K_BLOCKS // layout.a_sharers
     b_k_blocks = K_BLOCKS // layout.b_scale_sharers
@@ -90,7 +90,7 @@ def load(layout: cutlass.Constexpr[Layout], maps, smem: Int32, rank: Int32, k_st
 
     leads = True if const_expr(ctas == 1) else x % 2 == 0
     k_begin, k_end = k_range(layout, k_stages, rank)
-    part = (x * 128, y * config.columns)
+    part = (x * CTA_ROWS, y * config.columns)
     tile, walk = start(layout, grid, part)
 
     if const_expr(not layout.grouped):

@@ -14,9 +14,9 @@ from typing import Any
 
 import cutlass.cute as cute
 from cutlass import Float32, Int16, Int32, Int64, Uint32
-from cutlass._mlir import ir
-from cutlass._mlir.dialects import cute_nvgpu, llvm
 from cutlass.cutlass_dsl import dsl_user_op
+
+from nvfp4.backends.cutedsl.runtime import compat
 
 _TYPES = {Int16: ("h", "i16"), Int32: ("r", "i32"), Uint32: ("r", "i32")}
 _TYPES |= {Int64: ("l", "i64"), Float32: ("f", "f32")}
@@ -26,25 +26,16 @@ def asm(text: str, operands: Sequence[Any], results: Sequence[Any] = (), loc=Non
     """Emit a volatile asm block; in `text`, $0.. are the results and then the operands."""
     constraints = ["=" + _TYPES[result][0] for result in results]
     constraints += [_TYPES[type(operand)][0] for operand in operands]
-    types = [ir.Type.parse(_TYPES[result][1]) for result in results]
-    returned = types[0] if len(types) == 1 else None
-    if len(types) > 1:
-        returned = ir.Type.parse(f"!llvm.struct<({', '.join(map(str, types))})>")
-    out = llvm.inline_asm(
-        returned,
-        [operand.ir_value(loc=loc, ip=ip) for operand in operands],
+    found = compat.inline_asm(
         text,
         ",".join(constraints),
-        has_side_effects=True,
-        is_align_stack=False,
-        asm_dialect=llvm.AsmDialect.AD_ATT,
-        loc=loc,
-        ip=ip,
+        [operand.ir_value(loc=loc, ip=ip) for operand in operands],
+        [_TYPES[result][1] for result in results],
+        loc,
+        ip,
     )
-    if len(types) > 1:
-        parts = [llvm.extractvalue(t, out, [i], loc=loc, ip=ip) for i, t in enumerate(types)]
-        return tuple(result(part) for result, part in zip(results, parts, strict=True))
-    return results[0](out) if results else None
+    values = tuple(result(value) for result, value in zip(results, found, strict=True))
+    return values if len(values) > 1 else values[0] if values else None
 
 
 def _elected(instruction: str) -> str:
@@ -112,9 +103,7 @@ def map_to_cta(address: Int32, rank: Int32, *, loc=None, ip=None) -> Int32:
 @dsl_user_op
 def tensor_map(atom: cute.CopyAtom, *, loc=None, ip=None) -> Int64:
     """The address of the tensor map that a TMA atom carries, in the kernel's parameters."""
-    executable = cute_nvgpu.atom_make_exec_tma(atom._trait.value, loc=loc, ip=ip)
-    pointer = ir.Type.parse("!cute.ptr<!cute_nvgpu.tma_descriptor_tiled, generic, align<64>>")
-    return cute_nvgpu.get_tma_desc_addr(pointer, executable, loc=loc, ip=ip).toint(loc=loc, ip=ip)
+    return compat.tensor_map_address(atom, loc, ip)
 
 
 @dsl_user_op

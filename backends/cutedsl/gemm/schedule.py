@@ -12,7 +12,7 @@ import cutlass.cute as cute
 from cutlass import Boolean, Int32, const_expr
 
 from nvfp4.backends.cutedsl.gemm import groups
-from nvfp4.backends.cutedsl.gemm.layouts import SCALE_ROWS, Layout
+from nvfp4.backends.cutedsl.gemm.layouts import SCALE_LANES, SCALE_ROWS, Layout
 
 
 class Grid(NamedTuple):
@@ -69,7 +69,7 @@ class Place(NamedTuple):
 
     @property
     def b_group(self) -> Int32:
-        return self.column % SCALE_ROWS // 32
+        return self.column % SCALE_ROWS // SCALE_LANES
 
 
 @cute.jit

@@ -11,6 +11,7 @@ import torch
 from cutlass import Float32, Int32, Int64, const_expr
 
 from nvfp4.backends.cutedsl.gemm import floats, ptx
+from nvfp4.backends.cutedsl.gemm.config import CTA_ROWS, Alpha
 from nvfp4.backends.cutedsl.gemm.factors import Factors, of_element
 from nvfp4.backends.cutedsl.gemm.layouts import Layout
 
@@ -35,7 +36,7 @@ def store(
             factor = row_factor
             if const_expr(layout.stages_factors):
                 factor = factor * ptx.load_shared(vectors, 1, Float32, 4 * i)[0]
-            if const_expr(layout.epilogue.alpha == "matrix"):
+            if const_expr(layout.epilogue.alpha is Alpha.MATRIX):
                 factor = factor * of_element(factors, token, n)
             bias = row_bias
             if const_expr(layout.stages_bias):
@@ -53,7 +54,7 @@ def keep_partials(
 ):
     """Split-K: a thread's sums of columns from `first` on, to `partials`."""
     for i in cutlass.range_constexpr(len(sums)):
-        ptx.store_shared(smem + layout.partials + 4 * r, [sums[i]], (first + i) * 512)
+        ptx.store_shared(smem + layout.partials + 4 * r, [sums[i]], (first + i) * (4 * CTA_ROWS))
 
 
 @cute.jit
@@ -65,11 +66,11 @@ def add_partials(
     share = layout.tile.columns // split
     arrive_at_all(layout, smem + layout.partial_full)
     ptx.mbarrier_wait_cluster(smem + layout.partial_full, turn & 1)
-    at = smem + layout.partials + (rank * share * 128 + r) * 4
-    sums = [ptx.load_cluster(ptx.map_to_cta(at, Int32(0)), 512 * i) for i in range(share)]
+    at = smem + layout.partials + (rank * share * CTA_ROWS + r) * 4
+    sums = [ptx.load_cluster(ptx.map_to_cta(at, Int32(0)), 4 * CTA_ROWS * i) for i in range(share)]
     for q in cutlass.range_constexpr(1, split):
         remote = ptx.map_to_cta(at, Int32(q))
-        sums = [sums[i] + ptx.load_cluster(remote, 512 * i) for i in range(share)]
+        sums = [sums[i] + ptx.load_cluster(remote, 4 * CTA_ROWS * i) for i in range(share)]
     arrive_at_all(layout, smem + layout.partial_empty)
     return sums
 

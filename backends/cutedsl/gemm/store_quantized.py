@@ -18,7 +18,7 @@ from cutlass import Float32, Int32, Int64, const_expr
 from nvfp4.backends.cutedsl.gemm import floats, ptx
 from nvfp4.backends.cutedsl.gemm.factors import Factors, element
 from nvfp4.backends.cutedsl.gemm.groups import Groups, Place
-from nvfp4.backends.cutedsl.gemm.layouts import MMA_K, SCALE_TILE, Layout
+from nvfp4.backends.cutedsl.gemm.layouts import MMA_K, SCALE_LANES, SCALE_TILE, Layout
 from nvfp4.backends.cutedsl.gemm.store_tma import PACKED
 from nvfp4.spec.format import BLOCK, FLOAT32_MAX, ONE_SIXTH
 from nvfp4.spec.glu import (
@@ -31,6 +31,7 @@ from nvfp4.spec.glu import (
     ROUND_TO_INT,
     SILU,
 )
+from nvfp4.spec.swizzle import TILE_BLOCKS
 
 SIMPLE = 60.0
 """Where |exponent| is not above and |gate| not below 2^-60, nothing overflows, underflows or is to
@@ -119,7 +120,8 @@ def store_padding(quantized: Quantized, place: Place, r: Int32, column: Int32):
 def scales_at(quantized: Quantized, place: Place, r: Int32, column: Int32) -> Int64:
     """The address of the scales of K = 64 from `column` on, of the CTA tile's row r."""
     tile = Int64(place.a_scale_tile) * quantized.scale_pitch + column // MMA_K * SCALE_TILE
-    return (quantized.scales + (tile + r % 32 * 16 + r // 32 * 4)).toint()
+    at = tile + r % SCALE_LANES * 16 + r // SCALE_LANES * TILE_BLOCKS
+    return (quantized.scales + at).toint()
 
 
 def pairs(values):

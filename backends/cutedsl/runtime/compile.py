@@ -55,7 +55,8 @@ def cache_key(kernel: Kernel, arch: str) -> str:
 def _sources() -> str:
     here = Path(__file__).resolve()  # the package reaches its folders by links
     digest = hashlib.sha256()
-    for path in [here, *sorted((here.parents[1] / "gemm").glob("*.py"))]:
+    kernels = sorted((here.parents[1] / "gemm").glob("*.py"))
+    for path in [here, here.with_name("compat.py"), *kernels]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
