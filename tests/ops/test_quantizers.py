@@ -134,10 +134,9 @@ def test_bfloat16_subnormals(backend, device):
 @IN_TURN
 def test_silu_mul_quantize(backend, device, rows, k, layout, dtype):
     gate_up = activations(rows, 2 * k, dtype)
-    p = torch.tensor(0.01)
-    for limit in (None, 7.0):
-        want = OPS.silu_mul_quantize(gate_up, p, limit, layout, "reference")
-        _same(OPS.silu_mul_quantize(gate_up.to(device), p.to(device), limit, layout, backend), want)
+    p, limit = torch.tensor(0.01), 7.0 if rows % 2 else None
+    want = OPS.silu_mul_quantize(gate_up, p, limit, layout, "reference")
+    _same(OPS.silu_mul_quantize(gate_up.to(device), p.to(device), limit, layout, backend), want)
 
 
 @IN_TURN

@@ -6,7 +6,6 @@ from itertools import cycle
 
 import torch
 from cases import same_bits
-from nvfp4.ops.experts import ExpertRows
 from torch import Tensor
 
 import nvfp4
@@ -142,12 +141,12 @@ def exact_tokens(tokens: int, k: int) -> Tensor:
 
 def moved(value, device: str):
     """A tensor, rows or weights on the device."""
-    if isinstance(value, ExpertRows):
+    if isinstance(value, nvfp4.ExpertRows):
         parts = (value.data, value.scales, value.row_scale, value.offsets)
-        return ExpertRows(*(part.to(device) for part in parts))
+        return nvfp4.ExpertRows(*(part.to(device) for part in parts))
     return value if value is None else value.to(device)
 
 
-def same_rows(got: ExpertRows, want: ExpertRows) -> None:
+def same_rows(got: nvfp4.ExpertRows, want: nvfp4.ExpertRows) -> None:
     for g, w in zip(vars(got).values(), vars(want).values(), strict=True):
         same_bits(g, w)
