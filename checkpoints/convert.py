@@ -32,9 +32,9 @@ def convert(source: Path, destination: Path, options: Options, step: Step) -> Su
     The source is a Hugging Face folder (safetensors) or a GGUF file. The linear layers of the
     blocks are quantized, those of each expert among them. These are copied:
 
-    - embeddings, the head, norms and routers
-    - layers whose K is not a multiple of 16, and what the model's class keeps in float32
-    - what transformers does not compute as x W^T + b or as gated experts without biases
+        embeddings, the head, norms and routers
+        layers whose K is not a multiple of 16, and what the model's class keeps in float32
+        what transformers does not compute as x W^T + b or as gated experts without biases
 
     The summary and the configuration's ignore list name them. A warning is given if they are most
     of the bytes. `step(title, total)` opens a progress bar and returns the function that advances
