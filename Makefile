@@ -10,8 +10,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist workste
 help:
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-quick: setup ## Run the tests that neither emulate, interpret nor compile kernels.
-	$(PYTEST) -m 'not emulated and not interpreted and not compiles'
+quick: setup ## Run the quick tests: no kernel is emulated, interpreted or compiled.
+	$(PYTEST) -m 'not (emulated or interpreted or compiles or slow)'
 
 test: setup ## Run all tests; without a GPU, kernels are interpreted or emulated.
 	$(PYTEST)

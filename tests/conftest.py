@@ -35,7 +35,7 @@ MARKER_OF_FOLDER = {"emulator": "emulated", "engine": "engine", "gpu": "gpu"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         for name in MARKED_BY_FIXTURE:
             if name in getattr(item, "fixturenames", ()):
@@ -44,6 +44,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(MARKER_OF_FOLDER[item.path.parent.name])
         if DEVICE == "cpu" and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, got none"))
+    if hasattr(config, "workerinput"):  # among workers, the longest tests should not start last
+        items.sort(key=lambda item: item.get_closest_marker("compiles") is None)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -52,6 +52,7 @@ app(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_leaves_nothing_that_loads(tmp_path, source):
     args = ["convert", str(source("mixtral")), str(tmp_path / "out"), "--shard-size", "20KB"]
     done = subprocess.run([sys.executable, "-c", KILLED, *args], cwd=ROOT, capture_output=True)
@@ -152,6 +153,7 @@ def _status(key):
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_memory_is_bounded_by_the_largest_tensor(tmp_path, source, monkeypatch):
     """A model of 8 layers of 32 MB, none of its tensors above 8: the process's own memory (not the

@@ -48,7 +48,7 @@ def test_bench(run, tmp_path, op, peers):
     assert f"| {op} |" in (tmp_path / "x.md").read_text()
 
 
-def test_cold_start_is_measured(tmp_path):
+def test_cold_start_is_measured(tmp_path, compiles):
     out = tmp_path / "cold.json"
     cold.main(m=2, n=256, k=512, max_m=1, out=out)
     seconds = json.loads(out.read_text())["seconds"]

@@ -82,6 +82,7 @@ def test_demo(small_model):
     assert set(report["backends"]) == {"quantize_dynamic", "mm"}
 
 
+@pytest.mark.slow
 @needs_transformers
 @pytest.mark.skipif(
     find_spec(WEIGHTS_PACKAGE) is None, reason=f"needs the package {WEIGHTS_PACKAGE}"

@@ -142,6 +142,7 @@ def _check(world: int, folder: Path, nccl: bool = False) -> None:
             assert apart.any()  # or the cases are too easy to say anything
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", WORLDS)
 def test_processes_add_up_to_one(world, tmp_path):
     _check(world, tmp_path)

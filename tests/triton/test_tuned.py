@@ -111,7 +111,7 @@ def test_a_file_of_an_earlier_version_is_refused(tmp_path, monkeypatch):
         _config(8)
 
 
-def test_the_command_writes_picks_that_are_used(tmp_path, monkeypatch, device):
+def test_the_command_writes_picks_that_are_used(tmp_path, monkeypatch, device, interpreted):
     path = tmp_path / "tuned.json"
     args = ["tune", "--shape", f"{N}x128", "--tokens", "3", "--out", str(path)]
     result = CliRunner().invoke(app, args)
