@@ -26,6 +26,7 @@ from nvfp4.backends.cutedsl.gemm.layouts import (
     WARP_ROWS,
     Layout,
 )
+from nvfp4.backends.cutedsl.gemm.output import Output
 from nvfp4.backends.cutedsl.gemm.schedule import Grid
 from nvfp4.backends.cutedsl.gemm.store_elements import DTYPES
 from nvfp4.backends.cutedsl.gemm.store_quantized import Quantized
@@ -207,9 +208,8 @@ def kernel(
     if leads:
         mainloop.multiply(layout, smem, tmem, rank, k_stages, schedule)
     if warp < EPILOGUE_WARPS:
-        epilogue.drain(
-            layout, out_map, out, out_stride, factors, quantized, smem, tmem, warp, rank, schedule
-        )  # fmt: skip
+        output = Output(out_map, out, out_stride)
+        epilogue.drain(layout, output, factors, quantized, smem, tmem, warp, rank, schedule)
 
     ptx.tmem_fence_before()
     cute.arch.sync_threads()

@@ -159,28 +159,28 @@ class Layout:
     # shared memory
 
     @cached_property
-    def stages_factors(self) -> bool:
+    def prefetches_factors(self) -> bool:
         """Whether factors differ by column of D: of the token if swapped, of the segment if not."""
         by_token = self.epilogue.alpha is Alpha.ROWS or self.epilogue.row_scale
         return by_token if self.tile.swapped else self.epilogue.alpha is Alpha.SEGMENTS
 
     @cached_property
-    def stages_bias(self) -> bool:
+    def prefetches_bias(self) -> bool:
         return self.epilogue.bias and not self.tile.swapped
 
     @cached_property
     def vectors(self) -> int:
-        """float32 vectors staged per tile: factors by column, bias by column."""
-        return int(self.stages_factors) + int(self.stages_bias)
+        """float32 vectors prefetched per tile: factors by column, bias by column."""
+        return int(self.prefetches_factors) + int(self.prefetches_bias)
 
     @cached_property
     def bias_offset(self) -> int:
-        return int(self.stages_factors) * self.vector_bytes
+        return int(self.prefetches_factors) * self.vector_bytes
 
     @cached_property
     def same_factor(self) -> bool:
         """Whether one number multiplies everything."""
-        by_column = self.stages_factors
+        by_column = self.prefetches_factors
         return self.epilogue.alpha is Alpha.ONE and not self.epilogue.row_scale and not by_column
 
     @cached_property
