@@ -57,9 +57,10 @@ def slot_of(column: Int32) -> Int32:
 @cute.jit
 def staging_of(layout: cutlass.Constexpr[Layout], own: EpilogueWarp) -> Staging:
     """The warp's output buffers, and where in them this thread stores."""
-    buffer = own.smem + layout.outputs + own.warp * (WARP_ROWS * STORE_BYTES)
+    vectors = own.lane % 4 * 16
     rows = [own.lane // 4 + i for i in ROWS]
-    return Staging(rows, own.lane % 4 * 16, buffer, places_of(layout, buffer, own.lane))
+    buffer = own.smem + layout.outputs + own.warp * (WARP_ROWS * STORE_BYTES)
+    return Staging(rows, vectors, buffer, places_of(layout, buffer, own.lane))
 
 
 @cute.jit
