@@ -1,7 +1,7 @@
-"""What the accumulators are multiplied by and what is added: from global memory to registers.
+"""Factors and bias of the epilogue: from global memory to registers.
 
-What all rows of a tile share (factors by segment of N, the bias) is staged in shared memory, as
-float32, once per tile; what a row has is read by the threads that have the row.
+What all rows of a tile share (factors by segment of N, the bias) is prefetched to shared memory, as
+float32, once per tile. What a row has is read by the threads that have the row.
 """
 
 from typing import NamedTuple
@@ -19,8 +19,10 @@ BARRIER = 1
 
 
 class Factors(NamedTuple):
-    """Where they are: alpha float32 (see Epilogue.alpha), its rows' stride, columns of N a segment;
-    row_scale float32 and its stride, 0 or 1; bias. Grouped, alpha's rows are experts, and biases
+    """Where the factors and the bias are.
+
+    alpha: float32 (see config.Alpha), with its rows' stride, and `segment` columns of N each;
+    row_scale: float32, with a stride of 0 or 1. Grouped, alpha's rows are experts, and their biases
     are bias_stride apart.
     """
 
@@ -41,7 +43,7 @@ def element(pointer: cute.Pointer, index) -> Float32:
 
 @cute.jit
 def of_expert(factors: Factors, expert: Int32) -> Factors:
-    """An expert's own."""
+    """The factors and bias of one expert."""
     alpha = factors.alpha + Int64(expert) * factors.alpha_stride
     bias = factors.bias + Int64(expert) * factors.bias_stride
     return factors._replace(alpha=alpha, bias=bias)

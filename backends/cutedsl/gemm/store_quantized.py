@@ -47,9 +47,11 @@ be clamped: a block's divisions need no case of their own.
 
 
 class Quantized(NamedTuple):
-    """Where the result goes: data, its rows' stride; grouped scales, their row tiles' pitch; bytes,
-    both. p: the global scale, p_stride 1 if each expert has its own; global_scale: it, for each
-    row. limit: of gate and up.
+    """Where a gated linear unit's quantized result goes; strides and pitches are in bytes.
+
+    scales: grouped, their row tiles scale_pitch apart; p: the global scale to quantize with,
+    p_stride 1 if each expert has its own; global_scale: where each row's is written; limit: the
+    bound of gate and up.
     """
 
     data: cute.Pointer
