@@ -1,8 +1,8 @@
 """The epilogue of a gated linear unit: gate and up from tensor memory -> act(gate) * up, quantized.
 
-tcgen05.ld.32x32b gives a thread one row, of gate and of up alike: four blocks of 16 results are its
-own, so that a block's largest magnitude needs no other thread, and what it stores are 32 bytes of
-codes and one word, the scales of K = 64 in the swizzled layout.
+tcgen05.ld.32x32b gives a thread one row of gate and the same row of up. Its 64 results are four
+blocks, so a block's largest magnitude needs no other thread. A thread stores 32 bytes of codes and
+one word: the four scales, which lie side by side in the swizzled layout.
 
 The arithmetic is that of spec/glu.py and spec/quantize.py to the bit: every operation is rounded
 once, by name, and none is contracted (see floats.multiply2_ftz).
