@@ -11,8 +11,8 @@ Shared memory, from a 1024-byte boundary:
     barriers
     table                 grouped: which tiles are which expert's (groups.py)
 
-A stage holds K = 256. Operand rows have 128 bytes, swizzled by 128 bytes in groups of 8 rows. Scales
-are the spec's 512-byte tiles of 128 rows x K = 64, slice by slice (see `Layout.scale_offset`).
+A stage holds K = 256. Operand rows have 128 bytes, swizzled by 128 bytes in groups of 8 rows.
+Scales are the spec's 512-byte tiles of 128 rows x K = 64, slice by slice (Layout.scale_offset).
 
 Tensor memory, 512 columns of 128 lanes x 32 bits:
 
