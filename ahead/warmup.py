@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from nvfp4.backends.contract import Problem, Workload, target_of
+from nvfp4.backends.problem import Problem
+from nvfp4.backends.target import target_of
+from nvfp4.backends.workload import Workload
 from nvfp4.dispatch import choose
 from nvfp4.dispatch.select import requested
 from nvfp4.ops.linear import linear

@@ -1,3 +1,1 @@
-"""How fast the ops are: against the machine's own ceilings and against peers, side by side in one
-run.
-"""
+"""Benchmarks of the ops, beside this machine's ceilings and beside peers, in one run."""

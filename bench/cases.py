@@ -1,6 +1,4 @@
-"""The jobs that are timed: what moves, what is computed, who else does it, and how a result is
-checked.
-"""
+"""The jobs that are timed: their bytes and flops, their peers, and the check of the result."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +13,8 @@ from torch import Tensor
 
 import nvfp4
 from nvfp4.bench import humming
-from nvfp4.bench.timing import Call
+from nvfp4.tuning.sweep import largest_column_error
+from nvfp4.tuning.timing import Call
 
 OPS = torch.ops.nvfp4
 
@@ -26,13 +25,14 @@ def _nothing(x, y, z, n, BLOCK: tl.constexpr):
 
 
 COLD_BYTES = 160 << 20
-"""Copies of the data are made until they exceed this: well past an H200's 60 MB of L2."""
+"""The least bytes of all copies of the data together, far above an H200's 60 MB of L2."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One op at one shape. `variants` holds "nvfp4" and the peers, each over the same copies of
-    the data.
+    """One op at one shape.
+
+    `variants` holds "nvfp4" and the peers, with calls over the same copies of the data.
     """
 
     op: str
@@ -61,13 +61,13 @@ def _assert_same(op: str, got: Sequence[Tensor], want: Sequence[Tensor]) -> None
 
 
 def bare_launch(device: str) -> Call:
-    """A kernel that does nothing to three tensors, launched as Triton's users do."""
+    """The launch of an empty Triton kernel with three tensors, for comparison."""
     x, y, z = (torch.empty(16, device=device) for _ in range(3))
     return lambda: _nothing[(1,)](x, y, z, 16, BLOCK=16)
 
 
 def quantizer(op: str, rows: int, k: int, device: str) -> Case:
-    """A memory-bound op on [rows, k] bf16, checked bit for bit against the reference."""
+    """Make the case of a memory-bound op on [rows, k] bf16, checked bit for bit."""
     copies = _copies(rows * k * 2, device)
     width = 2 * k if op == "silu_mul_quantize" else k
     xs = [torch.randn(rows, width, device=device, dtype=torch.bfloat16) for _ in range(copies)]
@@ -93,19 +93,11 @@ def quantizer(op: str, rows: int, k: int, device: str) -> Case:
     return Case(op, f"{rows}x{k}", rows * width * 2 + packed_bytes, 0, {"nvfp4": calls}, check)
 
 
-def furthest(got: Tensor, want: Tensor) -> float:
-    """Of the columns of two outputs [M, N], the largest error relative to its column, or to what
-    columns are at an average: one row of weights that was wrong is found among thousands.
-    """
-    got, want = got.double(), want.double()
-    columns = want.norm(dim=0)
-    average = columns.square().mean().sqrt()
-    return float(((got - want).norm(dim=0) / columns.clamp(min=average)).max())
-
-
 def linear(m: int, n: int, k: int, device: str) -> Case:
-    """nvfp4::linear, activation quantization included, against bf16, dequantize + bf16, itself
-    with activations in bf16, and humming where it is installed.
+    """Make the case of nvfp4::linear in W4A4, quantization of the activations included.
+
+    Its peers are bf16, dequantize + bf16, our own W4A16 ("weight-only"), and humming where it is
+    installed.
     """
     copies = _copies(n * k // 2, device)
     floats = [torch.randn(n, k, device=device, dtype=torch.bfloat16) for _ in range(copies)]
@@ -121,8 +113,8 @@ def linear(m: int, n: int, k: int, device: str) -> Case:
         for index, activation in product(range(min(copies, 3)), ("nvfp4", "bf16")):
             poison(device, m * n * 2)
             got, want = run(index, activation), run(index, activation, "reference")
-            error = furthest(got, want)
-            if not error <= 2**-7:  # a step of bf16, to which both round sums that all but agree
+            error = largest_column_error(got, want)
+            if not error <= 2**-7:  # one step of bf16, to which both results are rounded
                 raise AssertionError(
                     f"linear {m}x{n}x{k} ({activation}): relative error {error:.1e} against the "
                     "reference"
@@ -144,19 +136,19 @@ def linear(m: int, n: int, k: int, device: str) -> Case:
 
 
 def copy(device: str) -> Case:
-    """The ceiling of memory-bound ops: a copy, counting bytes read and bytes written."""
+    """Make the ceiling of memory-bound ops: a copy, with bytes read and bytes written."""
     size = (256 << 20) if device == "cuda" else (32 << 20)
     source, target = (
         torch.empty(size, dtype=torch.uint8, device=device).random_() for _ in range(2)
     )
     words = source.view(torch.int32), target.view(torch.int32)
-    # An elementwise kernel: a copy node in a CUDA graph is slower than a copying kernel.
+    # It is an elementwise kernel: a copy node in a CUDA graph is slower.
     calls = [lambda: torch.bitwise_not(words[0], out=words[1])]
     return Case("copy", f"{size >> 20} MiB", 2 * size, 0, {"ceiling": calls}, lambda: None)
 
 
 def matmul(device: str) -> Case:
-    """The ceiling of GEMMs: a large bf16 product through torch."""
+    """Make the ceiling of GEMMs: a large bf16 product by torch."""
     size = 8192 if device == "cuda" else 512
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     calls = [lambda: a @ b.T]

@@ -1,7 +1,8 @@
 """python -m nvfp4.bench.cold: how long a first call takes, and compiling ahead of it.
 
-Each time is a process's own: of a first and a second call of nvfp4::linear, with the caches on disk
-empty and filled; and of `python -m nvfp4 warmup`, one process compiling and as many as CPUs.
+Each time is measured in a new process. A first and a second call of nvfp4::linear are timed with
+empty and with filled caches on disk. `python -m nvfp4 warmup` is timed with one compiling process
+and with one per CPU.
 """
 
 import json
@@ -16,7 +17,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from nvfp4.backends.contract import target_of
+from nvfp4.backends.target import target_of
 from nvfp4.backends.triton.gemm.tuned import machine
 from nvfp4.bench.run import commit_of
 
@@ -60,7 +61,7 @@ def _python(arguments: list[str], folder: str) -> str:
 
 
 def measure(m: int, n: int, k: int, max_m: int) -> dict[str, dict[str, float]]:
-    """Seconds, by what was done and then by its step."""
+    """Measure the seconds of each step, by what was done and by step."""
     found: dict[str, dict[str, float]] = {}
     with TemporaryDirectory() as folder:
         for caches in ("empty", "filled"):
@@ -95,7 +96,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="A file of JSON; a .md beside it.")] = None,
     commit: Annotated[str, typer.Option(help="What is measured; default: asked of git.")] = "",
 ) -> None:
-    """Of an [N, K] weight and M tokens."""
+    """Time the first calls of linear with a weight [N, K] and M tokens."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     about = machine(device) | {
         "commit": commit or commit_of(),

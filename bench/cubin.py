@@ -27,10 +27,13 @@ _PER_REPEAT = {"16dp128bit": 2, "16dp256bit": 4, "16dp32bit_t0_t15": 0.5, "16dp3
 
 
 class Resources(NamedTuple):
-    """What a kernel needs. Registers a thread; bytes of static shared memory a block, the 1,024
-    that CUDA keeps on sm_90 and later included, dynamic shared memory not (the launch asks for
-    it); bytes of stack and local memory a thread; local stores and loads (STL, LDL) in the SASS:
-    these are spills, or an array indexed at run time.
+    """The resources that a kernel needs.
+
+    registers: of a thread.
+    static_shared: bytes of shared memory of a block, with the 1,024 that CUDA keeps on sm_90 and
+        later, without the dynamic ones, which the launch asks for.
+    stack, local: bytes of a thread.
+    spill_stores, spill_loads: STL and LDL in the SASS, for spills or an array indexed at run time.
     """
 
     registers: int
@@ -42,7 +45,7 @@ class Resources(NamedTuple):
 
 
 class Step(NamedTuple):
-    """`sass`: instructions for K = 256. `steps`: how many such steps one pass of `loop` makes."""
+    """The instructions for K = 256, and how many such steps one pass of `loop` makes."""
 
     sass: float
     steps: float
@@ -50,10 +53,12 @@ class Step(NamedTuple):
 
 
 class Epilogue(NamedTuple):
-    """SASS of one thread an accumulator element. `loop`: one pass of the innermost loop around
-    tcgen05.ld, over the elements that the pass loads. `tile`: one pass of the outermost, which is
-    the loop over tiles, with as many passes of the inner loop as a tile takes, over a tile's
-    elements; None in a kernel of one tile a block. The two are equal if the subtiles are unrolled.
+    """SASS instructions of one thread for an accumulator element.
+
+    loop: one pass of the innermost loop around tcgen05.ld, divided by the elements that it loads.
+    tile: one pass of the loop over tiles, with all passes of the inner loop, divided by the tile's
+        elements. None in a kernel of one tile a block.
+    The two are equal if the subtiles are unrolled.
     """
 
     loop: float
@@ -106,7 +111,7 @@ def _pick(names: list[str], kernel: str) -> str:
 
 
 def toolchain(cubin: bytes) -> str:
-    """The compiler of a cubin: "ptxas, Cuda compilation tools, release 12.9, V12.9.83"."""
+    """The compiler's name: "ptxas, Cuda compilation tools, release 12.9, V12.9.83"."""
     note = _disassemble(cubin)[0][".note.nv.tkinfo"]
     return f"{note['tki_toolName']}, {note['tki_toolVersion']}"
 
@@ -170,11 +175,11 @@ def tma_loop(instructions: list[Instruction], stage_k: int = 256) -> Step:
 
 
 def epilogue_per_element(instructions: list[Instruction], elements: int) -> Epilogue:
-    """The epilogue warps' instructions an accumulator element. `elements`: how many a thread loads
-    for a tile, which is the tile's N where each of 128 threads has a row.
+    """Count the epilogue warps' instructions for an accumulator element.
 
-    Counted for the warp that passes every condition, that is the one that issues the TMA stores;
-    the loop over tiles has the wait for the accumulator and the way to the next tile in it.
+    `elements` is how many a thread loads for a tile: the tile's N where each of 128 threads has a
+    row. The count is of the warp that passes every condition, the one that issues the TMA stores.
+    The loop over tiles contains the wait for the accumulator.
     """
     found = loops(instructions)
     inner = _busiest(found, TMEM_LOAD)

@@ -1,4 +1,4 @@
-"""How fast sm_100 is emulated: one tile and a few GEMMs on this CPU, one thread.
+"""The speed of the sm_100 emulator: one tile and a few GEMMs on this CPU, with one thread.
 
 python -m nvfp4.bench.emulator
 """
@@ -30,7 +30,7 @@ ROUNDS = 7
 
 
 def _seconds(shape: tuple[int, int, int], tile: Tile) -> list[float]:
-    """Of ROUNDS calls; the first, which compiles, is not among them."""
+    """Time ROUNDS calls, after a first one that compiles."""
     m, n, k = shape
     a, b = (torch.randint(0, 256, (rows, k // 2), dtype=torch.uint8) for rows in (m, n))
     a_scales, b_scales = (
@@ -51,7 +51,7 @@ def main(
         "bench/results/emulator.json"
     ),
 ) -> None:
-    """Time the emulator, hazards watched, and write what it took."""
+    """Time the emulator, with detection of hazards, and write the times."""
     rows = []
     for name, (shape, tile) in CASES.items():
         taken = _seconds(shape, tile)

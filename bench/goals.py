@@ -1,4 +1,4 @@
-"""python -m nvfp4.bench.goals RESULTS.json: what `bench --op linear` gave, beside what it is to."""
+"""python -m nvfp4.bench.goals RESULTS.json: the results of `bench --op linear`, beside goals."""
 
 import json
 from math import prod
@@ -17,20 +17,19 @@ GOALS = {
     4096: {"humming": 1.1, "bf16": 0.95},
     8192: {"humming": 1.1, "bf16": 0.95},
 }
-"""By tokens: how many times as fast as a peer, geometric means over the weight shapes."""
+"""The goals by tokens: peer's time / our time, geometric means over the weight shapes."""
 
 SLOWEST = {"": 0.95, "weight-only ": 1.0}
-"""How many times as fast as humming the slowest of all cells is, with activations in NVFP4 or in
-bf16.
-"""
+"""The goals of the slowest cell: humming's time / our time, in W4A4 ("") and in W4A16."""
 
 WEIGHTS = ("16384x7168", 8, 3.0)
-"""Of a weight shape, with up to so many tokens: TB/s of weights."""
+"""A weight shape, the most tokens, and the goal in TB/s of weights."""
 
 
 def _ratios(rows: list[dict[str, Any]], peer: str) -> list[float]:
-    """Of ours to a peer's speed; of "weight-only …", of ours with activations in bf16. Empty: the
-    peer did not run.
+    """The peer's time / our time of each row; empty if the peer did not run.
+
+    With "weight-only " before the peer's name, our time is that of W4A16.
     """
     own, _, name = peer.rpartition(" ")
     ratios = [row["ratios"] for row in rows]
@@ -45,7 +44,7 @@ def _mean(rows: list[dict[str, Any]], peer: str) -> float | None:
 
 
 def _terabytes(row: dict[str, Any]) -> float:
-    """Of weights a second: half a byte each, and a byte for 16."""
+    """Compute the TB/s of weights: half a byte a weight, and a scale byte for 16."""
     _, n, k = map(int, row["shape"].split("x"))
     return n * k * 9 / 16 / row["microseconds"] / 1e6
 
@@ -58,7 +57,7 @@ def _cell(got: float | None, goal: float | None = None) -> str:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Markdown; what is not reached is red."""
+    """Make a Markdown table, in which goals that are not reached are red."""
     lines = [
         "| tokens | vs humming | goal | vs bf16 | goal | weight-only vs humming | vs bf16 |",
         "| --- " * 7 + "|",
@@ -89,8 +88,8 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(results: Annotated[Path, typer.Argument(help="What bench --out has written.")]) -> None:
-    """Write RESULTS_goals.md beside the results."""
+def main(results: Annotated[Path, typer.Argument(help="A file written by bench --out.")]) -> None:
+    """Compare results with the goals, and write RESULTS_goals.md beside them."""
     text = table(json.loads(results.read_text()))
     results.with_name(f"{results.stem}_goals.md").write_text(text)
     print(text)

@@ -1,4 +1,4 @@
-"""A peer, if it is installed: humming-kernels' weight-only GEMMs, bf16 activations times NVFP4."""
+"""The peer humming-kernels, if it is installed: W4A16 GEMMs, bf16 activations times NVFP4."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import nvfp4
-from nvfp4.bench.timing import Call
+from nvfp4.tuning.timing import Call
 
 
 def available(device: str) -> bool:
@@ -17,7 +17,7 @@ def available(device: str) -> bool:
 
 
 def linear(x: Tensor, weights: Sequence[nvfp4.QuantizedTensor]) -> list[Call]:
-    """x [M, K] bf16 times each of the weights; checked, the first of them, against ours."""
+    """Make the calls of x [M, K] bf16 times each weight; the first is checked against ours."""
     layers = [_layer(w.data, w.linear_scales(), w.global_scale) for w in weights]
     w = weights[0]
     args = (x, w.data, w.scales, w.global_scale)
@@ -27,8 +27,10 @@ def linear(x: Tensor, weights: Sequence[nvfp4.QuantizedTensor]) -> list[Call]:
 
 
 def grouped(weights: Tensor, share: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """Rows sorted by expert, about that share of them somebody's, and where each expert's end,
-    int32 [E], times bf16 weights [E, N, K], quantized; checked against ours.
+    """Quantize bf16 weights [E, N, K] and make a function that multiplies rows sorted by expert.
+
+    It takes the rows and each expert's end, int32 [E]. About `share` of the rows are assigned to
+    an expert. It is checked against ours.
     """
     experts = [nvfp4.quantize_weight(w) for w in weights]
     layer = _layer(
@@ -42,7 +44,7 @@ def grouped(weights: Tensor, share: float) -> Callable[[Tensor, Tensor], Tensor]
     def multiply(x: Tensor, ends: Tensor) -> Tensor:
         offsets = torch.nn.functional.pad(ends, (1, 0)).long()
         config = {"gemm_type": "grouped_contiguous"}
-        rows = max(1, round(len(x) * share))  # what it chooses its tiles by
+        rows = max(1, round(len(x) * share))  # humming chooses its tiles by this number
         return layer(x, expert_layout=offsets, compute_config=config, valid_shape_m=rows)
 
     x = torch.randn(2 * len(experts), weights.shape[2], device=weights.device, dtype=weights.dtype)
@@ -55,7 +57,7 @@ def grouped(weights: Tensor, share: float) -> Callable[[Tensor, Tensor], Tensor]
 
 
 def _layer(data: Tensor, scales: Tensor, global_scale: Tensor) -> Any:
-    """[N, K/2], linear scales and a global scale, or of each of E experts."""
+    """Make humming's layer of data [N, K/2], linear scales and a global scale, or of E such."""
     from humming.layer import HummingLayer
 
     layer = HummingLayer(
@@ -76,5 +78,5 @@ def _layer(data: Tensor, scales: Tensor, global_scale: Tensor) -> Any:
 
 def _check(what: str, got: Tensor, want: Tensor) -> None:
     error = float((got.double() - want.double()).norm() / want.double().norm())
-    if not error < 2**-7:  # both round to bf16; how it sums is its own
+    if not error < 2**-7:  # both round to bf16, and sum in different orders
         raise AssertionError(f"humming {what}: error {error:.1e}")

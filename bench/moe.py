@@ -1,5 +1,6 @@
-"""A mixture of experts against torch's bf16 grouped matmul and, where it is installed, humming's
-weight-only one; routing and combination included, the peers' by torch.
+"""A mixture of experts beside torch's bf16 grouped matmul and humming's grouped W4A16 GEMM.
+
+Routing and combination are included. For the peers, torch does both.
 """
 
 import functools
@@ -14,20 +15,20 @@ from torch import Tensor
 import nvfp4
 from nvfp4.bench import humming
 from nvfp4.bench.cases import Case, poison
-from nvfp4.bench.timing import Call
+from nvfp4.tuning.timing import Call
 
 OPS = torch.ops.nvfp4
 
 Product = Callable[[Tensor, Tensor], Tensor]
-"""Of rows sorted by expert, and where each expert's end, int32 [E]."""
+"""A grouped product; it takes rows sorted by expert, and each expert's end, int32 [E]."""
 
 
-FEW = 16
-"""Tokens: all their routings are checked, of more the first."""
+CHECK_ALL_ROUTINGS = 16
+"""The most tokens with which all copies are checked; with more, only the first is."""
 
 
 class Sizes(NamedTuple):
-    """`experts` are here, of `of` that the router chooses top_k from."""
+    """A mixture's sizes; `experts` are held here, of `of` from which a router chooses top_k."""
 
     hidden: int
     intermediate: int
@@ -41,8 +42,10 @@ class Sizes(NamedTuple):
 
 
 def moe(tokens: int, sizes: Sizes, device: str) -> Case:
-    """nvfp4::moe on bf16 tokens; a router that knows nothing. All weights together are far larger
-    than a GPU's cache; which of them a call reads is another's for each of the copies of the ids.
+    """Make the case of nvfp4::moe (W4A4) on bf16 tokens with random routing.
+
+    The weights of all experts are far larger than a GPU's cache, so there is one copy of them. Each
+    copy of the ids makes a call read other experts.
     """
     hidden, intermediate, experts, of, top_k = sizes
     copies = 4 if device == "cuda" else 2
@@ -58,11 +61,11 @@ def moe(tokens: int, sizes: Sizes, device: str) -> Case:
         return nvfp4.moe(x, weights, ids, w13, w2, backend=backend, global_num_experts=of)
 
     def check() -> None:
-        for index in range(copies if tokens <= FEW else 1):
+        for index in range(copies if tokens <= CHECK_ALL_ROUTINGS else 1):
             poison(device, tokens * hidden * 2)
             got, want = run(index).double(), run(index, "reference").double()
-            # Both round gate and up to bf16, and a last bit there now and then moves a 4-bit code.
-            # Zeros where no choice is of an expert that is here.
+            # Both round gate and up to bf16. A difference in the last bit may move a 4-bit code.
+            # Both are 0 if no choice is of an expert that is here.
             error, allowed = float((got - want).norm()), 2**-6 * float(want.norm())
             if not error <= allowed:
                 raise AssertionError(
@@ -90,7 +93,7 @@ Peers = dict[str, tuple[Product, Product]]
 
 @functools.lru_cache(maxsize=1)
 def _weights(sizes: Sizes, device: str) -> tuple[nvfp4.ExpertWeights, nvfp4.ExpertWeights, Peers]:
-    """w13, w2, and both as each peer multiplies by them."""
+    """Make w13, w2, and the products of each peer with both."""
     gate_up = _floats(sizes.experts, 2 * sizes.intermediate, sizes.hidden, device)
     down = _floats(sizes.experts, sizes.hidden, sizes.intermediate, device)
     peers: Peers = {"bf16 grouped": (partial(_grouped, gate_up), partial(_grouped, down))}
@@ -107,7 +110,7 @@ def _floats(experts: int, n: int, k: int, device: str) -> Tensor:
 def _by_torch(
     x: Tensor, weights: Tensor, ids: Tensor, experts: int, gate_up: Product, down: Product
 ) -> Tensor:
-    """The same with torch: rows sorted by expert, two grouped products, a weighted sum."""
+    """Run a mixture with torch: sort rows by expert, two grouped products, a weighted sum."""
     top_k = ids.shape[1]
     expert = torch.where(ids < experts, ids, experts).flatten()
     by_expert, order = torch.sort(expert, stable=True)
@@ -116,7 +119,7 @@ def _by_torch(
     gate, up = gate_up(x[order // top_k], ends).chunk(2, 1)
     y = down(F.silu(gate) * up, ends)
     scale = weights.flatten()[order] * (by_expert < experts)
-    # Rows of nobody may hold anything.
+    # Unassigned rows may hold anything, NaN included.
     y = torch.where(scale[:, None] > 0, y * scale[:, None], 0)
     return torch.zeros_like(x).index_add_(0, order // top_k, y.to(x.dtype))
 

@@ -1,4 +1,4 @@
-"""python -m nvfp4.bench.plot RESULTS.json: a picture of a benchmark's ratios, beside its file."""
+"""python -m nvfp4.bench.plot RESULTS.json: a plot of a benchmark's ratios, beside its file."""
 
 import json
 from math import prod
@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 
-def main(results: Annotated[Path, typer.Argument(help="What bench --out has written.")]) -> None:
-    """How many times as fast as each peer, by the number of tokens: each weight shape a point, and
-    a line through the geometric means.
+def main(results: Annotated[Path, typer.Argument(help="A file written by bench --out.")]) -> None:
+    """Plot the peers' times / our time by the number of tokens.
+
+    Each weight shape is a point. The line goes through the geometric means.
     """
     import matplotlib
 

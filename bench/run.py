@@ -1,4 +1,4 @@
-"""The benchmark: ceilings first, then every case, checked and then timed."""
+"""The benchmark: it times the ceilings, then checks and times every case."""
 
 import json
 import os
@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from nvfp4.backends.contract import recorded
+from nvfp4.backends.recording import recorded
 from nvfp4.backends.triton.runtime.launch import Launch
 from nvfp4.bench import cases
 from nvfp4.bench.moe import Sizes, moe
-from nvfp4.bench.timing import Call, compare, host_seconds
 from nvfp4.dispatch.explain import explain
+from nvfp4.tuning.timing import Call, compare, host_seconds
 
 QUANTIZERS = ("quantize", "quantize_dynamic", "silu_mul_quantize", "dequantize")
 OPS = (*QUANTIZERS, "linear", "moe")
@@ -34,9 +34,11 @@ CPU_EXPERTS = (Sizes(128, 64, 4, 8, 2),)
 
 @dataclass(frozen=True)
 class Row:
-    """One measured op. configuration: the kernels that were launched, and their tiles. Times in
-    microseconds; `of_ceiling` is the fraction of this run's copy rate (memory-bound ops) or bf16
-    matmul rate (GEMMs); `ratios` are peer time / our time: over 1, ours is faster.
+    """One measured op, with times in microseconds.
+
+    configuration: the kernels that were launched, and their tiles.
+    of_ceiling: the fraction of this run's copy rate (memory-bound ops) or bf16 matmul rate (GEMMs).
+    ratios: peer's time / our time; over 1, ours is faster.
     """
 
     op: str
@@ -62,7 +64,7 @@ class Results:
         return asdict(self)
 
     def markdown(self) -> str:
-        """A table a section: the ops, and below it the machine."""
+        """Make tables of the ops, one a section, and of the machine."""
         peers = sorted({peer for row in self.rows for peer in row.ratios})
         head = [
             "op",
@@ -114,7 +116,7 @@ def version_of(package: str) -> str:
 
 
 def commit_of() -> str:
-    """Of the checkout that this file is in, if it is in one."""
+    """The commit of the checkout that holds this file; "unknown" outside of one."""
     here = Path(__file__).resolve().parent
     told = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True
@@ -148,8 +150,9 @@ def run(
     step: Callable[[str, int], Callable[[], None]],
     keep: Callable[[Results], None] = lambda results: None,
 ) -> Results:
-    """Run the benchmark on this machine; `only` names one op, "" runs all; what has been measured
-    so far is kept after each row.
+    """Run the benchmark on this machine; `only` names one op, and "" runs all.
+
+    `keep` is called with the results so far after each row.
     """
     if only not in ("", *OPS):
         raise ValueError(f"nvfp4 bench: --op needs one of {', '.join(OPS)}, got {only!r}")
@@ -188,7 +191,7 @@ def run(
 
 
 def configuration_of(call: Call) -> str:
-    """The kernels of a call, each with what it was compiled for: its tile, above all."""
+    """The kernels of a call, each with its compile-time arguments, such as the tile."""
     with recorded() as recording:
         call()
     return "; ".join(map(_described, recording.launches))
@@ -225,7 +228,7 @@ def _measure(case: cases.Case, device: str, rounds: int, ceilings: dict[str, flo
         greatest=ours.greatest * 1e6,
         gigabytes_per_second=rate / 1e9,
         teraflops=compute / 1e12,
-        # What binds: the larger of the two fractions.
+        # The larger of the two fractions is the limit that binds.
         of_ceiling=max(rate / ceilings["copy"], compute / ceilings["matmul"]),
         host_microseconds=host_seconds(case.variants["nvfp4"][0], 200 if device == "cuda" else 3)
         * 1e6,

@@ -1,9 +1,10 @@
-"""The sm_100 GEMMs side by side as compiled: what a machine without the GPU can tell of them.
+"""A comparison of the machine code of sm_100 GEMMs, which needs no GPU.
 
     python -m nvfp4.bench.sm100_static
 
-Instructions an MMA or TMA warp issues for K = 256, and an epilogue thread for an element, bound
-how fast a tile can go; they are no times. Each kernel is compiled in a process of its own.
+It counts the instructions that an MMA or TMA warp issues for K = 256, and those of an epilogue
+thread for an element. They bound the speed of a tile, but they are not times. Each kernel is
+compiled in a new process.
 """
 
 import json
@@ -24,14 +25,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from nvfp4.backends.cutedsl.runtime import cache
+from nvfp4.backends import environment
 from nvfp4.bench import cubin
 from nvfp4.bench.peers import Compiled, cutlass_operators
 from nvfp4.bench.run import commit_of, version_of
 
 
 class Shape(NamedTuple):
-    """`m` x `n` outputs of one MMA: of two CTAs where `m` is 256; `cluster` CTAs of M by of N."""
+    """The `m` x `n` outputs of one MMA (two CTAs if `m` is 256), and a cluster's CTAs, M by N."""
 
     m: int
     n: int
@@ -50,9 +51,11 @@ PACKAGES = ("nvidia-cutlass-dsl", cutlass_operators.PACKAGE, "triton")
 
 @dataclass(frozen=True)
 class Row:
-    """One compiled kernel. For K = 256: its UTCOMMA, UTCCP (scales to TMEM) and UTMALDG, and all
-    SASS of a pass of the loops with them. Epilogue SASS by thread and element: of the loop over
-    subtiles, of the whole tile. Shared memory in bytes a block, dynamic. Spills: local stores and
+    """The counts of one compiled kernel.
+
+    For K = 256 they are UTCOMMA, UTCCP (scales to TMEM) and UTMALDG, and all SASS of one pass of
+    the loops with them. Epilogue SASS is counted by thread and element, in the loop over subtiles
+    and for the whole tile. Shared memory is dynamic, in bytes a block. Spills are local stores and
     loads in the SASS.
     """
 
@@ -118,19 +121,20 @@ class Results:
         return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + f"\n\n{facts}\n"
 
     def write(self, folder: Path) -> None:
-        """sm100_static.json and sm100_static.md."""
+        """Write sm100_static.json and sm100_static.md."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "sm100_static.json").write_text(json.dumps(asdict(self), indent=1) + "\n")
         (folder / "sm100_static.md").write_text(self.markdown())
 
 
 def ours(tile_m: int, tile_n: int, cluster: tuple[int, int]) -> Compiled:
-    """Our GEMM of that tile, with alpha and a bias, bf16 out by TMA; compiled anew, not from the
-    cache of compiled kernels.
+    """Compile our GEMM of that tile, with alpha, a bias and bf16 out by TMA.
+
+    It is compiled anew and not taken from the cache of compiled kernels.
     """
     with tempfile.TemporaryDirectory() as folder:
-        os.environ[cache.ENVIRONMENT] = folder
-        # Imported before the clock starts, with the DSL.
+        os.environ[environment.CACHE_DIR] = folder
+        # Import it and the DSL before the clock starts.
         import nvfp4.backends.cutedsl.gemm.kernel  # noqa: F401
         from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
         from nvfp4.backends.cutedsl.gemm.layouts import layout_of
@@ -163,11 +167,11 @@ KERNELS: dict[str, tuple[Compile, Callable[[], list[str]]]] = {
     "nvfp4": (ours, _needs_ours),
     cutlass_operators.PACKAGE: (cutlass_operators.compile, cutlass_operators.needs),
 }
-"""Who compiles, and what it needs; both by name."""
+"""The function that compiles each kernel, and the one that says what it needs, by name."""
 
 
 def read(kernel: str, tile: Shape, compiled: Compiled) -> Row:
-    """Dissect a compiled kernel."""
+    """Count a compiled kernel's instructions and resources."""
     instructions = cubin.sass(compiled.cubin)
     mma, tma = cubin.mma_loop(instructions), cubin.tma_loop(instructions)
     epilogue = cubin.epilogue_per_element(instructions, tile.n)
@@ -201,8 +205,8 @@ def run(say: Callable[[str], None]) -> Results:
             say(f"{kernel}: {'; '.join(reasons)}")
             continue
         for tile in TILES:
-            # A process of its own: cutlass reads its environment when it is imported, and a first
-            # compilation takes longer than the next.
+            # Use a new process: cutlass reads its environment when it is imported, and the first
+            # compilation in a process takes longer.
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
                 compiled = process.submit(compile_tile, *tile).result()
             rows.append(read(kernel, tile, compiled))

@@ -33,13 +33,15 @@ class Call(Protocol[Out]):
 Launcher = Callable[[C, Out], None]
 
 
-def takes(prepared: Callable[[Any, Any], tuple[C, Out]]) -> Callable[[Launcher], Launcher]:
+def takes(
+    prepared: Callable[[Any, Any], tuple[C, Out]],
+) -> Callable[[Launcher[C, Out]], Launcher[C, Out]]:
     """Declare a launcher: it takes what `prepared`, a call's method, returns.
 
     mypy checks the decorated function's arguments against it.
     """
 
-    def declared(launcher: Launcher) -> Launcher:
+    def declared(launcher: Launcher[C, Out]) -> Launcher[C, Out]:
         launcher.takes = prepared  # type: ignore[attr-defined]
         return launcher
 

@@ -1,4 +1,4 @@
-"""NVFP4 checkpoints: reading ModelOpt's and compressed-tensors', and making them."""
+"""NVFP4 checkpoints of ModelOpt and compressed-tensors: reading, checking and writing them."""
 
 from nvfp4.checkpoints.checkpoint import Checkpoint
 from nvfp4.checkpoints.load import load_model

@@ -1,6 +1,4 @@
-"""Calibration: a model in floats run over a text, to see how large the inputs of its linear layers
-get.
-"""
+"""Calibration: run a model in floats over a text and record how large its layers' inputs get."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -12,12 +10,14 @@ from torch import Tensor, nn
 from nvfp4.checkpoints.skeleton import gated, is_experts
 
 WINDOW = 512
-"""Tokens of the text that are run at once, each window for itself."""
+"""The number of tokens that are run at once; windows do not see each other."""
 
 
 class Amax:
-    """The largest magnitude of each linear layer's input so far, float32 []: by the layer's path in
-    the model; of experts, of what all of them take, and of each one's intermediate, [E].
+    """The largest magnitudes seen so far, by the path of a layer in the model.
+
+    inputs: of a linear layer's input, or of the input of a block's experts, float32 [].
+    intermediates: of act(gate) * up, for each expert of a block, float32 [E].
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Amax:
         of_all[expert] = torch.maximum(of_all[expert], _amax(h))
 
     def of_expert(self, path: str, expert: int) -> Tensor:
-        """An expert's own; of one that no token went to the largest of the others."""
+        """Return an expert's maximum; the largest of all experts if no token went to this one."""
         of_all = self.intermediates[path]
         return of_all[expert] if of_all[expert] > 0 else of_all.amax()
 
@@ -46,8 +46,9 @@ def _amax(x: Tensor) -> Tensor:
 def calibrate(
     model: Any, tokens: Tensor, paths: Iterable[str], step: Callable[[str, int], Callable[[], None]]
 ) -> Amax:
-    """Run the model over tokens [T] and see the inputs of the linear layers, and of the modules of
-    experts, at these paths.
+    """Run the model over tokens [T] and record the inputs of the layers at these paths.
+
+    A path leads to a linear layer, or to the module of a block's experts.
 
     Raises:
         ValueError: an input that is NaN or Inf, or that was never seen.
@@ -90,7 +91,7 @@ def _hook_of(path: str, amax: Amax) -> Callable[..., None]:
 
 
 def _see_intermediates(path: str, amax: Amax, experts: Any, x: Tensor, topk_ids: Tensor) -> None:
-    """act(gate) * up of each expert that tokens x [M, H] go to: the module keeps it to itself."""
+    """Recompute act(gate) * up of each expert for tokens [M, H]: hooks do not see it."""
     for expert in range(experts.gate_up_proj.shape[0]):
         token, _ = torch.where(topk_ids == expert)
         h = gated(experts, F.linear(x[token], experts.gate_up_proj[expert]))

@@ -1,4 +1,4 @@
-"""An NVFP4 checkpoint on disk: its layers' tensors checked, as the ops and the layers take them."""
+"""An NVFP4 checkpoint on disk, read layer by layer into checked tensors for the ops."""
 
 import warnings
 from collections import defaultdict
@@ -30,15 +30,15 @@ from nvfp4.tensors import QuantizedTensor, concatenate, stack_experts
 class Checkpoint:
     """A folder with a ModelOpt or compressed-tensors NVFP4 checkpoint.
 
-    Opening it reads the configuration and the files' headers; a tensor is read, through a memory
-    map, when it is asked for. Layers are asked for by their names in the files. What is wrong with
-    a tensor is a ValueError that names it and its file.
+    Opening it reads the configuration and the files' headers. A tensor is read when it is needed,
+    through a memory map. Layers go by their names in the files. Where a tensor is wrong, a
+    ValueError names it and its file.
 
-    Activations are what the checkpoint's scheme says. W4A4: they are quantized, each token with its
-    own scale where the layer has no input scale. W4A16 (the weights alone are quantized): a linear
-    layer multiplies them in 16 bits. Gated MLPs and experts have no such mode yet; they quantize
-    them all the same, and warn. `activation` overrides the scheme for all layers: "nvfp4" (W4A4) or
-    "bf16" (W4A16).
+    The checkpoint's scheme says what happens to activations. In W4A4 they are quantized, with a
+    scale per token where the layer has no input scale. In W4A16 only weights are quantized, and a
+    linear layer leaves activations in 16 bits. Gated MLPs and experts have no W4A16 yet: they
+    quantize activations and warn. `activation` overrides the scheme for all layers, with "nvfp4"
+    (W4A4) or "bf16" (W4A16).
     """
 
     def __init__(self, folder: Path | str, activation: str | None = None) -> None:
@@ -62,8 +62,9 @@ class Checkpoint:
 
     @cached_property
     def modules(self) -> tuple[str, ...]:
-        """The names of the quantized linear layers, each expert's too, as the files have them: all
-        that have one of the tensors that only such layers have.
+        """The names in the files of the quantized linear layers, with those of each expert.
+
+        A layer counts if it has one of the tensors that only quantized layers have.
         """
         found = set()
         for name in self.files.names:
@@ -74,7 +75,7 @@ class Checkpoint:
 
     @cached_property
     def _leaves(self) -> dict[str, list[str]]:
-        """The names of each quantized layer's tensors, without the layer's."""
+        """The names of each quantized layer's tensors, without the layer's own name."""
         found: dict[str, list[str]] = {module: [] for module in self.modules}
         for name in self.files.names:
             module, _, leaf = name.rpartition(".")
@@ -90,7 +91,7 @@ class Checkpoint:
 
     @cached_property
     def experts(self) -> dict[str, int]:
-        """The modules of quantized experts, and how many each has."""
+        """The number of experts in each module of quantized experts."""
         found: dict[str, set[int]] = defaultdict(set)
         for module in self.modules:
             if expert := expert_of(module):
@@ -101,26 +102,28 @@ class Checkpoint:
         return module in self._leaves
 
     def activation_of(self, module: str) -> str:
-        """What a quantized layer multiplies its weight by: "nvfp4" (W4A4) or "bf16" (W4A16)."""
+        """The activations that a quantized layer multiplies: "nvfp4" (W4A4) or "bf16" (W4A16)."""
         if self.activation is not None:
             return self.activation
         group = self.scheme.group_of(module)
         if group is not None:
             return group.activation
-        # Quantized, although the configuration ignores it: as the other layers are.
+        # The layer is quantized, although the configuration ignores it: treat it as the others.
         others = {each.activation for each in self.scheme.groups}
         return W4A16 if others == {W4A16} else W4A4
 
     # tensors
 
     def weight(self, module: str) -> QuantizedTensor:
-        """A layer's weight [N, K]: data uint8 [N, K/2], scales float8_e4m3fn [N, K/16], linear,
-        global_scale float32 []; of a divisor S the float32 nearest to 1/S.
+        """Read a layer's weight [N, K].
+
+        It has data uint8 [N, K/2], linear scales float8_e4m3fn [N, K/16] and a global scale float32
+        []. A stored divisor S becomes the float32 nearest to 1/S.
 
         Raises:
-            ValueError: a tensor is missing, or its dtype or shape is another; a scale byte is NaN
-                or negative; the global scale is not finite and positive; the layer has a tensor
-                that its format does not know.
+            ValueError: a tensor is missing or has another dtype or shape; a scale byte is NaN or
+                negative; the global scale is not finite and positive; the layer has a tensor that
+                its format does not know.
         """
         files, format = self.files, self.format
         self._refuse_unknown(module)
@@ -142,20 +145,20 @@ class Checkpoint:
             raise ValueError(f"{files.where(name)}: {error}") from error
 
     def input_global_scale(self, module: str) -> Tensor | None:
-        """The calibrated global scale of a layer's input, float32 []; None: dynamic."""
+        """Read the calibrated scale of a layer's input, float32 []; None if it is dynamic."""
         name = f"{module}.{self.format.input_global_scale}"
         return self._global_scale(name) if name in self.files else None
 
     def pre_quant_scale(self, module: str) -> Tensor | None:
-        """What AWQ multiplies a layer's input by before it is quantized: [K], or None."""
+        """Read AWQ's factors [K] of a layer's input before it is quantized, or None."""
         return self._vector(module, PRE_QUANT_SCALE)
 
     def bias(self, module: str) -> Tensor | None:
-        """A layer's bias: [N], or None."""
+        """Read a layer's bias [N], or None."""
         return self._vector(module, BIAS)
 
     def _refuse_unknown(self, module: str) -> None:
-        """A tensor that nothing here reads would change what the layer computes."""
+        """Raise for a tensor that is not read here: it would change what the layer computes."""
         known = self.format.leaves
         for leaf in self._leaves.get(module, ()):
             if leaf not in known:
@@ -177,7 +180,7 @@ class Checkpoint:
         return p
 
     def _vector(self, module: str, leaf: str) -> Tensor | None:
-        """A layer's bias [N], or its factors of the input [K]."""
+        """Read a layer's bias [N], or the factors [K] of its input."""
         files, name = self.files, f"{module}.{leaf}"
         if name not in files:
             return None
@@ -193,11 +196,11 @@ class Checkpoint:
     # layers
 
     def linear(self, *modules: str, backend: str = "") -> Linear:
-        """The layer of that name; of several names, one layer of all of them on one input (q, k, v)
-        with outputs side by side, each part with its own weight scale.
+        """Make the layer of that name; several names (q, k, v) make one layer of them all.
 
-        A calibrated input scale has to cover every part: it is the largest. A layer of W4A16 has
-        none.
+        The parts take one input, and their outputs stand side by side. Each part keeps its own
+        weight scale. The input scale is the largest of theirs, so that it covers every part. A
+        W4A16 layer has none.
         """
         activations = {self.activation_of(module) for module in modules}
         if len(activations) != 1:
@@ -230,8 +233,9 @@ class Checkpoint:
         activation: str = SILU,
         backend: str = "",
     ) -> SwiGLUMLP:
-        """The gated MLP of that name, with layers gate_proj, up_proj and down_proj (or w1, w3 and
-        w2). Its activations are quantized; a scheme of W4A16 is a warning.
+        """Make the gated MLP of that name from gate_proj, up_proj and down_proj (or w1, w3, w2).
+
+        It runs W4A4. It warns if the scheme says W4A16.
         """
         gate, up, down = self._gated(module)
         self._warn_of_activation("gated MLPs", SwiGLUMLP, [gate, up, down])
@@ -254,12 +258,12 @@ class Checkpoint:
         activation: str = SILU,
         backend: str = "",
     ) -> MoE:
-        """The mixture whose experts are `module`.0, `module`.1, …: all of them, or the `count` from
-        `first` on, as one rank of several holds them.
+        """Make the mixture of the experts `module`.0, `module`.1, …: all, or `count` from `first`.
 
-        gate_proj (w1) is the first half of w13's rows, up_proj (w3) the second; down_proj (w2) is
-        w2. Calibrated input scales: one for all tokens, the largest; of the intermediate each
-        expert's. Activations are quantized; a scheme of W4A16 is a warning.
+        One rank of several holds such a part. gate_proj (w1) gives the first half of w13's rows,
+        up_proj (w3) the second, and down_proj (w2) is w2. The input scale is the largest of all
+        experts', and each expert keeps its own scale of the intermediate. It runs W4A4, and warns
+        if the scheme says W4A16.
         """
         total = self.experts.get(module, 0)
         count = total - first if count is None else count
@@ -284,7 +288,7 @@ class Checkpoint:
         )
 
     def _warn_of_activation(self, kinds: str, kind: type, modules: Sequence[str]) -> None:
-        """Say that a kind of layer quantizes activations which the scheme keeps in 16 bits."""
+        """Warn that a kind of layer quantizes activations which the scheme leaves in 16 bits."""
         if any(self.activation_of(module) == W4A16 for module in modules):
             said = "was asked for" if self.activation else "is what the checkpoint says"
             name = f"nvfp4.layers.{kind.__name__}"
@@ -296,7 +300,7 @@ class Checkpoint:
             )
 
     def _gated(self, module: str) -> tuple[str, str, str]:
-        """The names of the gate, the up and the down layer under a module."""
+        """The names of the gate, up and down layers under a module."""
         found = {}
         for leaf, part in EXPERT_PARTS.items():
             if self.is_quantized(f"{module}.{leaf}"):
@@ -311,13 +315,13 @@ class Checkpoint:
         return found[GATE], found[UP], found[DOWN]
 
     def _largest_input_scale(self, modules: Sequence[str]) -> Tensor | None:
-        """One calibrated scale for what all of them take; None unless all have one."""
+        """The largest calibrated input scale of these layers; None unless all have one."""
         scales = [self.input_global_scale(module) for module in modules]
         known = [scale for scale in scales if scale is not None]
         return torch.stack(known).amax() if len(known) == len(scales) else None
 
     def unquantized(self, module: str) -> Tensor:
-        """The weight of a layer that was left in floats, an embedding, a norm."""
+        """Read a weight that was left in floats: a layer's, an embedding's or a norm's."""
         name = module + WEIGHT
         dim = len(self.files.shape(name)) if name in self.files else 0
         return self.files.checked(name, FLOATS, dim)

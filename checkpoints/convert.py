@@ -27,16 +27,18 @@ __all__ = ["Options", "Summary", "convert"]
 
 
 def convert(source: Path, destination: Path, options: Options, step: Step) -> Summary:
-    """Convert the model in a Hugging Face folder (safetensors) or a GGUF file to an NVFP4
-    checkpoint in a new folder.
+    """Convert a model in floats to an NVFP4 checkpoint in a new folder.
 
-    Linear layers of the blocks are quantized, experts each. Copied are embeddings, the head, norms,
-    routers, layers with K not a multiple of 16, what the model's class keeps in float32, and what
-    transformers' model has otherwise than as x W^T + b or as gated experts without biases. The
-    summary and the configuration's ignore list name them; a warning says so where they are most of
-    the bytes. `step(title, total)` opens a progress bar and returns the function that advances it.
+    The source is a Hugging Face folder (safetensors) or a GGUF file. The linear layers of the
+    blocks are quantized, those of each expert among them. These are copied:
 
-    Memory is bounded by the largest tensor; calibration runs the whole model in bfloat16.
+        embeddings, the head, norms and routers
+        layers whose K is not a multiple of 16, and what the model's class keeps in float32
+        what transformers does not compute as x W^T + b or as gated experts without biases
+
+    The summary and the configuration's ignore list name them. A warning is given if they are most
+    of the bytes. `step(title, total)` opens a progress bar and returns the function that advances
+    it. The largest tensor bounds the memory, but calibration runs the whole model in bfloat16.
 
     Raises:
         ValueError: naming the option, file or tensor. Nothing is written then.
@@ -91,8 +93,9 @@ def _write_weights(
 
 
 class WeightScales:
-    """The global scale that each weight is quantized with, found when first asked for: amax / 2688
-    of the layer, or of all that engines multiply by as one.
+    """The global scale of each weight, amax / 2688, computed when it is first needed.
+
+    Layers that engines fuse share one scale, unless `separate` is set.
     """
 
     def __init__(self, plan: Plan, separate: bool) -> None:
@@ -117,7 +120,7 @@ class WeightScales:
 
 
 def _quantized(plan: Plan, scales: WeightScales, module: str) -> dict[str, Tensor]:
-    """A layer's tensors as the format has them."""
+    """Quantize a layer and return its tensors by their names in the format."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     format, p = plan.format, scales.of(module)
     w = plan.source.read(module + WEIGHT).to(device)

@@ -1,7 +1,6 @@
-"""A folder of safetensors files: which tensors there are, read one at a time through a memory map.
+"""A folder of safetensors files, whose tensors are read one at a time through a memory map.
 
-One file, model.safetensors, or shards with model.safetensors.index.json, as Hugging Face writes
-them.
+It holds model.safetensors, or shards and model.safetensors.index.json, as Hugging Face writes them.
 """
 
 from collections.abc import Sequence
@@ -28,13 +27,13 @@ DTYPE_NAMES = {
     torch.int64: "I64",
     torch.int32: "I32",
 }
-"""safetensors' names of the dtypes that are written here."""
+"""The names in safetensors of the dtypes that are written here."""
 
 FLOATS = tuple(DTYPE_NAMES[dtype] for dtype in (torch.bfloat16, torch.float16, torch.float32))
 
 
 class TensorSpec(NamedTuple):
-    """What a tensor is, without its values."""
+    """The shape and dtype of a tensor."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -45,11 +44,11 @@ class TensorSpec(NamedTuple):
 
 
 class TensorFiles:
-    """The tensors of a checkpoint, by name. Opening reads the files' headers alone.
+    """The tensors of a checkpoint, by name; opening it reads only the files' headers.
 
     Raises:
-        ValueError: no safetensors file, or one that is missing, cut short, or without a tensor that
-            the index gives to it.
+        ValueError: there is no safetensors file; or one is missing, cut short, or lacks a tensor
+            that the index says it has.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -89,18 +88,18 @@ class TensorFiles:
         return tuple(self._file_of)
 
     def where(self, name: str) -> str:
-        """The tensor's name and file, for a message."""
+        """Name the tensor and its file, for a message."""
         return f"{name} in {self.folder / self._file_of[name]}"
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._slice(name).get_shape())
 
     def dtype(self, name: str) -> str:
-        """safetensors' name of it, such as "BF16"."""
+        """The dtype's name in safetensors, such as "BF16"."""
         return self._slice(name).get_dtype()
 
     def spec(self, name: str) -> TensorSpec:
-        """Raises ValueError for a dtype that is not written here."""
+        """The tensor's shape and dtype; ValueError for a dtype that is not written here."""
         for dtype, known in DTYPE_NAMES.items():
             if known == self.dtype(name):
                 return TensorSpec(self.shape(name), dtype)
@@ -108,14 +107,14 @@ class TensorFiles:
         raise ValueError(f"{self.where(name)} needs dtype {need}, got {self.dtype(name)}")
 
     def read(self, name: str) -> Tensor:
-        """The tensor, on the CPU, a view of the mapped file: pages come as they are touched."""
+        """Return a tensor as a view of the mapped file; pages are loaded when they are touched."""
         return self._file(self._file_of[name]).get_tensor(name)
 
     def checked(self, name: str, dtypes: Sequence[str], dim: int) -> Tensor:
-        """The tensor, found to be of one of these dtypes, with so many dimensions.
+        """Read a tensor that needs one of these dtypes and so many dimensions.
 
         Raises:
-            ValueError: naming it and its file.
+            ValueError: it has others; the message names the tensor and its file.
         """
         if name not in self:
             raise ValueError(f"{self.folder} needs the tensor {name}, got none")

@@ -1,4 +1,4 @@
-"""A language model in bfloat16, whole, as transformers loads it."""
+"""Loading of a whole language model in bfloat16, by transformers."""
 
 import os
 from pathlib import Path
@@ -8,8 +8,9 @@ import torch
 
 
 def load_float_model(path: Path, device: str) -> tuple[Any, Any]:
-    """A causal language model in bfloat16 and its tokenizer, from a GGUF file (dequantized) or a
-    Hugging Face folder; never downloaded.
+    """Load a causal language model in bfloat16, and its tokenizer; nothing is downloaded.
+
+    The path is a GGUF file, which is dequantized, or a Hugging Face folder.
     """
     os.environ.setdefault("TQDM_DISABLE", "1")  # the commands draw their own progress bars
     import transformers
@@ -20,8 +21,8 @@ def load_float_model(path: Path, device: str) -> tuple[Any, Any]:
     folder, which = path, {}
     if path.is_file():
         folder, which = path.parent, {"gguf_file": path.name}
-        # Newer versions keep the GGUF's own quantization unless told otherwise; older ones know no
-        # other way.
+        # Newer versions of transformers keep the GGUF's own quantization unless told otherwise.
+        # Older ones always dequantize.
         if hasattr(transformers, "GgufConfig"):
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **which)

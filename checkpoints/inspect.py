@@ -1,6 +1,4 @@
-"""What is in an NVFP4 checkpoint: which layers are quantized, how large their scales are, what is
-damaged, and what looks as if it were not meant.
-"""
+"""Inspection of an NVFP4 checkpoint: quantized layers, their scales, damage and oddities."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -15,13 +13,13 @@ from nvfp4.checkpoints.schemes import BIAS
 from nvfp4.spec.format import BLOCK, E4M3_MAX
 
 MANY = 0.05
-"""The share of a layer's blocks that have one and the same end of the range, worth a note."""
+"""A note is made where more than this share of a layer's blocks has the scale 448, or 0."""
 
 DAMAGE, NOTE = "damage", "note"
 
 
 class Finding(NamedTuple):
-    """Of a tensor or a layer: damage, which cannot be read or computes garbage, or a note."""
+    """Damage, which cannot be read or gives wrong results, or a note about a tensor or a layer."""
 
     kind: str
     module: str
@@ -30,8 +28,9 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Layer:
-    """A quantized linear layer. Shares are of its blocks: saturated have the largest scale, 448;
-    zero ones the scale 0.
+    """A quantized linear layer.
+
+    saturated, zero: the shares of its blocks whose scale is 448, the largest, and 0.
     """
 
     module: str
@@ -51,7 +50,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All that was found; layers that could not be read are in the findings alone."""
+    """All that was found; layers that could not be read appear only in the findings."""
 
     folder: str
     format: str
@@ -67,7 +66,7 @@ class Inspection:
 
     @property
     def bytes_saved(self) -> int:
-        """Against the same layers in bfloat16."""
+        """The bytes saved, compared with the same layers in bfloat16."""
         return sum(layer.nbytes_bf16 - layer.nbytes for layer in self.layers)
 
     def as_dict(self) -> dict[str, Any]:
@@ -77,7 +76,7 @@ class Inspection:
 
 
 def inspect(folder: Path, step: Callable[[str, int], Callable[[], None]]) -> Inspection:
-    """Read every quantized layer of a checkpoint, one at a time, and look at the others' shapes.
+    """Read every quantized layer of a checkpoint, one at a time, and the shapes of the others.
 
     Raises:
         ValueError: the folder's configuration or a whole file cannot be read.
@@ -151,7 +150,7 @@ def _differing_siblings(layers: list[Layer]) -> Iterator[Finding]:
 
 
 def _biases_missing(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """The files alone cannot say whether a model has biases, but q, k and v mostly agree."""
+    """Note where some of q, k and v have a bias: the files do not say whether a model has them."""
     for module in checkpoint.modules:
         others = [each for each in siblings_of(module) if checkpoint.is_quantized(each)]
         having = [each for each in others if f"{each}.{BIAS}" in checkpoint.files]
@@ -168,7 +167,7 @@ def _experts_missing(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def _unquantized_linears(checkpoint: Checkpoint) -> Iterator[str]:
-    """Layers of the blocks with a matrix in floats: linear ones, as far as names can say."""
+    """Yield the blocks' layers in floats that are linear, as far as their names can say."""
     for name in checkpoint.files.names:
         module = name.removesuffix(WEIGHT)
         if module != name and not checkpoint.is_quantized(module):

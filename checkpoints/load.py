@@ -1,6 +1,4 @@
-"""A language model on NVFP4 layers: transformers' own, with each layer that a checkpoint has in
-NVFP4 replaced by one of nvfp4.layers.
-"""
+"""Loading of a transformers model whose NVFP4 layers are replaced by those of nvfp4.layers."""
 
 import re
 from collections import defaultdict
@@ -20,8 +18,9 @@ from nvfp4.layers import MoE
 
 
 class Experts(nn.Module):
-    """A block's experts as transformers calls them: hidden_states [M, H], top_k_index and
-    top_k_weights [M, top_k], to [M, H].
+    """A block's experts with the signature that transformers calls.
+
+    hidden_states [M, H], top_k_index and top_k_weights [M, top_k] give [M, H].
     """
 
     def __init__(self, moe: MoE) -> None:
@@ -41,17 +40,16 @@ def load_model(
     *,
     activation: str | None = None,
 ) -> Any:
-    """The causal language model of an NVFP4 checkpoint, for transformers' forward and generate.
+    """Load an NVFP4 checkpoint as a causal language model of transformers.
 
-    Layers in NVFP4 become nvfp4.layers.Linear, each with its own scales, experts nvfp4.layers.MoE;
-    the rest is as transformers' from_pretrained has it with this `dtype`. Tensors are read layer by
-    layer. `step` opens a progress bar.
+    NVFP4 layers become nvfp4.layers.Linear, each with its own scales, and experts nvfp4.layers.MoE.
+    The rest is as transformers' from_pretrained loads it with this `dtype`. Tensors are read layer
+    by layer. `step` opens a progress bar.
 
-    activation: what NVFP4 weights are multiplied by. None: what the checkpoint says. "nvfp4": W4A4,
-        activations are quantized, each token with its own scale unless the checkpoint has one.
-        "bf16": W4A16, linear layers leave activations in 16 bits. Experts have no W4A16 yet; they
-        run W4A4, with a warning where the checkpoint or the caller says otherwise. (What `convert`
-        writes without calibration says W4A16.)
+    activation: the form of activations in NVFP4 layers. None takes what the checkpoint says; after
+        `convert` without calibration, that is W4A16. "nvfp4" (W4A4) quantizes them, with a scale
+        per token unless the checkpoint has one. "bf16" (W4A16) leaves them in 16 bits. Experts have
+        no W4A16 yet: they run W4A4, and warn where the checkpoint or the caller says W4A16.
 
     Raises:
         ValueError: a tensor is damaged or missing, or is not one of the model's.
@@ -61,7 +59,7 @@ def load_model(
     checkpoint = Checkpoint(folder, activation)
     config = AutoConfig.from_pretrained(folder)
     if hasattr(config, "quantization_config"):
-        del config.quantization_config  # these layers are put in here
+        del config.quantization_config  # else transformers would make quantized layers itself
     loader = _Loader(checkpoint, Skeleton(config, dtype), device, backend)
     done = step(f"load {checkpoint.folder.name}", len(checkpoint.files.names))
     for name in checkpoint.files.names:
@@ -92,8 +90,10 @@ class _Loader:
                 self._parts[target].append(name)
 
     def load(self, name: str) -> None:
-        """Put one of the checkpoint's tensors where it belongs. The first tensor of a layer in
-        NVFP4 brings the layer's others; so does the first of several that make one of the model's.
+        """Put one of the checkpoint's tensors into the model.
+
+        The first tensor of an NVFP4 layer loads the whole layer. Where several tensors make one of
+        the model's, the first of them loads all.
         """
         replaced = self._replaced_by(name)
         if replaced is not None:
@@ -102,7 +102,7 @@ class _Loader:
             self._assign(name)
 
     def _replaced_by(self, name: str) -> str | None:
-        """The layer in NVFP4, or the module of experts, that a tensor belongs to."""
+        """The NVFP4 layer, or the module of experts, to which a tensor belongs."""
         module = name.rpartition(".")[0]
         expert = expert_of(module)
         if expert and expert.experts in self._checkpoint.experts:
@@ -121,12 +121,12 @@ class _Loader:
         self._model.set_submodule(path, layer)
 
     def _passed_over(self, target: str) -> bool:
-        """Whether the model has no such tensor, and says that a checkpoint may have it."""
+        """Whether the model lacks the tensor and says that a checkpoint may have it."""
         patterns = self._model._keys_to_ignore_on_load_unexpected or ()
         return any(re.search(pattern, target) for pattern in patterns)
 
     def _new(self, name: str, module: str, old: nn.Module | None) -> nn.Module:
-        """The layer in NVFP4 that takes the place of one of the model's."""
+        """Make the NVFP4 layer that replaces one of the model's."""
         if module in self._checkpoint.experts and is_experts(old):
             limit, activation = gating_of(old)
             moe = self._checkpoint.moe(
@@ -154,7 +154,7 @@ class _Loader:
             )
 
     def _assign(self, name: str) -> None:
-        """A tensor in floats, or several that make one of the model's."""
+        """Load a tensor in floats, or several that make one of the model's."""
         target, pattern = self._skeleton.place(name)
         if target not in self._skeleton.parameters:
             if self._passed_over(target):
@@ -168,7 +168,7 @@ class _Loader:
                 self._set(made, tensor, name)
 
     def _read(self, name: str, target: str) -> Tensor:
-        """A tensor, on the device, with the dtype that the model has its target in."""
+        """Read a tensor to the device, in the dtype of the model's tensor `target`."""
         like, tensor = self._skeleton.parameters[target], self._files.read(name)
         if like.is_floating_point():
             self._files.checked(name, FLOATS, tensor.dim())
@@ -182,7 +182,7 @@ class _Loader:
         self._loaded.add(target)
 
     def finished(self) -> Any:
-        """The model, all of it real."""
+        """Return the model, of which no tensor is left on the meta device."""
         model, replaced = self._model, set(self._replaced.values())
         missing = {
             name
@@ -198,8 +198,10 @@ class _Loader:
         return model.to(self._device).eval()
 
     def _tie(self, missing: set[str], replaced: set[str]) -> None:
-        """Tie the tensors that the model ties, and take them off the missing ones. Both stay where
-        the file has two that differ, or one in NVFP4: a head of its own under a tied configuration.
+        """Tie the tensors that the model ties, and remove them from the missing ones.
+
+        They stay apart where the file has two that differ, or has one of them in NVFP4: then the
+        head has its own weight, though the configuration ties it.
         """
         model = self._model
         for pair in list(model.all_tied_weights_keys.items()):
@@ -208,4 +210,4 @@ class _Loader:
         model.tie_weights(missing_keys=missing, recompute_mapping=False)
         head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
         if getattr(head, "weight", None) is not getattr(embedding, "weight", None):
-            model.config.tie_word_embeddings = False  # else a later tie_weights would tie them
+            model.config.tie_word_embeddings = False  # else a later tie_weights call would tie them

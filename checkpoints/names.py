@@ -1,4 +1,4 @@
-"""What the names of a language model's layers say: experts, their parts, what engines fuse."""
+"""The names of a language model's layers: experts, their parts, and layers that engines fuse."""
 
 import re
 from fnmatch import fnmatchcase
@@ -8,7 +8,7 @@ WEIGHT = ".weight"
 
 GATE, UP, DOWN = "gate_proj", "up_proj", "down_proj"
 EXPERT_PARTS = {GATE: GATE, UP: UP, DOWN: DOWN, "w1": GATE, "w3": UP, "w2": DOWN}
-"""An expert's linear layers; w1, w3 and w2 are Mixtral's names of them."""
+"""An expert's linear layers; Mixtral calls them w1, w3 and w2."""
 
 SIBLINGS = (
     ("q_proj", "k_proj", "v_proj"),
@@ -21,16 +21,16 @@ SIBLINGS = (
     ("in_proj_qkv", "in_proj_z"),
     ("in_proj_b", "in_proj_a"),
 )
-"""Layers on one input, as many of them as a block has, that engines multiply by as one."""
+"""Layers with one input that engines fuse, as far as a block has them."""
 
 ROUTERS = ("gate", "router", "shared_expert_gate")
-"""Layers that choose experts, or weigh a shared one: small, and better left in floats."""
+"""Layers that choose experts or weigh a shared one; they are small and stay in floats."""
 
 _EXPERT = re.compile(r"(?P<experts>.*\.experts)\.(?P<expert>\d+)\.(?P<part>\w+)")
 
 
 class Expert(NamedTuple):
-    """One linear layer of an expert: the module of all experts, which expert, gate, up or down."""
+    """A linear layer of an expert: the module of all experts, the expert's index, the part."""
 
     experts: str
     expert: int
@@ -38,7 +38,7 @@ class Expert(NamedTuple):
 
 
 def expert_of(module: str) -> Expert | None:
-    """model.layers.0.mlp.experts.3.gate_proj -> (model.layers.0.mlp.experts, 3, gate_proj)."""
+    """Split a.experts.3.gate_proj into (a.experts, 3, gate_proj); None for other layers."""
     found = _EXPERT.fullmatch(module)
     if found is None or found["part"] not in EXPERT_PARTS:
         return None
@@ -46,7 +46,7 @@ def expert_of(module: str) -> Expert | None:
 
 
 def siblings_of(module: str) -> tuple[str, ...]:
-    """The names of the layers that engines fuse with this one, itself included, in their order."""
+    """The names of the layers that engines fuse with this one, in order, with its own."""
     parent, _, leaf = module.rpartition(".")
     for group in SIBLINGS:
         if leaf in group:
@@ -59,13 +59,15 @@ def is_router(module: str) -> bool:
 
 
 def matches(pattern: str, module: str) -> bool:
-    """Whether a pattern means a module: a wildcard of its name, or whole components of it, such as
-    "lm_head", "mlp.gate".
+    """Whether a pattern matches a module's name.
+
+    A pattern is a wildcard for the whole name, or whole parts of it between dots, such as "lm_head"
+    or "mlp.gate".
     """
     return fnmatchcase(module, pattern) or f".{pattern.strip('.')}." in f".{module}."
 
 
 def in_order(name: str) -> list[tuple[bool, int, str]]:
-    """A sorting key by which layer 2 comes before layer 10."""
+    """A sorting key that puts layer 2 before layer 10."""
     parts = re.split(r"(\d+)", name)
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]

@@ -1,4 +1,4 @@
-"""Reading the configuration of a checkpoint: the scheme that it describes, or why it is refused."""
+"""Reading of a checkpoint's configuration: the scheme in it, or the reason to refuse it."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -22,8 +22,9 @@ from nvfp4.spec.format import BLOCK
 
 
 def is_nvfp4(config: Mapping[str, Any]) -> bool:
-    """Whether a quantization_config (or an hf_quant_config.json) speaks of NVFP4 in one of the two
-    formats; it may yet be refused by parse.
+    """Whether a quantization_config or an hf_quant_config.json is about NVFP4 in a known format.
+
+    `parse` may still refuse it.
     """
     algorithm = str(_section(config).get("quant_algo") or "").upper()
     formats = [config.get("format"), *(group.get("format") for _, group in _groups(config))]
@@ -31,10 +32,10 @@ def is_nvfp4(config: Mapping[str, Any]) -> bool:
 
 
 def parse(config: Mapping[str, Any], source: str = "quantization_config") -> Scheme:
-    """The scheme that a quantization_config, or the whole of an hf_quant_config.json, describes.
+    """Read the scheme from a quantization_config or from a whole hf_quant_config.json.
 
     Raises:
-        ValueError: naming the source, the entry, what it needs and what it got.
+        ValueError: an entry is refused; the message names it, what it needs and what it got.
     """
     method = str(config.get("quant_method") or "").lower()
     if method == COMPRESSED_TENSORS.name:
@@ -46,7 +47,7 @@ def parse(config: Mapping[str, Any], source: str = "quantization_config") -> Sch
 
 
 def read_scheme(folder: Path) -> Scheme | None:
-    """The scheme of a Hugging Face folder; None where nothing says that it is quantized.
+    """Read the scheme of a Hugging Face folder; None if nothing says that it is quantized.
 
     Raises:
         ValueError: it is quantized in another way, or a file is no JSON.
@@ -69,7 +70,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _section(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """ModelOpt's older files have everything one level down."""
+    """The part with the quantization: older ModelOpt files have it one level down."""
     inner = config.get("quantization")
     return inner if isinstance(inner, Mapping) else config
 
@@ -123,7 +124,7 @@ def _parse_compressed_tensors(config: Mapping[str, Any], source: str) -> Scheme:
 
 
 def _group(targets: tuple[str, ...], inputs: Mapping[str, Any] | None, dynamic: bool) -> Group:
-    """A group with these input_activations; `dynamic` is what a missing entry means."""
+    """Make a group with these input_activations; a missing entry means `dynamic`."""
     if inputs is None:
         return Group(targets, calibrated=False, activation=W4A16)
     return Group(targets, calibrated=inputs.get("dynamic", dynamic) is not True)
@@ -132,7 +133,7 @@ def _group(targets: tuple[str, ...], inputs: Mapping[str, Any] | None, dynamic: 
 def _nvfp4_groups(
     config: Mapping[str, Any], source: str
 ) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    """The groups, each found to have NVFP4 weights, and inputs in NVFP4 or left alone."""
+    """Yield the groups, checked to have NVFP4 weights and inputs in NVFP4 or in floats."""
     for name, group in _groups(config):
         for part in ("weights", "input_activations"):
             numbers = group.get(part)

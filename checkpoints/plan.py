@@ -1,4 +1,4 @@
-"""What a conversion makes of a model: which layers are quantized, and which stay in floats."""
+"""The plan of a conversion: which layers are quantized, and which stay in floats."""
 
 import re
 from collections import Counter
@@ -20,23 +20,23 @@ from nvfp4.spec.format import BLOCK, DATA_DTYPE, FLOAT_DTYPES, SCALE_DTYPE
 HEAD = "lm_head"
 
 MOST = 0.5
-"""The share of a model's bytes that is worth a warning where it stays in floats."""
+"""A warning is given where more than this share of a model's bytes stays in floats."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to convert.
+    """The options of a conversion.
 
     format: "modelopt" or "compressed-tensors".
-    exclude: layers to leave in floats: wildcards of their names ("*.o_proj"), or parts of these
-        between dots ("self_attn").
-    text: what the model is run over to find the inputs' scales; None: the checkpoint says that its
-        weights alone are quantized (W4A16).
-    max_tokens: how much of the text.
-    separate_scales: give every layer its own global scale, those too that engines multiply by as
-        one (q, k, v; gate, up). Engines that take one scale for all are then wrong; the gain is
-        small, since block scales have an exponent of their own.
-    shard_size: of a file, at most, such as "5GB".
+    exclude: layers to leave in floats, as wildcards of their names ("*.o_proj") or as parts of
+        names between dots ("self_attn").
+    text: the text for calibration (W4A4). With None the checkpoint says that only its weights are
+        quantized (W4A16).
+    max_tokens: the most tokens of the text that are used.
+    separate_scales: give every layer its own global scale, also those that engines fuse (q, k, v;
+        gate, up). Engines that take one scale for all of them then compute wrong results. The gain
+        is small, because block scales have an exponent of their own.
+    shard_size: the largest size of a file, such as "5GB".
     """
 
     format: str = MODELOPT.name
@@ -49,7 +49,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Summary:
-    """What was written. Embeddings and norms are not among the layers left in floats."""
+    """A summary of what was written; left_in_floats leaves out embeddings and norms."""
 
     format: str
     quantized_layers: int
@@ -64,7 +64,7 @@ class Summary:
 
 
 class Plan:
-    """Which layers are quantized, and which tensors that makes."""
+    """The layers that are quantized, and the tensors that are written."""
 
     def __init__(self, source: Source, options: Options) -> None:
         if options.format not in FORMATS:
@@ -82,7 +82,7 @@ class Plan:
 
     @cached_property
     def _linears(self) -> tuple[str, ...]:
-        """The linear layers, routers too, by their names in the checkpoint."""
+        """The names in the checkpoint of the linear layers, routers included."""
         return tuple(
             module
             for name, spec in self.source.tensors.items()
@@ -92,7 +92,7 @@ class Plan:
 
     @cached_property
     def quantized(self) -> frozenset[str]:
-        """The linear layers to quantize: what engines fuse is quantized whole or not at all."""
+        """The linear layers to quantize; those that engines fuse are quantized together or not."""
         left = {self._whole(module) for module in self._linears if self._stays(module)}
         return frozenset(each for each in self._linears if self._whole(each) not in left)
 
@@ -120,9 +120,10 @@ class Plan:
 
     @cached_property
     def left(self) -> dict[str, int]:
-        """The layers with matrices that stay in floats, such as linear layers, experts and whatever
-        transformers' model does not have, and the bytes of these. A parameter that is no layer's
-        weight counts for the module that it is in.
+        """The layers with matrices that stay in floats, and their bytes.
+
+        Among them are experts and whatever transformers' model does not have. A parameter that is
+        not the weight of a layer counts for its module.
         """
         found: Counter[str] = Counter()
         for name, spec in self.source.tensors.items():
@@ -133,8 +134,9 @@ class Plan:
         return dict(found)
 
     def _ignored(self) -> set[str]:
-        """The names that say which layers stay in floats. None of them is of a module that a
-        quantized layer is in.
+        """The names in the ignore list, for the layers that stay in floats.
+
+        None of them names a module with a quantized layer in it.
         """
         quantized = {parent for module in self.quantized for parent in _parents(module)}
         stacks = {name for name, spec in self.source.tensors.items() if len(spec.shape) == 3}
@@ -153,7 +155,7 @@ class Plan:
 
     @property
     def mostly_left(self) -> str:
-        """What to tell a user whose model stays in floats for the most part; "" otherwise."""
+        """The warning for a model of which most stays in floats; "" otherwise."""
         left, total = sum(self.left.values()), self._bytes_before
         if left <= MOST * total:
             return ""
@@ -171,7 +173,7 @@ class Plan:
 
     @cached_property
     def outputs(self) -> dict[str, TensorSpec]:
-        """Every tensor of the checkpoint."""
+        """The shapes and dtypes of all tensors of the checkpoint."""
         found: dict[str, TensorSpec] = {}
         for name, spec in self.source.tensors.items():
             module = name.removesuffix(WEIGHT)
@@ -208,11 +210,11 @@ class Plan:
 
 
 def _layer_of(name: str) -> str:
-    """The layer that has this weight, or the module that has this parameter."""
+    """The layer with this weight, or the module with this parameter."""
     return name.removesuffix(WEIGHT) if name.endswith(WEIGHT) else name.rpartition(".")[0]
 
 
 def _parents(module: str) -> Iterator[str]:
-    """The modules that a module is in: a.b.c -> a.b, a."""
+    """Yield the modules around a module: a.b and a for a.b.c."""
     while module := module.rpartition(".")[0]:
         yield module

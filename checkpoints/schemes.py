@@ -1,5 +1,4 @@
-"""The two ways to store NVFP4, each said once: the names of a layer's tensors, the direction of
-its global scales, and the configuration that says which layers are quantized.
+"""The two formats of NVFP4 checkpoints: tensor names, global scales, configuration.
 
                      modelopt          compressed-tensors
     data             weight            weight_packed         uint8 [N, K/2]
@@ -8,9 +7,10 @@ its global scales, and the configuration that says which layers are quantized.
     of the input     input_scale       input_global_scale    float32 [] or [1], may be missing
                      (p, multiplied)   (S = 1 / p, divides)
 
-ModelOpt writes hf_quant_config.json and, since its version 0.39, config.json's quantization_config;
-compressed-tensors ("nvfp4-pack-quantized") the latter alone. AWQ adds pre_quant_scale [K], which
-the layer's input is multiplied by.
+The configuration says which layers are quantized. It is the quantization_config in config.json,
+which ModelOpt writes since version 0.39, beside hf_quant_config.json. In compressed-tensors the
+format is called "nvfp4-pack-quantized". AWQ adds pre_quant_scale [K], by which the layer's input is
+multiplied.
 """
 
 import re
@@ -31,13 +31,15 @@ QUANT_CONFIG_FILE = "hf_quant_config.json"
 PRE_QUANT_SCALE = "pre_quant_scale"
 BIAS = "bias"
 CACHE_SCALES = ("k_scale", "v_scale")
-"""Scales of a quantized key-value cache. Nothing here quantizes the cache, so they are not used."""
+"""Scales of a quantized key-value cache, which are not used: the cache is not quantized here."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a quantized layer is stored: its tensors' names, to be put after "<module>.", whether its
-    global scales are divisors, and the shape they are written in (one value in any shape is read).
+    """A way to store a quantized layer.
+
+    It has the tensors' names after "<module>.", whether global scales are divisors, and the shape
+    in which these are written. One value in any shape is read.
     """
 
     name: str
@@ -55,18 +57,21 @@ class Format:
         return (*own, PRE_QUANT_SCALE, BIAS, *CACHE_SCALES)
 
     def to_stored(self, p: Tensor) -> Tensor:
-        """A decode multiplier, float32, as the file has it."""
+        """Convert a decode multiplier, float32, to what the file holds."""
         return torch.reciprocal(p) if self.divides else p
 
     def from_stored(self, scale: Tensor) -> Tensor:
-        """The decode multiplier of a file's global scale. Of a divisor the float32 nearest to 1/S:
-        one rounding, 6e-8 at most.
+        """Convert a file's global scale to a decode multiplier.
+
+        A divisor S gives the float32 nearest to 1/S, with a relative error of at most 6e-8.
         """
         return torch.reciprocal(scale) if self.divides else scale
 
     def storable(self, p: Tensor) -> Tensor:
-        """The multiplier next to p that this format holds exactly: what is quantized with it reads
-        back bit for bit. (1/(1/p) may differ from p in the last bit; once more changes nothing.)
+        """The multiplier nearest to p that this format holds exactly.
+
+        A weight quantized with it reads back bit for bit. 1/(1/p) may differ from p in the last
+        bit; inverting twice more changes nothing.
         """
         return self.from_stored(self.to_stored(p))
 
@@ -92,26 +97,26 @@ COMPRESSED_TENSORS = Format(
 FORMATS = {format.name: format for format in (MODELOPT, COMPRESSED_TENSORS)}
 
 QUANTIZED_ALGORITHMS = ("NVFP4", "NVFP4_AWQ")
-"""W4A4: activations are quantized too."""
+"""The algorithms of W4A4, in which activations are quantized too."""
 WEIGHTS_ONLY_ALGORITHM = "W4A16_NVFP4"
 ALGORITHMS = (*QUANTIZED_ALGORITHMS, WEIGHTS_ONLY_ALGORITHM)
-"""ModelOpt's quant_algo values that store NVFP4 weights and no other kind."""
+"""The values of ModelOpt's quant_algo for checkpoints whose weights are all NVFP4."""
 
 PACK_FORMAT = "nvfp4-pack-quantized"
-"""compressed-tensors' name for it."""
+"""The name of NVFP4 in compressed-tensors."""
 
 EVERY_LINEAR = "Linear"
-"""The target that is a class of modules and not a module's name."""
+"""The target that is a class of modules and not the name of one."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Layers quantized alike.
+    """Layers that are quantized alike.
 
     targets: their names or patterns.
-    calibrated: whether their inputs' global scales are in the checkpoint.
-    activation: "nvfp4" (W4A4: inputs are quantized, each token by itself unless calibrated), or
-        "bf16" (W4A16: the weights alone are quantized).
+    calibrated: whether the checkpoint has the global scales of their inputs.
+    activation: "nvfp4" for W4A4, where inputs are quantized, per token unless calibrated; "bf16"
+        for W4A16, where only the weights are quantized.
     """
 
     targets: tuple[str, ...] = (EVERY_LINEAR,)
@@ -119,7 +124,7 @@ class Group:
     activation: str = W4A4
 
     def input_numbers(self, numbers: Mapping[str, Any], static: Any) -> dict[str, Any] | None:
-        """A configuration's input_activations; `static` is its "dynamic" for calibrated inputs."""
+        """The input_activations of a configuration; "dynamic" is `static` for calibrated inputs."""
         if self.activation == W4A16:
             return None
         return {**numbers, "dynamic": static if self.calibrated else True}
@@ -127,8 +132,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Scheme:
-    """What a checkpoint's configuration says: the format, the groups of linear layers that are
-    quantized, and those that are not although a group would have them.
+    """The content of a checkpoint's configuration: the format, and which layers are quantized.
+
+    Layers of a group are quantized unless they are ignored.
     """
 
     format: Format
@@ -136,7 +142,7 @@ class Scheme:
     ignore: tuple[str, ...] = ()
 
     def group_of(self, module: str) -> Group | None:
-        """The group of a linear layer by its name in the checkpoint; None: it is not quantized."""
+        """The group of a linear layer, by its name in the checkpoint; None if not quantized."""
         if any(self._ignores(pattern, module) for pattern in self.ignore):
             return None
         for group in self.groups:
@@ -152,7 +158,7 @@ class Scheme:
         return (_matches if self.format is COMPRESSED_TENSORS else matches)(pattern, module)
 
     def config(self) -> dict[str, Any]:
-        """config.json's quantization_config."""
+        """The quantization_config of config.json."""
         if self.format is MODELOPT:
             return self._modelopt_config()
         groups = {
@@ -160,7 +166,7 @@ class Scheme:
                 "format": PACK_FORMAT,
                 "targets": list(group.targets),
                 "weights": _tensor_group(),
-                # "local": block scales as the layer runs, the global scale from the file.
+                # "local" means: block scales are computed at each call, the global scale is stored.
                 "input_activations": group.input_numbers(_tensor_group(), "local"),
                 "output_activations": None,
             }
@@ -195,12 +201,12 @@ class Scheme:
 
     @property
     def algorithm(self) -> str:
-        """ModelOpt's quant_algo."""
+        """The value of quant_algo in ModelOpt."""
         quantized = any(group.activation == W4A4 for group in self.groups)
         return QUANTIZED_ALGORITHMS[0] if quantized else WEIGHTS_ONLY_ALGORITHM
 
     def hf_quant_config(self) -> dict[str, Any] | None:
-        """What hf_quant_config.json holds, in the formats that have one."""
+        """The content of hf_quant_config.json; None in a format without that file."""
         if self.format is not MODELOPT:
             return None
         return {
@@ -219,7 +225,7 @@ def _producer() -> dict[str, str]:
 
 
 def _tensor_group() -> dict[str, Any]:
-    """compressed-tensors' arguments of 4-bit floats with a scale a block and one a tensor."""
+    """The arguments in compressed-tensors of 4-bit floats with block scales and a global scale."""
     return {
         "num_bits": 4,
         "type": "float",
@@ -232,7 +238,7 @@ def _tensor_group() -> dict[str, Any]:
 
 
 def _matches(pattern: str, module: str) -> bool:
-    """compressed-tensors' patterns: a whole name, or a regular expression of its beginning."""
+    """Match as compressed-tensors does: a whole name, or a regular expression of its beginning."""
     if pattern.startswith("re:"):
         return re.match(pattern.removeprefix("re:"), module) is not None
     return pattern == module

@@ -1,5 +1,6 @@
-"""A language model without its weights: which of a checkpoint's tensors are linear layers, and what
-they are called. transformers' own model says so, on the meta device.
+"""A language model without weights: it tells which tensors of a checkpoint are linear layers.
+
+It is transformers' own model on the meta device, so the names are transformers' too.
 """
 
 from collections.abc import Mapping
@@ -14,12 +15,14 @@ from nvfp4.checkpoints.names import WEIGHT, expert_of, in_order
 from nvfp4.spec.glu import ACTIVATIONS, glu
 
 PROBE = torch.linspace(-24, 24, 97)
-"""Values of gate and up that a function of both is tried out on: beyond any model's limit."""
+"""Values of gate and up to try a gating function on; they exceed every model's limit."""
 
 
 class Place(NamedTuple):
-    """Where a checkpoint's tensor belongs: the name of one of the model's, and the pattern of
-    transformers' conversion that makes the latter of it and others. None: it is the whole of it.
+    """The model's tensor into which a checkpoint's tensor goes.
+
+    `pattern` is that of the transformers conversion that builds the model's tensor from several;
+    None if the checkpoint's tensor is all of it.
     """
 
     target: str
@@ -27,23 +30,24 @@ class Place(NamedTuple):
 
 
 class Skeleton:
-    """A causal language model of transformers, made from its configuration: no parameter is real.
+    """A causal language model of transformers whose parameters have no values.
 
-    Names come in two kinds: a checkpoint's, as engines know them (each expert's layers apart), and
-    the model's own (transformers has the experts of a block in one tensor).
+    There are two kinds of names. A checkpoint's names are those that engines know, with separate
+    layers for each expert. The model's own names are transformers', with the experts of a block in
+    one tensor.
     """
 
     def __init__(self, config: Any, dtype: torch.dtype = torch.bfloat16) -> None:
         from accelerate import init_empty_weights
         from transformers import AutoModelForCausalLM
 
-        with init_empty_weights():  # buffers, some of which no file has, are real
+        with init_empty_weights():  # buffers keep their values: some of them are in no file
             self.model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         self._keep_float32(dtype)
         self.modules: dict[str, nn.Module] = dict(self.model.named_modules())
 
     def _keep_float32(self, dtype: torch.dtype) -> None:
-        """Give the tensors that the model keeps in float32 that dtype, as from_pretrained does."""
+        """Set tensors that the model keeps in float32 to that dtype, as from_pretrained does."""
         for name, tensor in self.model.state_dict(keep_vars=True).items():
             if self._is_float32(name, dtype):
                 path, _, leaf = name.rpartition(".")
@@ -53,7 +57,7 @@ class Skeleton:
                 setattr(self.model.get_submodule(path), leaf, kept)
 
     def _is_float32(self, name: str, dtype: torch.dtype) -> bool:
-        """Whether a model loaded with `dtype` has one of its tensors in float32."""
+        """Whether a model that is loaded with `dtype` keeps this tensor in float32."""
         from transformers.core_model_loading import build_glob_alternation
 
         plan = self.model._get_dtype_plan(dtype)
@@ -61,7 +65,7 @@ class Skeleton:
 
     @cached_property
     def _conversions(self) -> list[Any]:
-        """How transformers renames and stacks what it reads, for this model."""
+        """The renamings and stackings that transformers applies to what it reads."""
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import PrefixChange
 
@@ -75,14 +79,14 @@ class Skeleton:
 
     @cached_property
     def _converters(self) -> dict[str, Any]:
-        """The conversions that build tensors from others, keyed by the patterns of the others."""
+        """The conversions that build tensors from others, by the patterns of the latter."""
         from transformers.core_model_loading import WeightConverter
 
         found = [each for each in self._conversions if isinstance(each, WeightConverter)]
         return {pattern: each for each in found for pattern in each.source_patterns}
 
     def place(self, name: str) -> Place:
-        """Where a checkpoint's tensor belongs in the model."""
+        """Find the place of a checkpoint's tensor in the model."""
         from transformers.core_model_loading import WeightRenaming, rename_source_key
 
         if name in self.parameters:
@@ -93,8 +97,9 @@ class Skeleton:
         return Place(*rename_source_key(name, renamings, converters, prefix, self.parameters))
 
     def made_of(self, target: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What transformers makes of a checkpoint's tensors, all that have one target: the model's
-        tensors by their names, such as a block's experts in one.
+        """Build the model's tensors, by name, from all of a checkpoint's tensors for one target.
+
+        A block's experts in one tensor are an example.
 
         Raises:
             ValueError: they do not fit together.
@@ -113,59 +118,65 @@ class Skeleton:
         }
 
     def originals(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        """One of the model's tensors as a checkpoint has it: under its name there, and of experts
-        in one tensor each one's. What is named so already is left as it is.
+        """Split one of the model's tensors into those of a checkpoint, under their names there.
+
+        Experts in one tensor become separate ones. A tensor that already has the name of a
+        checkpoint's is left as it is.
         """
         from transformers.core_model_loading import revert_weight_conversion
 
         if name not in self.parameters or not self._conversions:
             return {name: tensor}
-        # Where transformers itself keeps them; it would look for them at every call.
+        # transformers keeps the conversions here itself; without this it searches at every call.
         self.model._weight_conversions = self._conversions
         return revert_weight_conversion(self.model, {name: tensor})
 
     def path(self, module: str) -> str:
-        """Where a checkpoint's layer is in the model; of an expert's, the module of all experts."""
+        """The path of a checkpoint's layer in the model; for an expert's, that of all experts."""
         target, pattern = self.place(module + WEIGHT)
-        if pattern is not None:  # a part of another tensor: of an expert's layers alone one knows
+        if pattern is not None:  # only the layers of experts are known to be parts of a tensor
             return target.rpartition(".")[0] if expert_of(module) else module
         path = target.removesuffix(WEIGHT)
         return path.rsplit(".", 2)[0] if expert_of(module) else path
 
     def is_linear(self, module: str) -> bool:
-        """Whether a checkpoint's layer is a linear layer of any kind, or one of is_experts."""
+        """Whether a checkpoint's layer is a linear layer of any kind, or an expert's."""
         found = self.modules.get(self.path(module))
         return is_experts(found) if expert_of(module) else isinstance(found, nn.Linear)
 
     def is_plain(self, module: str) -> bool:
-        """Whether such a layer is x W^T + b, and no more."""
+        """Whether a linear layer computes x W^T + b, and no more."""
         found = self.modules.get(self.path(module))
         return expert_of(module) is not None or is_plain_linear(found)
 
     def may_be_linear(self, module: str) -> bool:
-        """Whether a checkpoint's layer with a matrix may be a linear layer, or several: all but the
-        model's embeddings and convolutions, also what the model does not have.
+        """Whether a checkpoint's layer with a matrix may be a linear layer, or several.
+
+        Embeddings and convolutions of the model are not. A layer that the model does not have may
+        be one.
         """
         found = self.modules.get(self.path(module))
         return not isinstance(found, nn.Embedding | nn.modules.conv._ConvNd)
 
     def is_kept_in_float32(self, module: str) -> bool:
-        """Whether the model's class keeps a checkpoint's layer in float32, for some dtype."""
-        return self._is_float32(self.path(module) + WEIGHT, torch.float16)  # bfloat16's, and more
+        """Whether the model's class keeps a checkpoint's layer in float32 for some dtype."""
+        # With float16 it keeps all that it keeps with bfloat16, and more.
+        return self._is_float32(self.path(module) + WEIGHT, torch.float16)
 
     def is_head(self, module: str) -> bool:
-        """Whether a checkpoint's layer gives the logits."""
+        """Whether a checkpoint's layer computes the logits."""
         return self.modules.get(self.path(module)) is self.model.get_output_embeddings()
 
 
 def is_plain_linear(module: nn.Module | None) -> bool:
-    """Whether a module computes x W^T + b: some of nn.Linear's subclasses do otherwise."""
+    """Whether a module computes x W^T + b; some subclasses of nn.Linear compute something else."""
     return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
 
 
 def is_experts(module: nn.Module | None) -> bool:
-    """Whether a module is a block's experts without biases, gate_up_proj [E, 2I, H] (gate's rows
-    first) and down_proj [E, H, I].
+    """Whether a module holds a block's experts without biases.
+
+    Such a module has gate_up_proj [E, 2I, H], gate's rows first, and down_proj [E, H, I].
     """
     gate_up = getattr(module, "gate_up_proj", None)
     down = getattr(module, "down_proj", None)
@@ -178,19 +189,20 @@ def is_experts(module: nn.Module | None) -> bool:
 
 
 def gated(experts: Any, gate_up: Tensor) -> Tensor:
-    """What a module of experts makes of gate and up, side by side, [M, 2I]: [M, I]."""
-    if hasattr(experts, "_apply_gate"):  # where transformers' modules of experts have it
+    """Apply the gating of a module of experts to gate and up, side by side [M, 2I], to [M, I]."""
+    if hasattr(experts, "_apply_gate"):  # transformers' modules of experts define it
         return experts._apply_gate(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
     return experts.act_fn(gate) * up
 
 
 def gating_of(experts: Any) -> tuple[float | None, str]:
-    """The limit and the activation of a module of experts, as spec/glu.py has them: those with
-    which it computes the same, tried out.
+    """Find the limit and the activation of spec/glu.py that a module of experts computes.
+
+    They are found by trying the module out on PROBE.
 
     Raises:
-        ValueError: it is another function.
+        ValueError: the module computes another function.
     """
     gate, up = torch.cartesian_prod(PROBE, PROBE).unbind(-1)
     found = gated(experts, torch.stack([gate, up], dim=-1)).squeeze(-1)

@@ -1,5 +1,6 @@
-"""What is converted: a language model in floats, in a Hugging Face folder or a GGUF file, its
-tensors read one at a time.
+"""The source of a conversion: a language model in floats, read one tensor at a time.
+
+It is a Hugging Face folder or a GGUF file.
 """
 
 import shutil
@@ -16,14 +17,14 @@ from nvfp4.checkpoints.schemes import CONFIG_FILE, QUANT_CONFIG_FILE
 from nvfp4.checkpoints.skeleton import Skeleton
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
-"""Files of a model folder that hold weights: all others are copied."""
+"""The endings of files with weights; all other files of a model folder are copied."""
 
 GGUF_DTYPE = torch.bfloat16
-"""What a GGUF's tensors are dequantized to, whatever they are stored as."""
+"""The dtype to which all tensors of a GGUF file are dequantized."""
 
 
 class RawTensors(Protocol):
-    """A model's tensors under the names that its file has."""
+    """A model's tensors under their names in the file."""
 
     @property
     def names(self) -> tuple[str, ...]: ...
@@ -32,12 +33,13 @@ class RawTensors(Protocol):
 
 
 class Source:
-    """A model in floats. Tensors go by the names that checkpoints have them under (Skeleton), and
-    are made when they are read.
+    """A model in floats, whose tensors have the names of a checkpoint (see Skeleton).
+
+    A tensor is made when it is read.
 
     Raises:
-        ValueError: it is no such model, it is quantized already, or its tensors are not in a
-            safetensors or GGUF file.
+        ValueError: it is not such a model, it is quantized already, or its tensors are not in
+            safetensors or GGUF files.
     """
 
     def __init__(self, path: Path) -> None:
@@ -67,12 +69,12 @@ class Source:
 
     @property
     def which(self) -> dict[str, str]:
-        """What transformers' from_pretrained(folder, …) needs to find the model."""
+        """The arguments that from_pretrained(folder, …) needs to find the model."""
         return {"gguf_file": self.path.name} if self.gguf else {}
 
     @cached_property
     def _found(self) -> dict[str, tuple[str, TensorSpec]]:
-        """Of each tensor that which it is, or is a part of, in the file."""
+        """The file's tensor for each tensor: the same one, or one of which it is a part."""
         return {
             name: (raw, TensorSpec(tuple(tensor.shape), tensor.dtype))
             for raw in self._raw.names
@@ -81,14 +83,14 @@ class Source:
 
     @cached_property
     def tensors(self) -> dict[str, TensorSpec]:
-        """Every tensor's shape and dtype; none is read."""
+        """The shape and dtype of every tensor; none is read."""
         return {name: spec for name, (_, spec) in self._found.items()}
 
     def read(self, name: str) -> Tensor:
-        """A tensor, on the CPU. The one that it is a part of in the file is kept for the next."""
+        """Read a tensor to the CPU; the file's tensor around it is kept for the next call."""
         raw, spec = self._found[name]
         if self._last[0] != raw:
-            self._last = ("", {})  # let go of the one before first
+            self._last = ("", {})  # free the previous one first
             self._last = (raw, self.skeleton.originals(raw, self._raw.read(raw)))
         tensor = self._last[1][name]
         if tensor.shape != spec.shape:
@@ -97,7 +99,7 @@ class Source:
         return tensor
 
     def copy_others(self, destination: Path) -> None:
-        """Tokenizer, generation settings and whatever else there is; no weights, no config.json."""
+        """Copy the other files, such as the tokenizer's: no weights and no config.json."""
         if self.gguf:
             self._save_others(destination)
             return
@@ -116,7 +118,7 @@ class Source:
         GenerationConfig.from_model_config(self.config).save_pretrained(destination)
 
     def config_dict(self) -> dict[str, Any]:
-        """config.json, without a quantization."""
+        """The content of config.json without its quantization."""
         if not self.gguf:
             return read_json(self.path / CONFIG_FILE)
         config = self.config.to_diff_dict()
@@ -128,7 +130,7 @@ class Source:
 
 
 class FolderTensors:
-    """Those of a folder of safetensors files."""
+    """The tensors of a folder of safetensors files."""
 
     def __init__(self, folder: Path) -> None:
         self._files = TensorFiles(folder)
@@ -145,8 +147,9 @@ class FolderTensors:
 
 
 class GgufTensors:
-    """Those of a GGUF file, under transformers' names of them, as transformers reorders them: each
-    dequantized when it is read, to bfloat16.
+    """The tensors of a GGUF file, with transformers' names and order of elements.
+
+    Each is dequantized to bfloat16 when it is read.
     """
 
     def __init__(self, reader: Any, skeleton: Skeleton) -> None:
@@ -167,11 +170,11 @@ class GgufTensors:
         self._shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
         self._stored: dict[str, list[Any]] = {}
         for tensor in reader.tensors:
-            # A block's experts, [E, N, K], go without a ".weight" there.
+            # In transformers, a block's experts [E, N, K] have no ".weight" in their name.
             short = tensor.name.removesuffix(".weight")
             if name := self._name_of.get(tensor.name, self._name_of.get(short)):
                 self._stored.setdefault(name, []).append(tensor)
-            elif tensor.name != "rope_freqs.weight":  # which the configuration gives
+            elif tensor.name != "rope_freqs.weight":  # the configuration has its values
                 raise ValueError(f"SRC needs tensors that transformers knows, got {tensor.name}")
 
     @property
@@ -184,7 +187,7 @@ class GgufTensors:
     def read(self, name: str) -> Tensor:
         from gguf import dequantize
 
-        # Experts' gate and up are two tensors of the file: the processor puts them into one.
+        # The experts' gate and up are two tensors in the file; the processor joins them.
         joined: dict[str, dict[str, Tensor]] = {"tensors": {}}
         for tensor in self._stored[name]:
             result = self._processor.process(
@@ -199,14 +202,14 @@ class GgufTensors:
 
 
 def _open_gguf(path: Path) -> Any:
-    """The file's header, read by the package gguf."""
+    """Read the file's header with the package gguf."""
     try:
         from gguf import GGUFReader
     except ImportError as error:
         raise ValueError(f"SRC: {path} needs the package gguf to be read") from error
     try:
         return GGUFReader(path)
-    except (ValueError, IndexError, KeyError) as error:  # what it says of a file cut short
+    except (ValueError, IndexError, KeyError) as error:  # gguf raises these for a file cut short
         raise ValueError(f"SRC: {path} needs to be a whole GGUF file: {error}") from error
 
 
@@ -215,5 +218,5 @@ def _on_meta(spec: TensorSpec) -> Tensor:
 
 
 def _weights(_: str, names: list[str]) -> list[str]:
-    """Of file names those that hold weights, or say where they are."""
+    """Choose the files that hold weights or an index of weights."""
     return [name for name in names if name.endswith((*WEIGHTS, ".index.json"))]

@@ -1,6 +1,4 @@
-"""Writing a checkpoint so that there is either all of it or none, and no more of it in memory than
-one tensor.
-"""
+"""Writing of a checkpoint: all of it appears or none, and memory holds one tensor at a time."""
 
 import json
 import os
@@ -20,15 +18,17 @@ from nvfp4.checkpoints.files import DTYPE_NAMES, INDEX_FILE, SHARD_PATTERN, Tens
 
 
 def refuse_existing(destination: Path) -> None:
-    """Raises ValueError where `destination` is there already, and is not an empty folder."""
+    """Raise ValueError if `destination` exists and is not an empty folder."""
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ValueError(f"DST needs a new or empty folder, got {destination}, which exists")
 
 
 @contextmanager
 def published(destination: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `destination` when all went well, on disk by then;
-    otherwise it goes. What a crash leaves of it has another name, and begins with a dot.
+    """Yield a folder to write into; without an error it is synced and renamed to `destination`.
+
+    After an error it is removed. A crash leaves a folder with another name, which begins with a
+    dot.
     """
     refuse_existing(destination)
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -54,10 +54,11 @@ def _to_disk(path: Path) -> None:
 
 
 class ShardedWriter:
-    """safetensors files of known tensors, which come in any order, each once, and are written where
-    they belong at once. (The library's own writer wants a file's tensors all in memory.)
+    """A writer of safetensors files whose tensors come one by one, in any order, each once.
 
-    Used as a context manager: leaving it without an error writes the index of several files.
+    Their shapes are known beforehand, so each is written to its place at once. The library's own
+    writer needs all tensors of a file in memory. It is a context manager: leaving it without an
+    error writes the index if there are several files.
     """
 
     def __init__(self, folder: Path, specs: Mapping[str, TensorSpec], shard_size: str) -> None:
@@ -82,7 +83,7 @@ class ShardedWriter:
 
     def __enter__(self) -> "ShardedWriter":
         for file, names in self._tensors_of.items():
-            # Wide elements first: each then starts at a multiple of its size.
+            # Wide elements come first: each tensor then starts at a multiple of its element size.
             by_width = sorted(names, key=lambda name: -self._specs[name].dtype.itemsize)
             header, offsets = _header({name: self._specs[name] for name in by_width})
             self._files[file] = self._opened.enter_context(open(self._folder / file, "wb"))
@@ -112,8 +113,9 @@ class ShardedWriter:
 
 
 def _header(specs: Mapping[str, TensorSpec]) -> tuple[bytes, dict[str, int]]:
-    """A file's header, and where in the file each tensor begins: safetensors' format is the length
-    of a JSON object, 8 bytes, the object, and the tensors one after another.
+    """Make a file's header, and the offset in the file of each tensor.
+
+    The format is an 8-byte length, a JSON object of that length, and the tensors one by one.
     """
     table: dict[str, object] = {"__metadata__": {"format": "pt"}}
     begin, begins = 0, {}

@@ -5,7 +5,7 @@ import typer
 from nvfp4.cli import bench, convert, demo, info, inspect, tune, warmup
 
 app = typer.Typer(
-    help="NVFP4 operators: what runs here, a real model on them, how fast they are; checkpoints.",
+    help="NVFP4 operators: what runs here, a demo on a real model, benchmarks, checkpoints.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -18,11 +18,12 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of each measurement.")] = 15,
     out: Annotated[Path | None, typer.Option(help="A folder for NAME.json and NAME.md.")] = None,
     name: Annotated[str, typer.Option(help="The results' name in it.")] = "ops",
-    commit: Annotated[str, typer.Option(help="What is measured; default: asked of git.")] = "",
+    commit: Annotated[str, typer.Option(help="The commit measured; default: asked of git.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
 ) -> None:
-    """Time every op, checked first, beside its peers and this run's ceilings. A CPU gets tiny
-    shapes and no claim.
+    """Check every op, then time it beside its peers and this machine's ceilings.
+
+    On a CPU the shapes are tiny, and the times say nothing about a GPU.
     """
     with user_errors(), steps() as step:
 

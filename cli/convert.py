@@ -57,11 +57,13 @@ def convert(
             "largest for all of them read such a checkpoint wrong.",
         ),
     ] = False,
-    shard_size: Annotated[str, typer.Option(help="Of a file, at most.")] = "5GB",
+    shard_size: Annotated[str, typer.Option(help="The most bytes of a file.")] = "5GB",
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
 ) -> None:
-    """Convert a language model to NVFP4, tensor by tensor: memory is bounded by the largest one
-    (--calibrate runs the whole model). DST appears when all of it is written.
+    """Convert a language model in floats to an NVFP4 checkpoint.
+
+    It goes tensor by tensor, so the largest one bounds the memory; --calibrate runs the whole
+    model. DST appears when all of it is written.
     """
     with user_errors(), _plain_warnings(), steps() as step:
         if missing := [name for name in REQUIREMENTS if find_spec(name) is None]:
@@ -87,7 +89,7 @@ def convert(
 
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Warnings as one line on stderr, without the line of code that they come from."""
+    """Print warnings as one line on stderr, without the line of code that they come from."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: typer.echo(f"warning: {message}", err=True)
         yield

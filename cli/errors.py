@@ -1,6 +1,4 @@
-"""How a command fails: one line on stderr and exit status 2, no traceback for what a user can
-mend.
-"""
+"""Errors that a user can mend: one line on stderr and exit status 2, without a traceback."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

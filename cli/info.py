@@ -1,4 +1,4 @@
-"""python -m nvfp4 info: this machine, and who runs what on it."""
+"""python -m nvfp4 info: this machine, and which backend runs each op on it."""
 
 import json
 import platform
@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from nvfp4.backends.contract import target_of
+from nvfp4.backends.target import target_of
 from nvfp4.cli.errors import user_errors
 from nvfp4.dispatch import BACKENDS
 from nvfp4.dispatch.explain import STAGES, explain
@@ -21,7 +21,7 @@ PACKAGES = ("torch", "triton", "nvidia-cutlass-dsl")
 
 
 def _plans(m: int, n: int, k: int) -> dict[str, str]:
-    """What each backend that can say it would run for out [m, n] with K = k."""
+    """What each backend with a `describe` would run for out [m, n] with K = k."""
     if min(m, n) < 1 or k < 16 or k % 16:
         need = "M and N positive and K a positive multiple of 16"
         raise ValueError(f"--problem needs {need}, got {m} {n} {k}")
@@ -92,7 +92,7 @@ def info(
 
 
 def _print_device(device: str, about: dict[str, Any], console: Console) -> None:
-    """A table of verdicts in a word each, and below it what every backend said, in full."""
+    """Print a table with a word for each verdict, and below it every backend's reasons in full."""
     table = Table(
         "op", "runs on", *about["backends"], title=f"{device}: {about['name']}, {about['target']}"
     )
@@ -124,12 +124,12 @@ def _print_device(device: str, about: dict[str, Any], console: Console) -> None:
 
 
 def _has(verdict: str) -> bool:
-    """Whether the backend has a kernel at all: others do the stages that it has none for."""
+    """Whether the backend has a kernel at all; if not, other backends run the stage."""
     return not verdict.startswith("needs a kernel for this op")
 
 
 def _word(verdicts: list[str]) -> str:
-    """The verdicts on an op's stages in a word."""
+    """Sum up the verdicts on an op's stages in a word."""
     if all(verdict == "ok" for verdict in verdicts):
         return "ok"
     able = all(verdict == "ok" or verdict.startswith("by name") for verdict in verdicts)

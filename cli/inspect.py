@@ -1,4 +1,4 @@
-"""python -m nvfp4 inspect: what is in an NVFP4 checkpoint, and whether it is whole."""
+"""python -m nvfp4 inspect: the contents of an NVFP4 checkpoint, and damage found in it."""
 
 import json
 import re
@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 120
 SHOWN = 20
-"""Findings of one sort that are printed; --json has all."""
+"""The most findings that are printed; --json has all."""
 
 
 def inspect(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint's folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
 ) -> None:
-    """Say which layers of a checkpoint are in NVFP4, how large their scales are, what is damaged
-    (then the exit status is 1) and what looks as if it were not meant.
+    """List the NVFP4 layers of a checkpoint, their scales, and what is damaged or looks wrong.
+
+    The exit status is 1 if anything is damaged.
     """
     with user_errors(), steps() as step:
         if find_spec("safetensors") is None:

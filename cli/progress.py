@@ -1,4 +1,4 @@
-"""Progress bars, on stderr so that stdout stays the result's."""
+"""Progress bars on stderr, so that stdout holds the result alone."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ Step = Callable[[str, int], Callable[[], None]]
 
 @contextmanager
 def steps() -> Iterator[Step]:
-    """A function that opens a bar (title, total) and returns the function that advances it."""
+    """Yield a function that opens a bar (title, total) and returns one that advances it."""
     columns = [
         TextColumn("{task.description:26}"),
         BarColumn(),

@@ -20,20 +20,22 @@ def tune(
         typer.Option(min=1, help="A number of tokens; may be given again. Default: 1 to 8192."),
     ] = None,
 ) -> None:
-    """Time the Triton backend's tiles for linear, on weights of these shapes, and write the fastest
-    to a file. Ops use it where the environment's NVFP4_TUNED names it: give every rank the same.
+    """Time the Triton backend's tiles for linear, and write the fastest to a file.
+
+    mm and linear use the file that NVFP4_TUNED names. All ranks of a model need the same file.
     """
     # Triton decides whether it interprets when it is imported.
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")
-    from nvfp4.backends.triton.gemm.tuned import TUNED, as_text
-    from nvfp4.bench.sweep import DEVICE
-    from nvfp4.bench.tune import TOKENS, measure
+    from nvfp4.backends.environment import TUNED
+    from nvfp4.backends.triton.gemm.tuned import as_text
+    from nvfp4.tuning.linear import TOKENS, tune_linear
+    from nvfp4.tuning.sweep import DEVICE
 
     with user_errors(), steps() as step:
         shapes = [weight_shape(text) for text in shape]
         counts = tokens or TOKENS
-        picks = measure(shapes, counts, step("tiles", len(shapes) * len(counts)))
+        picks = tune_linear(shapes, counts, step("tiles", len(shapes) * len(counts)))
         unfinished = out.with_name(out.name + ".unfinished")
         unfinished.write_text(as_text(picks, DEVICE))
         unfinished.replace(out)

@@ -7,7 +7,10 @@ import torch
 import typer
 
 from nvfp4.ahead.warmup import moe_workloads
-from nvfp4.backends.contract import Backend, Problem, Target, Workload, sm_of
+from nvfp4.backends.backend import Backend
+from nvfp4.backends.problem import Problem
+from nvfp4.backends.target import Target, sm_of
+from nvfp4.backends.workload import Workload
 from nvfp4.cli.errors import user_errors
 from nvfp4.cli.progress import steps
 from nvfp4.dispatch import BACKENDS
@@ -50,16 +53,16 @@ def warmup(
         bool, typer.Option(help="With --moe: for calls with a calibrated h_global_scale.")
     ] = False,
     max_m: Annotated[int, typer.Option(min=1, help="The most rows of activations: tokens.")] = 8192,
-    dtype: Annotated[list[str], typer.Option(help="Of outputs; may be given again.")] = [  # noqa: B006
+    dtype: Annotated[list[str], typer.Option(help="The outputs' dtype; may be given again.")] = [  # noqa: B006
         "bfloat16"
     ],
     bias: Annotated[str, typer.Option(help="The biases' dtype; default: calls without.")] = "",
     arch: Annotated[str, typer.Option(help="What to compile for.")] = "sm_100a",
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per CPU.")] = 0,
 ) -> None:
-    """Fill the caches of compiled kernels (NVFP4_CACHE_DIR, default ~/.cache/nvfp4, and Triton's)
-    with what mm and linear need for weights of these shapes, and moe for these experts. Needs no
-    GPU.
+    """Compile the kernels that mm, linear and moe need for weights of these shapes; needs no GPU.
+
+    The caches are NVFP4_CACHE_DIR, default ~/.cache/nvfp4, and Triton's own.
     """
     failures = 0
     with user_errors(), steps() as step:
@@ -83,7 +86,7 @@ def warmup(
 
 
 def _shared_out(workloads: list[Workload], sm: int) -> dict[Backend, list[Workload]]:
-    """What each backend that compiles ahead has kernels for; ValueError if none has any."""
+    """Share the workloads out to the backends that compile ahead; ValueError if none can."""
     shares: dict[Backend, list[Workload]] = {}
     for work in workloads:
         problem = Problem("grouped_mm" if work.experts else "mm", Target("cuda", sm))

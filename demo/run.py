@@ -20,7 +20,7 @@ PROMPT = "Once upon a time, in a small village by the sea, there lived"
 
 @dataclass(frozen=True)
 class Report:
-    """Everything here was measured in this run."""
+    """The findings of one run, with what it ran on."""
 
     model: str
     device: str
@@ -53,8 +53,9 @@ def run(
     backend: str,
     step: Callable[[str, int], measure.Progress],
 ) -> Report:
-    """Run the demo. `step(title, total)` opens a progress bar and returns the function that
-    advances it.
+    """Run the demo.
+
+    `step(title, total)` opens a progress bar and returns the function that advances it.
     """
     start = time.perf_counter()
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nvfp4.backends.contract import Problem, Target, target_of
+from nvfp4.backends.problem import Problem
+from nvfp4.backends.target import Target, target_of
 from nvfp4.dispatch.select import Verdict, choose, requested, verdicts
 
 STAGES = {

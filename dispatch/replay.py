@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nvfp4.backends.contract import RECORDING, Recording, Replay, recorded
-from nvfp4.backends.settings import asked
+from nvfp4.backends.environment import call_settings
+from nvfp4.backends.recording import RECORDING, Recording, Replay, recorded
 from nvfp4.dispatch.registry import BACKENDS
-from nvfp4.dispatch.select import requested
 
 Run = Callable[..., Any]
 
@@ -81,7 +80,7 @@ def replayed(run: Run) -> Run:
         written = RECORDING.get() is not None
         if written or not _launches_alone(device) or len(set(addresses)) < len(addresses):
             return run(*args, **kwargs)
-        key = (*form, *kwargs, requested(""), *asked())
+        key = (*form, *kwargs, *call_settings())
         if key not in known:
             outputs, remembered = _record(run, args, kwargs, tensors)
             if len(known) == MOST:

@@ -4,18 +4,18 @@ An exception never means "unsupported": a backend says beforehand what it needs.
 """
 
 import functools
-import os
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from nvfp4.backends.contract import RECORDING, Backend, Problem, target_of
+from nvfp4.backends import environment
+from nvfp4.backends.backend import Backend
+from nvfp4.backends.problem import Problem
+from nvfp4.backends.recording import RECORDING
+from nvfp4.backends.target import target_of
 from nvfp4.calls.call import Call, Launcher, Out, op_of
 from nvfp4.dispatch.registry import BACKENDS
-
-ENVIRONMENT = "NVFP4_BACKEND"
-"""Names a backend for every call that does not name one itself."""
 
 
 class Verdict(NamedTuple):
@@ -39,7 +39,7 @@ def verdicts(problem: Problem) -> tuple[Verdict, ...]:
 
 def requested(backend: str) -> str:
     """The backend asked for: by the call, else by the environment, else none ("")."""
-    return backend or os.environ.get(ENVIRONMENT, "")
+    return backend or environment.backend()
 
 
 def choose(problem: Problem, name: str = "", strict: bool = True) -> Backend:

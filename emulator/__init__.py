@@ -1,28 +1,29 @@
-"""An emulator of the sm_100a kernels: their PTX, run on a CPU, hazards found.
+"""An emulator of sm_100a kernels: it runs their PTX on a CPU and looks for hazards.
 
     report = load(obj, name, ptx)(*args, memory={"a": a, "out": out}, options=Options(seed=1))
 
-It knows what PTX ISA says of the instructions and nothing of the kernels. From the top down:
+It knows the instructions by PTX ISA, and nothing of the kernels or of the rest of the package. Each
+of its rooms imports only rooms that stand below it here:
 
-    launch       calls of compiled functions and single kernels; cudart.c: the CUDA runtime for them
-    machine      the scheduler, Options and Report; cluster, warp: what it runs
-    ptx, program the text parsed, and made into a step for each instruction
-    instructions every instruction by its opcode; what each does:
-      moves, arithmetic, bits, floats, conversions (elementwise: what they share), special
-      registers, control, accesses, matrices, mbarriers, barriers, tma (boxes), tcgen05
-      (tensor_allocation, tensor_core, tensor_access; cta_groups)
-    lanes        values of a warp's 32 lanes
-    memory, tensor_memory        what is stored where
-    tensor_map, descriptors      the public bit layouts
-    shadow, hazards              who wrote and read each byte, and the faults found by that
+    launch        calls of compiled functions and of single kernels, over cudart.c
+    instructions  the table of all instructions by opcode
+    tensor_cores  tcgen05: allocation, copies, MMAs, commits, moves to registers
+    tma           tensor maps, and bulk copies by them
+    isa           the other instructions, and how each becomes a step of a program
+    machine       warps, CTAs, clusters, barriers, and the scheduler with its options
+    memory        global, shared and tensor memory, and the shadow: who wrote and read each byte
+    ptx           the parser, and PTX as values
+    lanes         values in the 32 lanes of a warp
+    hazards       the faults and how they are reported
 
-What it does not see: ptxas and SASS, register budgets, the order of summation within an MMA, data
-races within a CTA on global memory, and speed.
+It does not see ptxas and SASS, register budgets, the order of summation within an MMA, data races
+within a CTA on global memory, and speed.
 """
 
 from nvfp4.emulator.hazards import Deadlock, Hazard, Kind, UnsupportedInstruction
-from nvfp4.emulator.launch.host import Emulated, execute, load
-from nvfp4.emulator.machine.machine import Options, Report
+from nvfp4.emulator.launch.host import Emulated, load
+from nvfp4.emulator.launch.session import execute
+from nvfp4.emulator.machine.options import Options, Report
 
 __all__ = [
     "Deadlock",

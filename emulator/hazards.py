@@ -1,15 +1,15 @@
-"""What the emulator watches for, and how it says so."""
+"""The faults that the emulator looks for, and the exceptions that report them."""
 
 from dataclasses import dataclass
 from enum import Enum
 
 
 class Kind(Enum):
-    """The classes of fault. A test names the one it expects."""
+    """A class of fault, which a test can expect by name."""
 
     UNINITIALISED = "uninitialised"  # read of a register or memory never written
-    EARLY_READ = "early read"  # data read without having waited for whoever writes it
-    OVERWRITE = "overwrite"  # the same of data that is written
+    EARLY_READ = "early read"  # data read without waiting for its writer
+    OVERWRITE = "overwrite"  # data overwritten without waiting for its writer or its readers
     PROXY = "proxy fence"  # generic writes used by the async proxy without fence.proxy.async
     MBARRIER = "mbarrier"  # misuse of an mbarrier
     BARRIER = "barrier"  # misuse of bar.sync or barrier.cluster
@@ -24,12 +24,12 @@ class Kind(Enum):
     EXITED = "exited CTA"  # shared memory or barriers of a CTA that has ended
     UNFINISHED = "unfinished at exit"  # a kernel ended with asynchronous work or allocations left
     RACE = "race"  # two CTAs wrote a byte of global memory, or one read what the other wrote
-    GRID_DEPENDENCY = "grid dependency"  # global memory before griddepcontrol.wait
+    GRID_DEPENDENCY = "grid dependency"  # global memory used before griddepcontrol.wait
     UNWRITTEN = "unwritten output"
 
 
 class Hazard(Exception):
-    """A fault of the program under emulation, found where `line` of its PTX ran."""
+    """A fault of the emulated program, found when `line` of its PTX ran."""
 
     def __init__(self, kind: Kind, message: str) -> None:
         self.kind = kind
@@ -40,7 +40,7 @@ class Hazard(Exception):
         super().__init__(message)
 
     def at(self, line: int, text: str, where: str) -> "Hazard":
-        """This hazard with its place; a place that is known already stays."""
+        """Add the place to this hazard, unless it has one already."""
         if not self.line:
             self.line, self.text, self.where = line, text, where
         return self
@@ -51,7 +51,7 @@ class Hazard(Exception):
 
 
 class Deadlock(Exception):
-    """Nothing can run and nothing is in flight. `waiting` has a line for each live warp."""
+    """No warp can run and no work is in flight; `waiting` has a line for each live warp."""
 
     def __init__(self, reason: str, waiting: list[str]) -> None:
         self.waiting = waiting
@@ -59,13 +59,14 @@ class Deadlock(Exception):
 
 
 class Unsupported(Exception):
-    """What the emulator does not know, and so refuses; once its instruction is known, an
-    UnsupportedInstruction.
+    """Something that the emulator does not know, and so refuses.
+
+    It becomes an UnsupportedInstruction where the instruction is known.
     """
 
 
 class UnsupportedInstruction(Unsupported):
-    """An instruction, a modifier, or a value of one, that the emulator does not know."""
+    """An instruction, or a part of one, that the emulator does not know."""
 
     def __init__(self, line: int, text: str, why: str) -> None:
         self.line = line

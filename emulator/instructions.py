@@ -1,4 +1,4 @@
-"""Every instruction that the emulator knows, by its opcode."""
+"""The table of every instruction that the emulator knows, by its opcode."""
 
 from collections.abc import Mapping
 
@@ -14,9 +14,9 @@ from nvfp4.emulator.isa import (
     mbarriers,
     moves,
 )
-from nvfp4.emulator.isa.program import Decoder
+from nvfp4.emulator.isa.builder import Decoder
 from nvfp4.emulator.tensor_cores import tcgen05
-from nvfp4.emulator.tma import copies as tma
+from nvfp4.emulator.tma import instructions as tma
 
 DECODERS: Mapping[str, Decoder] = {
     **moves.DECODERS,

@@ -1,9 +1,9 @@
 """A warp's 32 lanes: register values and sets of lanes.
 
-A register holds an int when its value is the same in all lanes (most are: addresses, counters,
-descriptors), else a numpy array of 32 that is never changed in place. Both hold bit patterns,
-unsigned; instructions give them their type. A predicate register, like any set of lanes, is an int
-with a bit for each lane.
+A register holds an int when its value is equal in all lanes. Most values are: addresses, counters,
+descriptors. Otherwise it holds a numpy array of 32, which is never changed in place. Both are
+unsigned bit patterns, and instructions give them a type. A predicate register is an int with a bit
+for each lane, as any set of lanes is.
 """
 
 from collections.abc import Mapping
@@ -19,9 +19,7 @@ Value = int | np.ndarray
 
 
 class Loading:
-    """What a register holds from tcgen05.ld until the warp has executed tcgen05.wait::ld: nothing
-    that an instruction can use.
-    """
+    """A register's content between tcgen05.ld and tcgen05.wait::ld, which nothing can use yet."""
 
     __slots__ = ("value", "line")
 
@@ -42,7 +40,7 @@ FLOATS: Mapping[int, Any] = {16: np.float16, 32: np.float32, 64: np.float64}
 
 @lru_cache(maxsize=1 << 14)
 def flags(lanes: int) -> np.ndarray:
-    """A set of lanes as 32 booleans."""
+    """Give a set of lanes as 32 booleans."""
     array = np.array([lanes >> lane & 1 for lane in range(LANES)], dtype=bool)
     array.flags.writeable = False
     return array
@@ -50,7 +48,7 @@ def flags(lanes: int) -> np.ndarray:
 
 @lru_cache(maxsize=1 << 14)
 def members(lanes: int) -> np.ndarray:
-    """The numbers of the lanes in a set."""
+    """Give the numbers of the lanes in a set."""
     array = np.flatnonzero(flags(lanes))
     array.flags.writeable = False
     return array
@@ -65,19 +63,19 @@ def lowest(lanes: int) -> int:
 
 
 def spread(value: Value, bits: int) -> np.ndarray:
-    """One element of `bits` bits a lane; a wider value is truncated, a narrower zero-extended."""
+    """Give one element of `bits` bits a lane, truncated or zero-extended."""
     if isinstance(value, int):
         return np.full(LANES, value & ((1 << bits) - 1), DTYPES[bits])
     return value.astype(DTYPES[bits], copy=False)
 
 
 def pick(value: Value, lanes: int) -> int:
-    """The value in the lowest of some lanes."""
+    """Give the value in the lowest of some lanes."""
     return value if isinstance(value, int) else int(value[lowest(lanes)])
 
 
 def uniform(value: Value, lanes: int) -> int | None:
-    """The value in some lanes if it is the same in all of them."""
+    """Give the value in some lanes if it is equal in all of them."""
     if isinstance(value, int):
         return value
     chosen = value if lanes == ALL else value[members(lanes)]
@@ -86,6 +84,6 @@ def uniform(value: Value, lanes: int) -> int | None:
 
 
 def signed(value: int, bits: int) -> int:
-    """A bit pattern read as two's complement."""
+    """Read a bit pattern as two's complement."""
     sign = 1 << (bits - 1)
     return (value ^ sign) - sign

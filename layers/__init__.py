@@ -1,4 +1,4 @@
-"""Torch modules built on the ops. Weights are buffers: state_dict, .to() and pickling work."""
+"""Torch modules built on the ops; weights are buffers, so state_dict, .to() and pickling work."""
 
 from nvfp4.layers.linear import Linear
 from nvfp4.layers.module import PackedModule

@@ -14,15 +14,18 @@ from nvfp4.tensors import QuantizedTensor, concatenate
 
 
 class Linear(PackedModule):
-    """y = x W^T + bias through torch.ops.nvfp4.linear: x [..., K] to [..., N] in x's dtype.
+    """A linear layer with NVFP4 weights: y = x W^T + bias, x [..., K] to [..., N] in x's dtype.
 
-    activation: "nvfp4" quantizes x on the way; "bf16" multiplies it as it is (only the weights are
-    in 4 bits). An attribute: it may be set later.
+    It calls torch.ops.nvfp4.linear. `activation` is an attribute that may be set later:
+    "nvfp4" quantizes x on the way (W4A4), and "bf16" leaves x in 16 bits (W4A16).
 
-    Buffers: weight uint8 [N, K/2]; weight_scales float8_e4m3fn, swizzled; weight_global_scale
-    float32 [] or [S] (fused parts); input_global_scale float32 [] or None (dynamic, per token);
-    bias [N] or None; pre_quant_scale [K] or None: what AWQ multiplies x by, in x's dtype, before it
-    is quantized.
+    Buffers:
+        weight: uint8 [N, K/2].
+        weight_scales: float8_e4m3fn, swizzled.
+        weight_global_scale: float32 [], or [S] for S fused parts.
+        input_global_scale: float32 [], or None for a dynamic scale per token.
+        bias: [N] or None.
+        pre_quant_scale: [K] or None; AWQ multiplies x by it, in x's dtype, before quantizing.
     """
 
     weight: Tensor
@@ -82,14 +85,14 @@ class Linear(PackedModule):
         scale_layout: str = LINEAR,
         backend: str = "",
     ) -> "Linear":
-        """From tensors as checkpoints hold them.
+        """Make a layer from tensors as checkpoints hold them.
 
         Args:
             weight: uint8 [N, K/2], even k in the low nibble.
             weight_scale: float8_e4m3fn [N, K/16]; with scale_layout="swizzled" [Np, Kp], already as
-                the GEMMs read it. For many shapes the two are equal, so the layout has to be said.
-            weight_global_scale, input_global_scale: float32 [] or [1], what is multiplied by
-                (ModelOpt's weight_scale_2 and input_scale); of a divisor give the inverse.
+                the GEMMs read it. Many shapes are equal in both, so scale_layout has to say which.
+            weight_global_scale, input_global_scale: float32 [] or [1], multipliers like ModelOpt's
+                weight_scale_2 and input_scale. A divisor has to be inverted first.
             bias: [N].
 
         Raises:
@@ -107,10 +110,10 @@ class Linear(PackedModule):
         input_global_scale: Tensor | None = None,
         backend: str = "",
     ) -> "Linear":
-        """Several layers on one input as one (q, k, v; gate, up): outputs side by side.
+        """Join layers with the same input (q, k, v; gate, up): their outputs stand side by side.
 
-        Every part keeps its own global scale. `bias` [sum of N_i] is for packed parts; those of
-        nn.Linear bring their own, all of them or none.
+        Every part keeps its own global scale. `bias` [sum of N_i] is for packed parts. Parts that
+        are nn.Linear bring their own biases, all of them or none.
         """
         packed = [p for p in parts if isinstance(p, QuantizedTensor)]
         floats = [p for p in parts if isinstance(p, nn.Linear)]
@@ -124,7 +127,7 @@ class Linear(PackedModule):
         return cls(concatenate(packed), bias, input_global_scale, backend)
 
     def packed(self) -> QuantizedTensor:
-        """The weight, as nvfp4.mm takes it."""
+        """Return the weight in the form that nvfp4.mm takes."""
         return QuantizedTensor(self.weight, self.weight_scales, self.weight_global_scale)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,8 +147,10 @@ class Linear(PackedModule):
     def warmup(
         self, max_tokens: int, dtypes: Iterable[torch.dtype] = (torch.bfloat16,)
     ) -> list[str]:
-        """Compile, and on a GPU run once, what calls of up to max_tokens rows need: after it they
-        can be captured in a CUDA graph. Returns what was compiled ahead, a line a kernel.
+        """Compile the kernels for calls of up to max_tokens rows; on a GPU, also run them once.
+
+        Such calls can then be captured in a CUDA graph. Returns a line for each kernel that was
+        compiled ahead.
         """
         n, half_k = self.weight.shape
         bias = None if self.bias is None else self.bias.dtype

@@ -1,4 +1,4 @@
-"""What the layers share: packed tensors that survive casts, copies and pickling."""
+"""The base of the layers: packed tensors that survive casts, copies and pickling."""
 
 from typing import Any
 
@@ -12,9 +12,8 @@ FLOAT8 = (torch.float8_e4m3fn,)
 class PackedModule(nn.Module):
     """A module whose tensors are buffers, some of them float8 block scales.
 
-    Moving it between dtypes (.to(torch.float16), .half()) moves none of them: a scale in another
-    dtype is another number, and the activations' dtype is the input's own. Moving it between
-    devices moves all.
+    A cast (.to(torch.float16), .half()) leaves them as they are. A scale in another dtype would be
+    another number, and the output has the input's dtype. Moving to another device moves them all.
     """
 
     def __init__(self, backend: str = "") -> None:
@@ -26,7 +25,7 @@ class PackedModule(nn.Module):
             self.register_buffer(name, tensor)
 
     def _check(self, *inputs: Tensor) -> None:
-        """What the op says to these tensors, on shapes alone: refused now and not at a call."""
+        """Run the op on meta tensors, so that bad tensors are refused now and not at a call."""
         on_meta = {name: buffer.to("meta") for name, buffer in self.named_buffers()}
         functional_call(self, on_meta, tuple(x.to("meta") for x in inputs))
 
@@ -37,7 +36,7 @@ class PackedModule(nn.Module):
 
         return super()._apply(moved_only, recurse)
 
-    # pickle cannot read a float8 tensor back (torch.save can), so they travel as bytes.
+    # Pickle cannot read a float8 tensor back, though torch.save can. So they travel as bytes.
 
     def __getstate__(self) -> dict[str, Any]:
         packed = {

@@ -15,20 +15,25 @@ from nvfp4.tensors import ExpertWeights, concatenate, stack_experts
 
 
 class MoE(PackedModule):
-    """The experts of a mixture through torch.ops.nvfp4.moe: tokens x [M, H], topk_weights and
-    topk_ids [M, top_k], to [M, H] in x's dtype. The router is the model's own.
+    """The experts of a mixture, with NVFP4 weights: tokens [M, H] to [M, H] in their dtype (W4A4).
 
-    w13 is gate and up in one, [E, 2I, H]: gate's rows first, then up's, the order of checkpoints.
-    No kernel here wants them interleaved; layers.deinterleave_gate_up undoes that at load.
+    It calls torch.ops.nvfp4.moe with topk_weights and topk_ids [M, top_k] from the model's router.
+    w13 holds gate and up, [E, 2I, H]: first the rows of gate, then those of up, as in checkpoints.
+    Where they alternate, layers.deinterleave_gate_up sorts them at load.
 
-    Buffers: w13 uint8 [E, 2I, H/2], w2 uint8 [E, H, I/2]; w13_scales, w2_scales float8_e4m3fn,
-    each expert's swizzled; w13_global_scale float32 [E] or [E, 2] (gate and up each their own),
-    w2_global_scale [E]; x_global_scale float32 [] and h_global_scale (of act(gate) * up) [] or [E],
-    or None (dynamic, per row).
+    Buffers:
+        w13: uint8 [E, 2I, H/2].
+        w2: uint8 [E, H, I/2].
+        w13_scales, w2_scales: float8_e4m3fn, swizzled expert by expert.
+        w13_global_scale: float32 [E], or [E, 2] with one for gate and one for up.
+        w2_global_scale: float32 [E].
+        x_global_scale: float32 [], or None for a dynamic scale per row.
+        h_global_scale: float32 [] or [E], the scale of act(gate) * up; None is dynamic, per row.
 
-    Expert parallelism: a rank holds the experts expert_offset .. expert_offset + E - 1 and gives
-    their part of the sum; ids of others (and -1) contribute nothing. The ranks' outputs are to be
-    added. global_num_experts: over all ranks, for the choice of tiles; 0: these are all.
+    Expert parallelism: a rank holds the experts expert_offset .. expert_offset + E - 1 and returns
+    their part of the sum. Other ids, -1 among them, contribute nothing. The caller adds the ranks'
+    outputs. global_num_experts counts the experts of all ranks, for the choice of tiles; 0 means
+    that there are no others.
     """
 
     w13: Tensor
@@ -83,14 +88,15 @@ class MoE(PackedModule):
         activation: str = SILU,
         backend: str = "",
     ) -> "MoE":
-        """Quantize gate and up [E, I, H] and down [E, H, I], each expert's each with its own global
-        scale; H and I multiples of 16.
+        """Quantize gate and up [E, I, H] and down [E, H, I], with H and I multiples of 16.
+
+        Each of the 3 E matrices gets its own global scale.
         """
         if gate.dim() != 3 or gate.shape != up.shape or down.shape != gate.mT.shape:
             got = [list(w.shape) for w in (gate, up, down)]
             need = "gate and up [E, I, H] and down [E, H, I]"
             raise ValueError(f"nvfp4.layers.MoE.from_float: needs {need}, got {got}")
-        # Expert by expert: gate and up in floats are never copied into one.
+        # Expert by expert, so that gate and up are never copied into one tensor of floats.
         w13 = stack_experts(
             [
                 concatenate([quantize_weight(part.detach(), backend=backend) for part in pair])
@@ -111,14 +117,14 @@ class MoE(PackedModule):
 
     @property
     def experts(self) -> int:
-        """How many are held here."""
+        """The number of experts held here."""
         return self.w13.shape[0]
 
     def local(self, rank: int, world_size: int) -> "MoE":
-        """What one of world_size ranks holds: its experts copied, so that the rest can be freed.
+        """Copy the experts of one of world_size ranks, so that the others can be freed.
 
         Raises:
-            ValueError: the experts cannot be shared out evenly, or there is no such rank.
+            ValueError: world_size does not divide the experts, or there is no such rank.
         """
         if world_size < 1 or self.experts % world_size:
             need = f"a world_size that divides the {self.experts} experts"
@@ -143,7 +149,7 @@ class MoE(PackedModule):
         )
 
     def packed(self) -> tuple[ExpertWeights, ExpertWeights]:
-        """w13 and w2, as nvfp4.moe takes them."""
+        """Return w13 and w2 in the form that nvfp4.moe takes."""
         return (
             ExpertWeights(self.w13, self.w13_scales, self.w13_global_scale),
             ExpertWeights(self.w2, self.w2_scales, self.w2_global_scale),
@@ -172,9 +178,10 @@ class MoE(PackedModule):
     def warmup(
         self, max_tokens: int, top_k: int, dtypes: Iterable[torch.dtype] = (torch.bfloat16,)
     ) -> list[str]:
-        """Compile, and on a GPU run once, what calls of up to max_tokens tokens with top_k choices
-        need: after it they can be captured in a CUDA graph. Returns what was compiled ahead, a line
-        a kernel.
+        """Compile the kernels for calls of up to max_tokens tokens; on a GPU, also run them once.
+
+        Such calls, with top_k experts a token, can then be captured in a CUDA graph. Returns a line
+        for each kernel that was compiled ahead.
         """
         dtypes, device = tuple(dtypes), self.w13.device
         hidden, intermediate = self.w2.shape[1], 2 * self.w2.shape[2]
@@ -198,8 +205,9 @@ def _copy(weights: ExpertWeights) -> ExpertWeights:
 
 
 def deinterleave_gate_up(w: Tensor) -> Tensor:
-    """Rows that alternate, gate, up, gate, up, as some checkpoints have them -> gate's rows, then
-    up's: [..., 2I, C], floats, packed data or linear scales alike (biases as [..., 2I, 1]).
+    """Sort the rows of w [..., 2I, C] from gate, up, gate, up, ... to all of gate, then all of up.
+
+    w may hold floats, packed data or linear scales. Biases are given as [..., 2I, 1].
     """
     if w.dim() < 2 or w.shape[-2] % 2:
         need = "shape [..., 2I, C]"

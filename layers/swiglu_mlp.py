@@ -13,15 +13,20 @@ from nvfp4.tensors import QuantizedTensor, concatenate
 
 
 class SwiGLUMLP(PackedModule):
-    """(act(x gate^T) * (x up^T)) down^T through torch.ops.nvfp4.swiglu_mlp: x [..., H] to [..., N]
-    in x's dtype.
+    """A gated MLP with NVFP4 weights (W4A4): x [..., H] to [..., N] in x's dtype.
 
-    w13 is gate and up in one, [2I, H]: gate's rows first, then up's, the order of checkpoints. No
-    kernel here wants them interleaved; layers.deinterleave_gate_up undoes that at load.
+    It computes (act(x gate^T) * (x up^T)) down^T by torch.ops.nvfp4.swiglu_mlp.
+    w13 holds gate and up, [2I, H]: first the rows of gate, then those of up, as in checkpoints.
+    Where they alternate, layers.deinterleave_gate_up sorts them at load.
 
-    Buffers: w13 uint8 [2I, H/2], w2 uint8 [N, I/2]; w13_scales, w2_scales float8_e4m3fn, swizzled;
-    w13_global_scale float32 [], [1] or [2] (gate and up each their own), w2_global_scale [];
-    x_global_scale, h_global_scale (of act(gate) * up) float32 [] or None (dynamic, per token).
+    Buffers:
+        w13: uint8 [2I, H/2].
+        w2: uint8 [N, I/2].
+        w13_scales, w2_scales: float8_e4m3fn, swizzled.
+        w13_global_scale: float32 [], [1], or [2] with one for gate and one for up.
+        w2_global_scale: float32 [].
+        x_global_scale: float32 [], or None for a dynamic scale per token.
+        h_global_scale: float32 [], the scale of act(gate) * up; None is dynamic, per token.
     """
 
     w13: Tensor
@@ -71,8 +76,9 @@ class SwiGLUMLP(PackedModule):
         activation: str = SILU,
         backend: str = "",
     ) -> "SwiGLUMLP":
-        """Quantize gate and up [I, H] and down [N, I], each with its own global scale; H and I
-        multiples of 16, no biases.
+        """Quantize gate and up [I, H] and down [N, I], each with its own global scale.
+
+        H and I are multiples of 16. The layers have no biases.
         """
         for name, linear in (("gate", gate), ("up", up), ("down", down)):
             if linear.bias is not None:
@@ -92,7 +98,7 @@ class SwiGLUMLP(PackedModule):
         )
 
     def packed(self) -> tuple[QuantizedTensor, QuantizedTensor]:
-        """w13 and w2, as nvfp4.swiglu_mlp takes them."""
+        """Return w13 and w2 in the form that nvfp4.swiglu_mlp takes."""
         return (
             QuantizedTensor(self.w13, self.w13_scales, self.w13_global_scale),
             QuantizedTensor(self.w2, self.w2_scales, self.w2_global_scale),
@@ -117,8 +123,10 @@ class SwiGLUMLP(PackedModule):
     def warmup(
         self, max_tokens: int, dtypes: Iterable[torch.dtype] = (torch.bfloat16,)
     ) -> list[str]:
-        """Compile, and on a GPU run once, what calls of up to max_tokens rows need: after it they
-        can be captured in a CUDA graph. Returns what was compiled ahead, a line a kernel.
+        """Compile the kernels for calls of up to max_tokens rows; on a GPU, also run them once.
+
+        Such calls can then be captured in a CUDA graph. Returns a line for each kernel that was
+        compiled ahead.
         """
         dtypes, device = tuple(dtypes), self.w13.device
         hidden = 2 * self.w13.shape[1]
@@ -141,7 +149,7 @@ class SwiGLUMLP(PackedModule):
 
 
 def glu_repr(layer: nn.Module) -> str:
-    """What a gated layer's repr says of its activation and its scales."""
+    """The part of a gated layer's repr about its activation and its scales."""
     limit = "" if layer.swiglu_limit is None else f", swiglu_limit={layer.swiglu_limit}"
     x, h = (
         "dynamic" if scale is None else "static"

@@ -1,7 +1,11 @@
-"""NVFP4 operators for every GPU: one spec, one set of torch ops, the best kernels of each machine.
+"""NVFP4 operators for PyTorch: one spec, one set of torch ops, kernels for each machine.
 
-Importing it registers torch.ops.nvfp4.*; the functions below are its Python face.
+Importing it registers torch.ops.nvfp4.*. The functions below call them.
 """
+
+from nvfp4.checkout import real_folders
+
+__path__ = real_folders(__name__, __file__)
 
 from nvfp4 import layers
 from nvfp4.ahead.warmup import warmup, warmup_moe

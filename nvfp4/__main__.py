@@ -1,4 +1,4 @@
-"""python -m nvfp4: info, demo, bench."""
+"""python -m nvfp4: the command line."""
 
 from nvfp4.cli import app
 

@@ -1,4 +1,5 @@
-"""What NVFP4 is: the format, its rounding, packing, scale layouts and arithmetic, in plain torch.
+"""The specification of NVFP4 in plain torch: format, rounding, packing, scale layouts, arithmetic.
 
-Every backend is held to this folder bit for bit. It imports torch and einops alone.
+Every backend's quantizers have to agree with this folder bit for bit. It imports torch and einops
+alone.
 """

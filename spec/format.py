@@ -1,7 +1,7 @@
 """The constants of NVFP4, each written once.
 
-An NVFP4 tensor is three parts: 4-bit E2M1 codes, one E4M3 scale per block of 16 codes along K,
-and one float32 global scale p, a *decode multiplier*:
+An NVFP4 tensor has three parts: 4-bit E2M1 codes, one E4M3 scale for each block of 16 codes along
+K, and one float32 global scale p, which multiplies at decoding:
 
     value = e2m1(code) * e4m3(scale) * p
 """
@@ -12,11 +12,11 @@ BLOCK = 16
 """Consecutive elements along K that share one scale."""
 
 DATA_DTYPE = torch.uint8
-"""Two E2M1 codes a byte, even k in the low nibble (the byte order of torch.float4_e2m1fn_x2)."""
+"""A byte holds two E2M1 codes, even k in the low nibble, as in torch.float4_e2m1fn_x2."""
 
 SCALE_DTYPE = torch.float8_e4m3fn
 FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-"""What can be quantized, and what a GEMM or a dequantization can return."""
+"""The dtypes of inputs that can be quantized, and of what a GEMM or dequantize can return."""
 
 E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """The values of codes 0..7; bit 3 of a code is the sign."""
@@ -30,7 +30,7 @@ NAN_SCALE = 0x7F
 """The scale byte of a block that held a NaN."""
 
 NAN_BLOCK_CODE = 0x7
-"""Every code of such a block: what Blackwell's float to E2M1 conversion makes of a NaN."""
+"""Every code of a block that held a NaN: Blackwell's conversion to E2M1 gives it for a NaN."""
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
 FLOAT32_MIN_NORMAL = torch.finfo(torch.float32).tiny

@@ -1,14 +1,14 @@
-"""Gated linear units, act(gate) * up, in arithmetic that every machine agrees on.
+"""Gated linear units, act(gate) * up, in arithmetic that gives the same bits on every machine.
 
-SwiGLU has act = silu, GeGLU gelu (its tanh form); both are g * sigmoid(z) = g / (1 + 2^t):
+SwiGLU has act = silu, and GeGLU has the tanh form of gelu. Both are g * sigmoid(z) = g / (1 + 2^t):
 
     silu       t = g * -log2(e)
     gelu_tanh  t = g * (c0 + c1 * (g * g)),  c0 = -2 sqrt(2/pi) log2(e), c1 = 0.044715 c0
 
-The exponential is the trouble: no two libraries round it alike, and a last-bit difference there
-moves a 4-bit code. So it is written here as float32 operations that IEEE 754 defines to the bit,
-each rounded once: 2^t = 2^n * 2^f with n = round(t), and 2^f, |f| <= 1/2, by a polynomial. Its
-relative error is below 1e-7; silu's is below 4e-7 for g > -5 and below 2e-6 everywhere.
+Libraries round the exponential differently, and a difference in its last bit moves a 4-bit code. So
+it is written here as float32 operations that IEEE 754 defines to the bit, each rounded once:
+2^t = 2^n * 2^f with n = round(t), and a polynomial gives 2^f for |f| <= 1/2. Its relative error is
+below 1e-7. The error of silu is below 4e-7 for g > -5 and below 2e-6 everywhere.
 """
 
 import torch
@@ -28,9 +28,7 @@ GELU_C1 = -0.102943241596221923828125
 """float32(0.044715 * -2 sqrt(2/pi) log2(e))."""
 
 EXP2_MIN, EXP2_MAX = -126.0, 128.0
-"""2^t is clamped to [2^-126, Inf]: the ends are reached only where act(g) is g or 0 to the last
-bit.
-"""
+"""2^t is clamped to [2^-126, Inf]; at both ends act(g) is g or 0 to the last bit anyway."""
 
 ROUND_TO_INT = 12582912.0
 """1.5 * 2^23: adding it to a float32 below 2^22 leaves round(t) in the low mantissa bits."""
@@ -42,7 +40,7 @@ EXP2_COEFFICIENTS = (
     0.009671512991189957,
     0.001326472731307149,
 )
-"""2^f = 1 + f*(c0 + f*(c1 + ...)) on [-1/2, 1/2]: near-minimax in the relative error, float32."""
+"""The polynomial 2^f = 1 + f*(c0 + f*(c1 + ...)) on [-1/2, 1/2], with a near-minimal error."""
 
 
 def _exp2(t: Tensor) -> Tensor:
@@ -57,8 +55,9 @@ def _exp2(t: Tensor) -> Tensor:
 
 
 def glu(gate: Tensor, up: Tensor, limit: float | None = None, activation: str = SILU) -> Tensor:
-    """act(gate) * up in float32. With a limit L: gate = min(gate, L) before the activation, up =
-    clamp(up, -L, L).
+    """Compute act(gate) * up in float32.
+
+    With a limit L, gate is min(gate, L) before the activation and up is clamp(up, -L, L).
     """
     if limit is not None:
         gate = gate.clamp(max=limit)

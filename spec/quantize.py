@@ -1,14 +1,15 @@
 """The quantization recipe, and its inverse, on 2-D tensors.
 
-All arithmetic is float32, each operation rounded once, nothing contracted; p is the global scale:
+All arithmetic is float32. Each operation is rounded once, and none is contracted to an FMA. With
+the global scale p:
 
     enc  = 1 / p
     sf   = e4m3(amax_block * (enc * f32(1/6)))         no lower clamp: a zero block has scale 0x00
     inv  = 0 if sf == 0 else min(1 / (sf * p), FLT_MAX)
     code = e2m1(x * inv)
 
-The order of the multiplications is TransformerEngine's, cuBLAS's and CUTLASS's; another order
-changes 0.1 to 0.5 % of the scale bytes. NaN in x makes its block NaN (scale 0x7F, codes 0x7);
+The order of the multiplications is that of TransformerEngine, cuBLAS and CUTLASS. Another order
+changes 0.1 to 0.5 % of the scale bytes. A NaN in x makes its block NaN (scale 0x7F, codes 0x7).
 +-Inf saturates its block (scale 448, code +-6).
 """
 
@@ -32,7 +33,7 @@ from nvfp4.spec.packing import pack, unpack
 from nvfp4.spec.rounding import from_e2m1, from_e4m3, to_e2m1, to_e4m3
 
 CHUNK = 1 << 20
-"""Elements worked on at a time: the recipe's temporaries stay small whatever the tensor's size."""
+"""The number of elements quantized at a time, so that temporaries of large tensors stay small."""
 
 
 def _row_chunks(rows: int, k: int) -> Iterator[slice]:
@@ -42,21 +43,21 @@ def _row_chunks(rows: int, k: int) -> Iterator[slice]:
 
 
 def _finite_magnitude(x: Tensor) -> Tensor:
-    """|x| in float32 for a maximum: NaN counts as 0, Inf as FLT_MAX, so that p is valid."""
+    """|x| in float32 with NaN as 0 and Inf as FLT_MAX, so that p is valid."""
     return x.float().abs().nan_to_num_(nan=0.0, posinf=FLOAT32_MAX)
 
 
 def _global_scale_of(amax: Tensor) -> Tensor:
-    """p = amax / 2688, kept normal; 1 where amax is 0."""
-    # Divided by a tensor: on CUDA torch divides by a number by multiplying with its inverse.
+    """The global scale p = amax / 2688, at least the smallest normal number; 1 where amax is 0."""
+    # Divide by a tensor: on CUDA, torch divides by a number by multiplying with its inverse.
     p = torch.div(amax, torch.full_like(amax, GLOBAL_SCALE_DIVISOR)).clamp_(min=FLOAT32_MIN_NORMAL)
     return torch.where(amax == 0, torch.ones_like(p), p)
 
 
 def global_scale(x: Tensor) -> Tensor:
-    """One global scale for all of x [...], any float dtype: amax / 2688, float32 [], on x's device.
+    """The global scale of x [...], any float dtype: amax / 2688, float32 [], on x's device.
 
-    1 for zeros; NaN counts as 0 and Inf as the largest float32. Nothing waits for a GPU.
+    It is 1 for zeros. NaN counts as 0 and Inf as the largest float32. Nothing waits for a GPU.
     """
     amax = torch.zeros((), dtype=torch.float32, device=x.device)
     flat = x.reshape(1, -1) if x.dim() < 2 else x.reshape(-1, x.shape[-1])
@@ -67,8 +68,9 @@ def global_scale(x: Tensor) -> Tensor:
 
 
 def row_global_scales_of(rows_of: Callable[[slice], Tensor], like: Tensor, k: int) -> Tensor:
-    """One global scale per row of a tensor [M, k] whose rows `rows_of` makes on demand: float32
-    [M], M and the device those of `like`.
+    """One global scale per row, float32 [M], of a tensor [M, k] that `rows_of` makes row by row.
+
+    M and the device are those of `like`.
     """
     amax = torch.empty(like.shape[0], dtype=torch.float32, device=like.device)
     for rows in _row_chunks(like.shape[0], k):
@@ -82,7 +84,7 @@ def row_global_scales(x: Tensor) -> Tensor:
 
 
 def _quantize_chunk(x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 x [m, K], p [m or 1, 1] -> data uint8 [m, K/2], scales float8_e4m3fn [m, K/16]."""
+    """Quantize float32 [m, K] with p [m or 1, 1]: data uint8 [m, K/2], scales E4M3 [m, K/16]."""
     one = torch.ones_like(p)
     blocks = x.view(x.shape[0], -1, BLOCK)
     amax = blocks.abs().amax(dim=-1)
@@ -95,10 +97,10 @@ def _quantize_chunk(x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantize_rows(rows_of: Callable[[slice], Tensor], p: Tensor, data: Tensor) -> Tensor:
-    """Quantize a tensor [M, K] whose rows `rows_of` makes on demand, in any float dtype.
+    """Quantize a tensor [M, K] of any float dtype that `rows_of` makes row by row.
 
-    p float32 [1] or [M]. Writes data uint8 [M, K/2]; returns the linear scales float8_e4m3fn
-    [M, K/16]. Temporaries are bounded by CHUNK, so the peak is the outputs and a few megabytes.
+    p is float32 [1] or [M]. Writes data uint8 [M, K/2], and returns the linear scales float8_e4m3fn
+    [M, K/16]. CHUNK bounds the temporaries, so the peak is the outputs and a few megabytes.
     """
     rows, k = data.shape[0], 2 * data.shape[1]
     scales = torch.empty(rows, k // BLOCK, dtype=SCALE_DTYPE, device=data.device)
@@ -111,30 +113,32 @@ def quantize_rows(rows_of: Callable[[slice], Tensor], p: Tensor, data: Tensor) -
 
 
 def quantize(x: Tensor, p: Tensor, data: Tensor) -> Tensor:
-    """Quantize x [M, K] into data [M, K/2]; returns the linear scales (see quantize_rows)."""
+    """Quantize x [M, K] into data [M, K/2] and return the linear scales; see quantize_rows."""
     return quantize_rows(lambda rows: x[rows], p, data)
 
 
 @functools.cache
 def _pairs(device: torch.device) -> Tensor:
-    """Every byte's two values, float32, as one float64 [256] that is copied and never computed
-    with: looking them up is many times faster than making them of bits.
+    """The two float32 values of every byte, as the bits of a float64 [256].
+
+    They are copied and never computed with. Looking them up is many times faster than making them
+    from bits.
     """
     each = torch.arange(256, dtype=DATA_DTYPE, device=device)
     return from_e2m1(unpack(each[:, None])).view(torch.float64).view(256)
 
 
 def decode(data: Tensor, scales: Tensor) -> Tensor:
-    """data uint8 [M, K/2], linear scales [M, K/16] -> e2m1 * sf, exact in float32 [M, K]."""
+    """Decode data [M, K/2] and linear scales [M, K/16] to e2m1 * sf, exact in float32 [M, K]."""
     pairs = _pairs(data.device).index_select(0, data.reshape(-1).int())
     values = pairs.view(torch.float32).view(data.shape[0], -1, BLOCK)
     return values.mul_(from_e4m3(scales).unsqueeze(-1)).view(data.shape[0], -1)
 
 
 def dequantize(data: Tensor, scales: Tensor, p: Tensor, out: Tensor) -> None:
-    """data [M, K/2], linear scales [M, K/16], p float32 [1] or [M] -> out [M, K], any float dtype.
+    """Dequantize data [M, K/2], linear scales [M, K/16] and p [1] or [M] to out [M, K], any float.
 
-    (e2m1 * sf) is exact; the product with p is rounded to float32, then once to out's dtype.
+    e2m1 * sf is exact. Its product with p is rounded to float32, then once more to out's dtype.
     """
     p = p.view(-1, 1)
     for chunk in _row_chunks(*out.shape):

@@ -1,6 +1,6 @@
-"""Rounding float32 to E2M1 and E4M3 and back: nearest, ties to even, saturating.
+"""Rounding of float32 to E2M1 and E4M3: to nearest, ties to even, saturating; and conversion back.
 
-No tables: a table is a tensor made on the host, which a CUDA graph capture forbids.
+It uses no tables: a table is a tensor made on the host, which a CUDA graph capture forbids.
 """
 
 import torch
@@ -10,10 +10,10 @@ from nvfp4.spec.format import E4M3_MAX, SCALE_DTYPE
 
 
 def to_e2m1(x: Tensor) -> Tensor:
-    """float32 [...] -> uint8 codes 0..15 [...]; |x| > 5 (Inf too) gives 6, -0.0 keeps its sign.
+    """Round float32 [...] to uint8 codes 0..15 [...].
 
-    A code counts the midpoints below |x|; a midpoint itself goes to its even neighbour. NaN is
-    above none of them: who needs another rule for it decides before or after.
+    |x| > 5 gives 6, also for Inf, and -0.0 keeps its sign. A code is the number of midpoints below
+    |x|. A midpoint itself goes to its even neighbour. NaN gives 0, so callers treat it themselves.
     """
     a = x.abs()
     code = (a > 0.25).to(torch.uint8)
@@ -27,10 +27,10 @@ def to_e2m1(x: Tensor) -> Tensor:
 
 
 def from_e2m1(codes: Tensor) -> Tensor:
-    """uint8 codes 0..15 [...] -> float32 [...].
+    """Convert uint8 codes 0..15 [...] to float32 [...].
 
-    E2M1 is a float16 with the middle bits cut out: with the sign at bit 15 and the other three at
-    bits 11:9, the float16 reads as the value times 2^(1 - 15), the difference of the two biases.
+    The sign goes to bit 15 of a float16, and the other three bits to bits 11:9. That float16 is the
+    value times 2^(1 - 15), because the exponent biases are 1 and 15.
     """
     bits = codes.to(torch.int16)
     bits = (bits & 0x7).bitwise_left_shift_(9) | (bits & 0x8).bitwise_left_shift_(12)
@@ -38,12 +38,13 @@ def from_e2m1(codes: Tensor) -> Tensor:
 
 
 def to_e4m3(x: Tensor) -> Tensor:
-    """float32 [...], not negative -> float8_e4m3fn [...], saturating at 448 (infinity too); NaN
-    stays NaN.
+    """Round float32 [...], not negative, to float8_e4m3fn [...].
+
+    It saturates at 448, also for infinity. NaN stays NaN.
     """
     return x.clamp(max=E4M3_MAX).to(SCALE_DTYPE)
 
 
 def from_e4m3(scales: Tensor) -> Tensor:
-    """float8_e4m3fn [...] -> float32 [...]; bytes 0x7F and 0xFF are NaN."""
+    """Convert float8_e4m3fn [...] to float32 [...]; the bytes 0x7F and 0xFF are NaN."""
     return scales.to(torch.float32)

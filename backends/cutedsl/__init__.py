@@ -8,7 +8,9 @@ import shutil
 from collections.abc import Iterable
 from importlib.util import find_spec
 
-from nvfp4.backends.contract import Backend, Compilation, Problem, Workload
+from nvfp4.backends.backend import Backend, Compilation
+from nvfp4.backends.problem import Problem
+from nvfp4.backends.workload import Workload
 from nvfp4.spec.swizzle import TILE_ROWS
 
 ARCHITECTURES = (100, 103)
@@ -58,7 +60,7 @@ def _compile_ahead(workloads: Iterable[Workload], arch: str, workers: int) -> Co
 
 def _describe(m: int, n: int, k: int) -> str:
     from nvfp4.backends.cutedsl.gemm.choose import choose_config
-    from nvfp4.backends.settings import may_split_k
+    from nvfp4.backends.environment import may_split_k
 
     return f"on a B200, {choose_config(m, n, k, splits=may_split_k())}"
 

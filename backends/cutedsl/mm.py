@@ -4,7 +4,7 @@ from torch import Tensor
 
 from nvfp4.backends.cutedsl.gemm.choose import choose_config
 from nvfp4.backends.cutedsl.gemm.launch import plan, run_or_emulate, sms_of
-from nvfp4.backends.settings import may_split_k
+from nvfp4.backends.environment import may_split_k
 from nvfp4.calls import Mm, takes
 
 

@@ -1,6 +1,6 @@
 """The spec run by torch on any device: the numbers that the other backends are held to."""
 
-from nvfp4.backends.contract import Backend
+from nvfp4.backends.backend import Backend
 
 BACKEND = Backend(
     name="reference",

@@ -9,7 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from nvfp4.backends.contract import Backend, Compilation, Problem, Replay, Workload, sm_of
+from nvfp4.backends.backend import Backend, Compilation
+from nvfp4.backends.problem import Problem
+from nvfp4.backends.recording import Replay
+from nvfp4.backends.target import sm_of
 from nvfp4.backends.triton.runtime.architecture import (
     ASSEMBLED_SINCE,
     installed,
@@ -17,6 +20,7 @@ from nvfp4.backends.triton.runtime.architecture import (
     multiplies_nvfp4,
     release,
 )
+from nvfp4.backends.workload import Workload
 
 OLDEST = (3, 6)
 OLDEST_SM = 80

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nvfp4.backends.contract import target_of
+from nvfp4.backends.target import target_of
 from nvfp4.backends.triton.device.floats import (
     BLOCK,
     E2M1_F16_SCALE,

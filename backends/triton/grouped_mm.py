@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nvfp4.backends.contract import target_of
+from nvfp4.backends.target import target_of
 from nvfp4.backends.triton.device.groups import (
     experts_of_rows,
     experts_vector,
@@ -20,6 +20,7 @@ from nvfp4.backends.triton.device.groups import (
 )
 from nvfp4.backends.triton.gemm.config import (
     K_GROUP,
+    TMA_ALIGNMENT,
     HopperConfig,
     MmConfig,
     choose_grouped_config,
@@ -107,7 +108,8 @@ def plan(
         config = config or choose_grouped_config(expected, experts, k, sm)
     else:
         words, b = words_of(a), words_of(b)
-        aligned = b.is_contiguous() and not (b.data_ptr() | b_scales.data_ptr()) % 16
+        addresses = b.data_ptr() | b_scales.data_ptr()
+        aligned = b.is_contiguous() and addresses % TMA_ALIGNMENT == 0
         config = config or choose_grouped_config(expected, experts, k, sm, not aligned)
         if isinstance(config, HopperConfig):
             shape = max_tiles(rows, experts, config.BM), 3

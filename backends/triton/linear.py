@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nvfp4.backends.contract import target_of
+from nvfp4.backends.target import target_of
 from nvfp4.backends.triton.device.pdl import wait_for_previous_kernel
 from nvfp4.backends.triton.device.tile_config import LONGEST_ROW, Tile, choose_rounding_tile
 from nvfp4.backends.triton.device.tiles import load_blocks, round_tile, row_global_scale

@@ -8,10 +8,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nvfp4.backends.contract import target_of
-from nvfp4.backends.settings import may_split_k
+from nvfp4.backends.environment import may_split_k
+from nvfp4.backends.target import target_of
 from nvfp4.backends.triton.device.pdl import wait_for_previous_kernel
-from nvfp4.backends.triton.gemm.config import HopperConfig, MmConfig, choose_config
+from nvfp4.backends.triton.gemm.config import TMA_ALIGNMENT, HopperConfig, MmConfig, choose_config
 from nvfp4.backends.triton.gemm.decode import plan_decode, words_of
 from nvfp4.backends.triton.gemm.multiply import multiply, store
 from nvfp4.backends.triton.gemm.split_k import Splits, plan_splits, reduce_partials, store_partial
@@ -129,7 +129,8 @@ def plan_decoded(
     """Plan the GEMM with a decoded A, as before Blackwell: decode, then multiply."""
     m, n = out.shape
     words = words_of(weight.data)
-    aligned = words.stride(0) * 4 == k and not (words.data_ptr() | weight.scales.data_ptr()) % 16
+    addresses = words.data_ptr() | weight.scales.data_ptr()
+    aligned = words.stride(0) * 4 == k and addresses % TMA_ALIGNMENT == 0
     if config is None and aligned:
         config = tuned_config(m, n, k, out.device, may_split_k())
     if config is None:

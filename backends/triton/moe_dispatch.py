@@ -7,7 +7,7 @@ the scales' padding, one program for each scale tile that the experts' rows take
 import triton
 import triton.language as tl
 
-from nvfp4.backends.contract import target_of
+from nvfp4.backends.target import target_of
 from nvfp4.backends.triton import route
 from nvfp4.backends.triton.device.groups import (
     experts_vector,

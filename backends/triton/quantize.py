@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from nvfp4.backends.contract import target_of
+from nvfp4.backends.target import target_of
 from nvfp4.backends.triton.device.tile_config import RESIDENT_ROWS, Tile, choose_tile
 from nvfp4.backends.triton.device.tiles import load_blocks, store_quantized
 from nvfp4.backends.triton.runtime.launch import Launch, cdiv

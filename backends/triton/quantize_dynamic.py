@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nvfp4.backends.contract import target_of
+from nvfp4.backends.target import target_of
 from nvfp4.backends.triton.device.tile_config import LONGEST_ROW, Tile, choose_row_tile
 from nvfp4.backends.triton.device.tiles import (
     global_scale_of,

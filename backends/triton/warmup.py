@@ -25,11 +25,11 @@ import torch
 import triton
 from torch import Tensor
 
-from nvfp4.backends.contract import Workload
 from nvfp4.backends.triton import grouped_mm, linear, mm, quantize_dynamic
 from nvfp4.backends.triton.device.tile_config import LONGEST_ROW
 from nvfp4.backends.triton.runtime.architecture import multiplies_nvfp4
 from nvfp4.backends.triton.runtime.launch import Launch, hash_all, kind, specialized
+from nvfp4.backends.workload import Workload
 from nvfp4.calls import GroupedMm, Linear, Mm, Quantized, QuantizeDynamic
 from nvfp4.spec.format import DATA_DTYPE, SCALE_DTYPE, SWIZZLED
 from nvfp4.spec.grouped import grouped_scales_shape

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nvfp4.backends.contract import target_of
+from nvfp4.backends.target import target_of
 from nvfp4.backends.triton.device.floats import E2M1_F16_SCALE, from_f32, to_f32
 from nvfp4.backends.triton.device.pdl import wait_for_previous_kernel
 from nvfp4.backends.triton.device.tile_config import Tile, choose_rounding_tile

@@ -1,12 +1,15 @@
-"""Other people's kernels, compiled for comparison. Each needs its package; nvfp4 needs none."""
+"""Public kernels, compiled for comparison; each needs a package that nvfp4 does not."""
 
 from typing import NamedTuple
 
 
 class Compiled(NamedTuple):
-    """A GEMM compiled for sm_100a. Stages of the operands' ring, accumulators in TMEM (two that
-    overlap are two), stages of the output's buffer; bytes of dynamic shared memory a block asks
-    for; seconds from the kernel's Python to what can be launched, imports left out.
+    """A GEMM compiled for sm_100a.
+
+    load_stages, store_stages: stages of the buffers of operands and of the output.
+    accumulator_stages: accumulators in TMEM; two that overlap count as two.
+    shared: bytes of dynamic shared memory of a block.
+    seconds: the time of compilation, without imports.
     """
 
     cubin: bytes

@@ -1,5 +1,6 @@
-"""NVIDIA's dense block-scaled GEMM for sm_100: the static persistent one of the package
-nvidia-cutlass-operators, which pip lays over nvidia-cutlass-dsl's `cutlass` as `cutlass.operators`.
+"""NVIDIA's dense block-scaled GEMM for sm_100, static persistent, from nvidia-cutlass-operators.
+
+pip installs that package as `cutlass.operators`, into nvidia-cutlass-dsl's `cutlass`.
 """
 
 import os
@@ -15,7 +16,7 @@ PACKAGE = "nvidia-cutlass-operators"
 
 
 def needs() -> list[str]:
-    """Why it cannot be compiled here; [] where it can."""
+    """The reasons why it cannot be compiled here; [] if it can."""
     try:
         version(PACKAGE)
     except PackageNotFoundError:
@@ -24,12 +25,11 @@ def needs() -> list[str]:
 
 
 def compile(tile_m: int, tile_n: int, cluster: tuple[int, int]) -> Compiled:
-    """NVFP4 x NVFP4, both K-major, to bf16, row-major; M, N and K at run time. A tile of 256 rows
-    is two CTAs' and needs a cluster of an even number of rows.
+    """Compile NVFP4 x NVFP4, both K-major, to bf16, row-major, with M, N and K at run time.
 
-    Call it once in a process that has not imported cutlass, which reads its environment then.
-    Needs no GPU. The pointers' alignments and the identity as epilogue are those that the package's
-    operator of this class passes.
+    A tile of 256 rows has two CTAs and needs a cluster with an even number of rows. It needs no
+    GPU. Call it once in a process that has not imported cutlass, which reads its environment then.
+    The alignments and the identity epilogue are those that the package's own operator passes.
     """
     if "cutlass" in sys.modules:
         raise RuntimeError(f"{PACKAGE}: needs a process without cutlass, got one that imported it")

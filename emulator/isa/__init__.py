@@ -1,1 +1,1 @@
-"""What PTX instructions do: one file a group of them, as PTX ISA groups them."""
+"""Instructions that need no unit of their own, and how every instruction becomes a step."""

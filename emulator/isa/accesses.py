@@ -7,7 +7,8 @@ import numpy as np
 
 from nvfp4.emulator import ptx
 from nvfp4.emulator.hazards import Hazard, Kind
-from nvfp4.emulator.isa.program import Decoder, Modifiers, Program, Step
+from nvfp4.emulator.isa.builder import Builder, Decoder
+from nvfp4.emulator.isa.modifiers import Modifiers
 from nvfp4.emulator.lanes import (
     ALL,
     DTYPES,
@@ -19,32 +20,16 @@ from nvfp4.emulator.lanes import (
     spread,
     uniform,
 )
-from nvfp4.emulator.memory.global_memory import PARAMETER_WINDOW, RANK_SHIFT, SHARED_WINDOW
+from nvfp4.emulator.machine.program import Step
+from nvfp4.emulator.machine.shared_addresses import cta_at
+from nvfp4.emulator.memory.addresses import OFFSET_MASK, PARAMETER_WINDOW, RANK_SHIFT, SHARED_WINDOW
 
 _SPACES = ("param", "global", "shared", "shared::cta", "shared::cluster", "const", "local")
 _WINDOW_MASK = SHARED_WINDOW - 1
-_OFFSET_MASK = (1 << RANK_SHIFT) - 1
-
-
-def cta_at(warp: Any, address: int) -> tuple[Any, int]:
-    """(CTA, offset) of a shared address."""
-    rank = address >> RANK_SHIFT
-    ctas = warp.cluster.ctas
-    if rank >= len(ctas):
-        raise Hazard(Kind.OUT_OF_BOUNDS, f"shared address {address:#x}: no CTA {rank} here")
-    cta = ctas[rank]
-    if cta is not warp.cta and not warp.seen >> cta.started & 1:
-        raise Hazard(
-            Kind.NOT_STARTED,
-            f"shared address {address:#x}: CTA {cta.index} is not known to run",
-        )
-    if cta.exited:
-        raise Hazard(Kind.EXITED, f"shared address {address:#x}: CTA {cta.index} has exited")
-    return cta, address & _OFFSET_MASK
 
 
 def _resolve(space: str, address: int) -> tuple[str, int]:
-    """(space, address in it) of a generic address."""
+    """Give the state space of an address, and the address within that space."""
     if space:
         return space, address
     if address & SHARED_WINDOW:
@@ -70,7 +55,7 @@ def _load(
     ins: Any,
     strong: bool = False,
 ) -> Any:
-    """[addresses, count] elements. `strong`: of memory that others may write meanwhile."""
+    """Load [addresses, count] elements; a `strong` load may race with writers."""
     width = bits // 8 * count
     _aligned(addresses, width)
     space, _ = _resolve(space, int(addresses[0]))
@@ -111,7 +96,7 @@ def store(warp: Any, space: str, addresses: np.ndarray, values: np.ndarray, ins:
 
 
 def _shared_parts(warp: Any, addresses: np.ndarray, width: int) -> list[tuple[Any, Any, Any]]:
-    """(CTA, offsets, which addresses) for each CTA that they name."""
+    """Part shared addresses by CTA: the CTA, the offsets in it, and which addresses they are."""
     low, high = int(addresses.min()), int(addresses.max())
     ranks = [low >> RANK_SHIFT]
     chosen: Any = slice(None)
@@ -122,22 +107,23 @@ def _shared_parts(warp: Any, addresses: np.ndarray, width: int) -> list[tuple[An
         if len(ranks) > 1:
             chosen = np.flatnonzero(addresses >> RANK_SHIFT == rank)
         cta, _ = cta_at(warp, rank << RANK_SHIFT)
-        offsets = addresses[chosen] & _OFFSET_MASK
+        offsets = addresses[chosen] & OFFSET_MASK
         cta.shared.bound(int(offsets.min()), int(offsets.max()) + width)
         parts.append((cta, offsets, chosen))
     return parts
 
 
 class _Access:
-    """What ld and st share: space, vector size, type and the hints that change no result."""
+    """The modifiers that ld and st share; hints that change no result are dropped."""
 
-    def __init__(self, instruction: ptx.Instruction, program: Program) -> None:
+    def __init__(self, instruction: ptx.Instruction, builder: Builder) -> None:
         modifiers = Modifiers(instruction)
         self.letter, self.bits = modifiers.type()
         self.space = modifiers.take(*_SPACES)
         self.count = int(modifiers.take("v2", "v4", "v8")[1:] or 1)
-        # The machine is sequentially consistent: strength changes no value, but who may rely on it
-        # (memory.py). In shared memory these count as ordinary accesses, which is stricter.
+        # The machine is sequentially consistent, so strength changes no value. It decides which
+        # accesses to global memory may race (GlobalMemory.read_check). In shared memory, strong
+        # accesses count as ordinary ones, which is stricter.
         order = modifiers.take("weak", "volatile", "relaxed", "acquire", "release")
         wide = modifiers.take("cta", "cluster", "gpu", "sys") in ("gpu", "sys")
         self.strong = order not in ("", "weak")
@@ -157,14 +143,14 @@ class _Access:
 _POLICIES = ("evict_first", "evict_last", "evict_normal", "evict_unchanged", "no_allocate")
 
 
-def _decode_ld(instruction: ptx.Instruction, program: Program) -> Step:
-    access = _Access(instruction, program)
+def _decode_ld(instruction: ptx.Instruction, builder: Builder) -> Step:
+    access = _Access(instruction, builder)
     space, bits, count = access.space, access.bits, access.count
     into = instruction.operands[0]
     results = into.items if isinstance(into, ptx.Vector) else (into,)
-    puts = [program.put(operand, bits) for operand in results]
-    widths = [program.bits[program.result(operand, bits)] for operand in results]
-    base, offset = program.address(instruction.operands[1], 32 if space != "" else 64)
+    puts = [builder.put(operand, bits) for operand in results]
+    widths = [builder.bits[builder.result(operand, bits)] for operand in results]
+    base, offset = builder.address(instruction.operands[1], 32 if space != "" else 64)
     sign_extends = access.letter == "s"
     strong, acquires = access.strong, access.acquires
 
@@ -197,13 +183,13 @@ def _decode_ld(instruction: ptx.Instruction, program: Program) -> Step:
     return step
 
 
-def _decode_st(instruction: ptx.Instruction, program: Program) -> Step:
-    access = _Access(instruction, program)
+def _decode_st(instruction: ptx.Instruction, builder: Builder) -> Step:
+    access = _Access(instruction, builder)
     space, bits = access.space, access.bits
-    base, offset = program.address(instruction.operands[0], 32 if space != "" else 64)
+    base, offset = builder.address(instruction.operands[0], 32 if space != "" else 64)
     data = instruction.operands[1]
     items = data.items if isinstance(data, ptx.Vector) else (data,)
-    slots = [program.source(operand, bits) for operand in items]
+    slots = [builder.source(operand, bits) for operand in items]
     releases = access.releases
 
     def step(warp: Any) -> None:
@@ -211,7 +197,7 @@ def _decode_st(instruction: ptx.Instruction, program: Program) -> Step:
         if releases:
             warp.release_to_gpu()
         address = registers[base]
-        if address.__class__ is int:  # all lanes write the same place: one of them wins
+        if address.__class__ is int:  # all lanes write to one place, and one of them wins
             lane = lowest(mask)
             row = [v if (v := registers[s]).__class__ is int else int(v[lane]) for s in slots]
             values = np.array([[v & ((1 << bits) - 1) for v in row]], DTYPES[bits])
@@ -229,14 +215,14 @@ def _decode_st(instruction: ptx.Instruction, program: Program) -> Step:
     return step
 
 
-def _decode_mapa(instruction: ptx.Instruction, program: Program) -> Step:
+def _decode_mapa(instruction: ptx.Instruction, builder: Builder) -> Step:
     modifiers = Modifiers(instruction)
     _, bits = modifiers.type()
     generic = not modifiers.take("shared::cluster")
     modifiers.done()
-    put = program.put(instruction.operands[0], bits)
-    source = program.source(instruction.operands[1], bits)
-    rank = program.source(instruction.operands[2], 32)
+    put = builder.put(instruction.operands[0], bits)
+    source = builder.source(instruction.operands[1], bits)
+    rank = builder.source(instruction.operands[2], 32)
     window = SHARED_WINDOW if generic else 0
 
     def step(warp: Any) -> None:
@@ -244,27 +230,27 @@ def _decode_mapa(instruction: ptx.Instruction, program: Program) -> Step:
         if address.__class__ is int and to.__class__ is int:
             if to >= len(warp.cluster.ctas):
                 raise Hazard(Kind.OUT_OF_BOUNDS, f"no CTA {to} in the cluster")
-            put(warp, address & _OFFSET_MASK | to << RANK_SHIFT | window)
+            put(warp, address & OFFSET_MASK | to << RANK_SHIFT | window)
             return
         wide = spread(to, 64)
         if (wide[members(warp.mask)] >= len(warp.cluster.ctas)).any():
             raise Hazard(Kind.OUT_OF_BOUNDS, "no such CTA in the cluster")
-        result = spread(address, 64) & np.uint64(_OFFSET_MASK) | wide << np.uint64(RANK_SHIFT)
+        result = spread(address, 64) & np.uint64(OFFSET_MASK) | wide << np.uint64(RANK_SHIFT)
         put(warp, (result | np.uint64(window)).astype(DTYPES[bits]))
 
     return step
 
 
-def _decode_cvta(instruction: ptx.Instruction, program: Program) -> Step:
-    """Between a state space and generic addresses: a window's base is added or taken away."""
+def _decode_cvta(instruction: ptx.Instruction, builder: Builder) -> Step:
+    """Convert an address between its state space and generic: add or remove a window's base."""
     modifiers = Modifiers(instruction)
     _, bits = modifiers.type()
     to = modifiers.take("to")
     space = modifiers.need(*_SPACES)
     modifiers.done()
     window = {"global": 0, "const": 0, "param": PARAMETER_WINDOW}.get(space, SHARED_WINDOW)
-    put = program.put(instruction.operands[0], bits)
-    source = program.source(instruction.operands[1], bits)
+    put = builder.put(instruction.operands[0], bits)
+    source = builder.source(instruction.operands[1], bits)
 
     def step(warp: Any) -> None:
         address = warp.registers[source]
@@ -276,7 +262,7 @@ def _decode_cvta(instruction: ptx.Instruction, program: Program) -> Step:
     return step
 
 
-def _decode_atom(instruction: ptx.Instruction, program: Program) -> Step:
+def _decode_atom(instruction: ptx.Instruction, builder: Builder) -> Step:
     modifiers = Modifiers(instruction)
     letter, bits = modifiers.type()
     space = modifiers.take(*_SPACES)
@@ -286,9 +272,9 @@ def _decode_atom(instruction: ptx.Instruction, program: Program) -> Step:
     modifiers.done()
     returns = instruction.opcode == "atom"
     operands = instruction.operands
-    put = program.put(operands[0], bits) if returns else None
-    base, offset = program.address(operands[1] if returns else operands[0], 64)
-    slots = [program.source(operand, bits) for operand in operands[2 if returns else 1 :]]
+    put = builder.put(operands[0], bits) if returns else None
+    base, offset = builder.address(operands[1] if returns else operands[0], 64)
+    slots = [builder.source(operand, bits) for operand in operands[2 if returns else 1 :]]
     dtype = {"s": SIGNED, "f": FLOATS}.get(letter, DTYPES)[bits]
 
     def step(warp: Any) -> None:

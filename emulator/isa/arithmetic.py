@@ -1,4 +1,4 @@
-"""Integer arithmetic (PTX ISA: Integer Arithmetic Instructions); floats.py has the rest."""
+"""Integer arithmetic (PTX ISA: Integer Arithmetic Instructions); floats go to floats.py."""
 
 import operator
 from collections.abc import Mapping
@@ -6,31 +6,29 @@ from collections.abc import Mapping
 import numpy as np
 
 from nvfp4.emulator import ptx
+from nvfp4.emulator.isa.builder import Builder, Decoder
 from nvfp4.emulator.isa.elementwise import elementwise
 from nvfp4.emulator.isa.floats import decode
-from nvfp4.emulator.isa.program import Decoder, Modifiers, Program, Step
-from nvfp4.emulator.lanes import (
-    DTYPES,
-    SIGNED,
-    signed,
-)
+from nvfp4.emulator.isa.modifiers import Modifiers
+from nvfp4.emulator.lanes import DTYPES, SIGNED, signed
+from nvfp4.emulator.machine.program import Step
 
 
-def _decode_add(instruction: ptx.Instruction, program: Program) -> Step:
-    """add and sub."""
+def _decode_add(instruction: ptx.Instruction, builder: Builder) -> Step:
+    """Decode add and sub."""
     if instruction.modifiers[-1][0] == "f":
-        return decode(instruction, program)
+        return decode(instruction, builder)
     modifiers = Modifiers(instruction)
     _, bits = modifiers.type()
     modifiers.done()
     function = operator.add if instruction.opcode == "add" else operator.sub
-    return elementwise(program, instruction, bits, function, function)
+    return elementwise(builder, instruction, bits, function, function)
 
 
-def _decode_mul(instruction: ptx.Instruction, program: Program) -> Step:
-    """mul and mad: .lo, .hi and .wide."""
+def _decode_mul(instruction: ptx.Instruction, builder: Builder) -> Step:
+    """Decode mul and mad with .lo, .hi and .wide."""
     if instruction.modifiers[-1] in ("f16", "f32", "f64", "f32x2", "f16x2", "bf16", "bf16x2"):
-        return decode(instruction, program)
+        return decode(instruction, builder)
     modifiers = Modifiers(instruction)
     letter, bits = modifiers.type()
     part = modifiers.need("lo", "hi", "wide")
@@ -61,22 +59,22 @@ def _decode_mul(instruction: ptx.Instruction, program: Program) -> Step:
         return product if z is None else product + z
 
     widths = (bits, bits, result) if adds else (bits, bits)
-    return elementwise(program, instruction, bits, scalar, vector, result, widths)
+    return elementwise(builder, instruction, bits, scalar, vector, result, widths)
 
 
-def _decode_minmax(instruction: ptx.Instruction, program: Program) -> Step:
+def _decode_minmax(instruction: ptx.Instruction, builder: Builder) -> Step:
     if instruction.modifiers[-1][0] == "f":
-        return decode(instruction, program)
+        return decode(instruction, builder)
     modifiers = Modifiers(instruction)
     letter, bits = modifiers.type()
     modifiers.done()
     choose = min if instruction.opcode == "min" else max
     ufunc = np.minimum if instruction.opcode == "min" else np.maximum
     if letter != "s":
-        return elementwise(program, instruction, bits, choose, ufunc)
+        return elementwise(builder, instruction, bits, choose, ufunc)
     view = SIGNED[bits]
     return elementwise(
-        program,
+        builder,
         instruction,
         bits,
         lambda x, y: choose(signed(x, bits), signed(y, bits)),
@@ -84,18 +82,18 @@ def _decode_minmax(instruction: ptx.Instruction, program: Program) -> Step:
     )
 
 
-def _decode_sign(instruction: ptx.Instruction, program: Program) -> Step:
-    """neg and abs."""
+def _decode_sign(instruction: ptx.Instruction, builder: Builder) -> Step:
+    """Decode neg and abs."""
     if instruction.modifiers[-1][0] != "s":
-        return decode(instruction, program)
+        return decode(instruction, builder)
     modifiers = Modifiers(instruction)
     _, bits = modifiers.type()
     modifiers.done()
     if instruction.opcode == "neg":
-        return elementwise(program, instruction, bits, operator.neg, operator.neg)
+        return elementwise(builder, instruction, bits, operator.neg, operator.neg)
     view, dtype = SIGNED[bits], DTYPES[bits]
     return elementwise(
-        program,
+        builder,
         instruction,
         bits,
         lambda x: abs(signed(x, bits)),
@@ -103,10 +101,10 @@ def _decode_sign(instruction: ptx.Instruction, program: Program) -> Step:
     )
 
 
-def _decode_divide(instruction: ptx.Instruction, program: Program) -> Step:
-    """div and rem: integers truncate towards zero."""
+def _decode_divide(instruction: ptx.Instruction, builder: Builder) -> Step:
+    """Decode div and rem, which truncate towards zero."""
     if instruction.modifiers[-1][0] == "f":
-        return decode(instruction, program)
+        return decode(instruction, builder)
     modifiers = Modifiers(instruction)
     letter, bits = modifiers.type()
     modifiers.done()
@@ -116,7 +114,7 @@ def _decode_divide(instruction: ptx.Instruction, program: Program) -> Step:
         if letter == "s":
             x, y = signed(x, bits), signed(y, bits)
         if not y:
-            return -1 if not remainder else x  # what the machine does; the ISA leaves it open
+            return -1 if not remainder else x  # as hardware does; the ISA leaves it open
         quotient = abs(x) // abs(y) * (1 if (x < 0) == (y < 0) else -1)
         return x - quotient * y if remainder else quotient
 
@@ -124,7 +122,7 @@ def _decode_divide(instruction: ptx.Instruction, program: Program) -> Step:
         pairs = zip(x.tolist(), y.tolist(), strict=True)
         return np.array([scalar(i, j) & (1 << bits) - 1 for i, j in pairs], DTYPES[bits])
 
-    return elementwise(program, instruction, bits, scalar, vector)
+    return elementwise(builder, instruction, bits, scalar, vector)
 
 
 DECODERS: Mapping[str, Decoder] = {

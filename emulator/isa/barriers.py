@@ -1,6 +1,6 @@
-"""bar.sync and its kin, barrier.cluster, and fences (PTX ISA: bar, barrier, membar, fence).
+"""Barriers of CTAs and clusters, and fences (PTX ISA: bar, barrier, membar, fence).
 
-Each barrier hands what the arriving have observed to those that wait; see shadow.py.
+A barrier passes what the arriving warps have observed on to the waiting ones (memory/shadow.py).
 """
 
 from collections.abc import Mapping
@@ -8,86 +8,16 @@ from typing import Any
 
 from nvfp4.emulator import ptx
 from nvfp4.emulator.hazards import Hazard, Kind
-from nvfp4.emulator.isa.program import (
-    BLOCKED,
-    Decoder,
-    Modifiers,
-    Program,
-    Step,
-)
+from nvfp4.emulator.isa.builder import Builder, Decoder
+from nvfp4.emulator.isa.modifiers import Modifiers
 from nvfp4.emulator.lanes import pick
+from nvfp4.emulator.machine.barriers import NamedBarrier
+from nvfp4.emulator.machine.outcomes import BLOCKED
+from nvfp4.emulator.machine.program import Step
 
 
-class NamedBarrier:
-    """One of a CTA's 16 hardware barriers."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.threads = 0  # of the phase under way; 0: nobody has arrived
-        self.arrived = 0
-        self.seen = self.fenced = 0
-        self.done: list[tuple[int, int]] = []  # of each phase, what its arrivals had observed
-        self.waiting: list[Any] = []
-
-    def arrive(self, warp: Any, threads: int) -> int:
-        """Counts a warp in; the phase to wait for."""
-        if threads % 32 or not threads:
-            raise Hazard(Kind.BARRIER, f"barrier {self.number} for {threads} threads")
-        if self.arrived and threads != self.threads:
-            raise Hazard(
-                Kind.BARRIER,
-                f"barrier {self.number} for {threads} threads; others meet there as {self.threads}",
-            )
-        self.threads = threads
-        seen, fenced = warp.release()
-        self.seen |= seen
-        self.fenced |= fenced
-        self.arrived += 32  # a barrier counts whole warps
-        phase = len(self.done)
-        if self.arrived >= threads:
-            self.arrived = 0
-            self.done.append((self.seen, self.fenced))
-            self.seen = self.fenced = 0
-            waiting, self.waiting = self.waiting, []
-            for waiter in waiting:
-                waiter.wake()
-        return phase
-
-
-class ClusterBarrier:
-    """barrier.cluster: all threads of the cluster that have not exited."""
-
-    def __init__(self, cluster: Any) -> None:
-        self._cluster = cluster
-        self.arrived: dict[Any, int] = {}  # warp: its lanes that have arrived
-        self.seen = self.fenced = 0
-        self.done: list[tuple[int, int]] = []  # as in NamedBarrier
-        self.waiting: list[Any] = []
-
-    def arrive(self, warp: Any, seen: int, fenced: int) -> None:
-        self.arrived[warp] = self.arrived.get(warp, 0) | warp.mask
-        self.seen |= seen
-        self.fenced |= fenced
-        self.check()
-
-    def check(self) -> None:
-        """Completes the phase if all that live have arrived."""
-        for cta in self._cluster.ctas:
-            for warp in cta.warps:
-                if warp.live & ~self.arrived.get(warp, 0):
-                    return
-        if not self.arrived:
-            return
-        self.arrived = {}
-        self.done.append((self.seen, self.fenced))
-        self.seen = self.fenced = 0
-        waiting, self.waiting = self.waiting, []
-        for warp in waiting:
-            warp.wake()
-
-
-def _decode_bar(instruction: ptx.Instruction, program: Program) -> Step:
-    """bar / barrier.cta .sync and .arrive; barrier.cluster."""
+def _decode_bar(instruction: ptx.Instruction, builder: Builder) -> Step:
+    """Decode bar.warp, bar and barrier.cta with .sync and .arrive, and barrier.cluster."""
     modifiers = Modifiers(instruction)
     if modifiers.take("warp"):
         modifiers.need("sync")
@@ -99,11 +29,11 @@ def _decode_bar(instruction: ptx.Instruction, program: Program) -> Step:
     waits = modifiers.need("sync", "arrive") == "sync"
     modifiers.take("aligned")
     modifiers.done()
-    number = program.source(instruction.operands[0], 32)
+    number = builder.source(instruction.operands[0], 32)
     threads = None
     if len(instruction.operands) > 1:
-        threads = program.source(instruction.operands[1], 32)
-    waiting = object()  # the key of a warp's note that it has arrived here
+        threads = builder.source(instruction.operands[1], 32)
+    waiting = object()  # the key in warp.state that says it has arrived here
 
     def step(warp: Any) -> int | None:
         if (blocked := warp.converge()) is not None:
@@ -166,7 +96,7 @@ def _decode_cluster(instruction: ptx.Instruction, modifiers: Modifiers) -> Step:
     return arrive if operation == "arrive" else wait
 
 
-def _decode_fence(instruction: ptx.Instruction, program: Program) -> Step:
+def _decode_fence(instruction: ptx.Instruction, builder: Builder) -> Step:
     modifiers = Modifiers(instruction)
     if modifiers.take("mbarrier_init"):
         modifiers.need("release")

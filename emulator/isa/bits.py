@@ -7,30 +7,27 @@ from typing import Any
 import numpy as np
 
 from nvfp4.emulator import ptx
+from nvfp4.emulator.isa.builder import Builder, Decoder
 from nvfp4.emulator.isa.elementwise import Scalar, elementwise
-from nvfp4.emulator.isa.program import Decoder, Modifiers, Program, Step
-from nvfp4.emulator.lanes import (
-    ALL,
-    DTYPES,
-    SIGNED,
-    signed,
-)
+from nvfp4.emulator.isa.modifiers import Modifiers
+from nvfp4.emulator.lanes import ALL, DTYPES, SIGNED, signed
+from nvfp4.emulator.machine.program import Step
 
 
-def _decode_logic(instruction: ptx.Instruction, program: Program) -> Step:
-    """and, or, xor; of predicates too."""
+def _decode_logic(instruction: ptx.Instruction, builder: Builder) -> Step:
+    """Decode and, or and xor, also on predicates."""
     modifiers = Modifiers(instruction)
     letter, bits = modifiers.type()
     modifiers.done()
     function = {"and": operator.and_, "or": operator.or_, "xor": operator.xor}[instruction.opcode]
     if letter == "pred":
-        return _predicates(instruction, program, function)
-    return elementwise(program, instruction, bits, function, function)
+        return _predicates(instruction, builder, function)
+    return elementwise(builder, instruction, bits, function, function)
 
 
-def _predicates(instruction: ptx.Instruction, program: Program, function: Any) -> Step:
-    put = program.put(instruction.operands[0], 1)
-    sources = [program.predicate(o) for o in instruction.operands[1:]]
+def _predicates(instruction: ptx.Instruction, builder: Builder, function: Any) -> Step:
+    put = builder.put(instruction.operands[0], 1)
+    sources = [builder.predicate(o) for o in instruction.operands[1:]]
 
     def step(warp: Any) -> None:
         put(warp, function(*(warp.registers[slot] ^ flip for slot, flip in sources)))
@@ -38,17 +35,17 @@ def _predicates(instruction: ptx.Instruction, program: Program, function: Any) -
     return step
 
 
-def _decode_not(instruction: ptx.Instruction, program: Program) -> Step:
+def _decode_not(instruction: ptx.Instruction, builder: Builder) -> Step:
     modifiers = Modifiers(instruction)
     letter, bits = modifiers.type()
     modifiers.done()
     if letter == "pred":
-        return _predicates(instruction, program, lambda x: x ^ ALL)
-    return elementwise(program, instruction, bits, operator.invert, operator.invert)
+        return _predicates(instruction, builder, lambda x: x ^ ALL)
+    return elementwise(builder, instruction, bits, operator.invert, operator.invert)
 
 
-def _decode_shift(instruction: ptx.Instruction, program: Program) -> Step:
-    """Shift amounts above the width count as the width."""
+def _decode_shift(instruction: ptx.Instruction, builder: Builder) -> Step:
+    """Decode shl and shr; amounts above the width count as the width."""
     modifiers = Modifiers(instruction)
     letter, bits = modifiers.type()
     modifiers.done()
@@ -67,11 +64,11 @@ def _decode_shift(instruction: ptx.Instruction, program: Program) -> Step:
             return (value.view(SIGNED[bits]) >> by.view(SIGNED[bits])).view(dtype)
         return np.where(far, dtype(0), value << by if left else value >> by)
 
-    return elementwise(program, instruction, bits, scalar, vector, 0, (bits, 32))
+    return elementwise(builder, instruction, bits, scalar, vector, 0, (bits, 32))
 
 
-def _decode_prmt(instruction: ptx.Instruction, program: Program) -> Step:
-    """Bytes picked from b:a by selector nibbles; bit 3 of a nibble replicates the sign."""
+def _decode_prmt(instruction: ptx.Instruction, builder: Builder) -> Step:
+    """Decode prmt: nibbles select bytes of b:a, and bit 3 of a nibble replicates the sign."""
     Modifiers(instruction, "b32").done()
 
     def scalar(a: int, b: int, selector: int) -> int:
@@ -91,11 +88,11 @@ def _decode_prmt(instruction: ptx.Instruction, program: Program) -> Step:
         sign = np.where(picked & 128, 255, 0).astype(np.uint8)
         return np.where(nibbles & 8, sign, picked).astype(np.uint8).view(np.uint32)[:, 0]
 
-    return elementwise(program, instruction, 32, scalar, vector)
+    return elementwise(builder, instruction, 32, scalar, vector)
 
 
-def _decode_funnel(instruction: ptx.Instruction, program: Program) -> Step:
-    """shf: a window of 32 bits on b:a."""
+def _decode_funnel(instruction: ptx.Instruction, builder: Builder) -> Step:
+    """Decode shf, which takes 32 bits out of b:a."""
     modifiers = Modifiers(instruction)
     left = modifiers.need("l", "r") == "l"
     wraps = modifiers.need("clamp", "wrap") == "wrap"
@@ -111,11 +108,11 @@ def _decode_funnel(instruction: ptx.Instruction, program: Program) -> Step:
         each = zip(a.tolist(), b.tolist(), c.tolist(), strict=True)
         return np.array([scalar(*values) & 0xFFFFFFFF for values in each], np.uint32)
 
-    return elementwise(program, instruction, 32, scalar, vector)
+    return elementwise(builder, instruction, 32, scalar, vector)
 
 
-def _decode_lop3(instruction: ptx.Instruction, program: Program) -> Step:
-    """The truth table's bit (a << 2 | b << 1 | c) is the result."""
+def _decode_lop3(instruction: ptx.Instruction, builder: Builder) -> Step:
+    """Decode lop3: bit (a << 2 | b << 1 | c) of the table is the result."""
     Modifiers(instruction, "b32").done()
     *operands, table = instruction.operands
     if not isinstance(table, ptx.Immediate):
@@ -129,11 +126,11 @@ def _decode_lop3(instruction: ptx.Instruction, program: Program) -> Step:
         return result
 
     short = ptx.Instruction("lop3", (), tuple(operands), None, instruction.line, instruction.text)
-    return elementwise(program, short, 32, function, function)
+    return elementwise(builder, short, 32, function, function)
 
 
-def _decode_bitfield(instruction: ptx.Instruction, program: Program) -> Step:
-    """bfe and bfi; positions and lengths are taken modulo 256."""
+def _decode_bitfield(instruction: ptx.Instruction, builder: Builder) -> Step:
+    """Decode bfe and bfi, whose positions and lengths count modulo 256."""
     modifiers = Modifiers(instruction)
     letter, bits = modifiers.type()
     modifiers.done()
@@ -160,17 +157,17 @@ def _decode_bitfield(instruction: ptx.Instruction, program: Program) -> Step:
         return np.array([scalar(*v) & (1 << bits) - 1 for v in each], DTYPES[bits])
 
     widths = (bits, 32, 32) if instruction.opcode == "bfe" else (bits, bits, 32, 32)
-    return elementwise(program, instruction, bits, scalar, vector, 0, widths)
+    return elementwise(builder, instruction, bits, scalar, vector, 0, widths)
 
 
-def _decode_count(instruction: ptx.Instruction, program: Program) -> Step:
-    """popc, clz, brev, bfind."""
+def _decode_count(instruction: ptx.Instruction, builder: Builder) -> Step:
+    """Decode popc, clz, brev and bfind."""
     modifiers = Modifiers(instruction)
     letter, bits = modifiers.type()
     modifiers.done()
 
     def highest(x: int) -> int:
-        """The highest bit that is not the sign."""
+        """Find the highest bit that differs from the sign."""
         return (~signed(x, bits) if letter == "s" and x >> bits - 1 else x).bit_length() - 1
 
     scalar: Scalar = {
@@ -184,7 +181,7 @@ def _decode_count(instruction: ptx.Instruction, program: Program) -> Step:
     def vector(x: np.ndarray) -> np.ndarray:
         return np.array([scalar(v) & (1 << result) - 1 for v in x.tolist()], DTYPES[result])
 
-    return elementwise(program, instruction, bits, scalar, vector, result, (bits,))
+    return elementwise(builder, instruction, bits, scalar, vector, result, (bits,))
 
 
 DECODERS: Mapping[str, Decoder] = {

@@ -1,4 +1,4 @@
-"""Branches, and what a warp's lanes do together (PTX ISA: Control Flow; shfl, vote, elect)."""
+"""Branches, and exchanges between the lanes of a warp (PTX ISA: Control Flow; shfl, vote)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,30 +7,24 @@ import numpy as np
 
 from nvfp4.emulator import ptx
 from nvfp4.emulator.hazards import Hazard, Kind
-from nvfp4.emulator.isa.program import ENDED, YIELD, Decoder, Modifiers, Program, Step
-from nvfp4.emulator.lanes import (
-    ALL,
-    LANES,
-    flags,
-    lane_set,
-    lowest,
-    members,
-    pick,
-    spread,
-)
+from nvfp4.emulator.isa.builder import Builder, Decoder
+from nvfp4.emulator.isa.modifiers import Modifiers
+from nvfp4.emulator.lanes import ALL, LANES, flags, lane_set, lowest, members, pick, spread
+from nvfp4.emulator.machine.outcomes import ENDED, YIELD
+from nvfp4.emulator.machine.program import Step
 
 
-def _decode_bra(instruction: ptx.Instruction, program: Program) -> Step:
+def _decode_bra(instruction: ptx.Instruction, builder: Builder) -> Step:
     modifiers = Modifiers(instruction)
     modifiers.take("uni")
     modifiers.done()
     (label,) = instruction.operands
     assert isinstance(label, ptx.Symbol)
-    target = program.kernel.labels[label.name]
+    target = builder.kernel.labels[label.name]
     if instruction.guard is None:
         return lambda warp: target
-    predicate, flip = program.predicate(instruction.guard)
-    after = program.index + 1
+    predicate, flip = builder.predicate(instruction.guard)
+    after = builder.index + 1
 
     def step(warp: Any) -> int | None:
         taken = (warp.registers[predicate] ^ flip) & warp.mask
@@ -43,7 +37,7 @@ def _decode_bra(instruction: ptx.Instruction, program: Program) -> Step:
     return step
 
 
-def _decode_exit(instruction: ptx.Instruction, program: Program) -> Step:
+def _decode_exit(instruction: ptx.Instruction, builder: Builder) -> Step:
     modifiers = Modifiers(instruction)
     modifiers.take("uni")
     modifiers.done()
@@ -52,7 +46,7 @@ def _decode_exit(instruction: ptx.Instruction, program: Program) -> Step:
     return lambda warp: ENDED
 
 
-def _decode_trap(instruction: ptx.Instruction, program: Program) -> Step:
+def _decode_trap(instruction: ptx.Instruction, builder: Builder) -> Step:
     Modifiers(instruction).done()
 
     def step(warp: Any) -> None:
@@ -62,7 +56,7 @@ def _decode_trap(instruction: ptx.Instruction, program: Program) -> Step:
 
 
 def _member_mask(warp: Any, mask: int) -> int | None:
-    """Waits for the lanes that a .sync instruction names."""
+    """Wait for the lanes that a .sync instruction names."""
     if mask & ~warp.mask & warp.live:
         return warp.converge()
     if warp.mask & ~mask:
@@ -70,12 +64,12 @@ def _member_mask(warp: Any, mask: int) -> int | None:
     return None
 
 
-def _decode_elect(instruction: ptx.Instruction, program: Program) -> Step:
+def _decode_elect(instruction: ptx.Instruction, builder: Builder) -> Step:
     Modifiers(instruction, "sync").done()
     pair, mask_operand = instruction.operands
     assert isinstance(pair, ptx.Pair)
-    leader, predicate = program.put(pair.first, 32), program.put(pair.second, 1)
-    mask = program.source(mask_operand, 32)
+    leader, predicate = builder.put(pair.first, 32), builder.put(pair.second, 1)
+    mask = builder.source(mask_operand, 32)
 
     def step(warp: Any) -> int | None:
         if (blocked := _member_mask(warp, pick(warp.registers[mask], warp.mask))) is not None:
@@ -88,8 +82,8 @@ def _decode_elect(instruction: ptx.Instruction, program: Program) -> Step:
     return step
 
 
-def _decode_shfl(instruction: ptx.Instruction, program: Program) -> Step:
-    """As in the ISA's pseudocode: `c` packs the segment mask (bits 8-12) and the clamp (0-4)."""
+def _decode_shfl(instruction: ptx.Instruction, builder: Builder) -> Step:
+    """Decode shfl; its `c` packs the segment mask (bits 8-12) and the clamp (bits 0-4)."""
     modifiers = Modifiers(instruction, "sync")
     mode = modifiers.need("idx", "up", "down", "bfly")
     modifiers.need("b32")
@@ -97,10 +91,10 @@ def _decode_shfl(instruction: ptx.Instruction, program: Program) -> Step:
     into, a, b, c, m = instruction.operands
     valid = None
     if isinstance(into, ptx.Pair):
-        valid = program.put(into.second, 1)
+        valid = builder.put(into.second, 1)
         into = into.first
-    put = program.put(into, 32)
-    source, lane_operand, control, mask = (program.source(x, 32) for x in (a, b, c, m))
+    put = builder.put(into, 32)
+    source, lane_operand, control, mask = (builder.source(x, 32) for x in (a, b, c, m))
     own = np.arange(LANES)
 
     def step(warp: Any) -> int | None:
@@ -143,14 +137,14 @@ def _decode_shfl(instruction: ptx.Instruction, program: Program) -> Step:
     return step
 
 
-def _decode_vote(instruction: ptx.Instruction, program: Program) -> Step:
+def _decode_vote(instruction: ptx.Instruction, builder: Builder) -> Step:
     modifiers = Modifiers(instruction, "sync")
     mode = modifiers.need("all", "any", "uni", "ballot")
     modifiers.need("b32" if mode == "ballot" else "pred")
     modifiers.done()
-    put = program.put(instruction.operands[0], 32 if mode == "ballot" else 1)
-    predicate, flip = program.predicate(instruction.operands[1])
-    mask = program.source(instruction.operands[2], 32)
+    put = builder.put(instruction.operands[0], 32 if mode == "ballot" else 1)
+    predicate, flip = builder.predicate(instruction.operands[1])
+    mask = builder.source(instruction.operands[2], 32)
 
     def step(warp: Any) -> int | None:
         if (blocked := _member_mask(warp, pick(warp.registers[mask], warp.mask))) is not None:
@@ -166,16 +160,16 @@ def _decode_vote(instruction: ptx.Instruction, program: Program) -> Step:
     return step
 
 
-def _decode_redux(instruction: ptx.Instruction, program: Program) -> Step:
+def _decode_redux(instruction: ptx.Instruction, builder: Builder) -> Step:
     modifiers = Modifiers(instruction, "sync")
     letter, bits = modifiers.type()
     operation = modifiers.need("add", "min", "max", "and", "or", "xor")
     modifiers.done()
     if letter == "f" or bits != 32:
         raise instruction.unsupported("integers of 32 bits only")
-    put = program.put(instruction.operands[0], 32)
-    source = program.source(instruction.operands[1], 32)
-    mask = program.source(instruction.operands[2], 32)
+    put = builder.put(instruction.operands[0], 32)
+    source = builder.source(instruction.operands[1], 32)
+    mask = builder.source(instruction.operands[2], 32)
     reduce: Any = {
         "add": np.sum,
         "min": np.min,
@@ -197,19 +191,19 @@ def _decode_redux(instruction: ptx.Instruction, program: Program) -> Step:
     return step
 
 
-def _decode_activemask(instruction: ptx.Instruction, program: Program) -> Step:
+def _decode_activemask(instruction: ptx.Instruction, builder: Builder) -> Step:
     Modifiers(instruction, "b32").done()
-    put = program.put(instruction.operands[0], 32)
+    put = builder.put(instruction.operands[0], 32)
     return lambda warp: put(warp, warp.mask)
 
 
-def _decode_nanosleep(instruction: ptx.Instruction, program: Program) -> Step:
+def _decode_nanosleep(instruction: ptx.Instruction, builder: Builder) -> Step:
     Modifiers(instruction, "u32").done()
     return lambda warp: YIELD
 
 
-def _decode_setmaxnreg(instruction: ptx.Instruction, program: Program) -> Step:
-    """A register budget, which the emulator does not model; but whole warps run it."""
+def _decode_setmaxnreg(instruction: ptx.Instruction, builder: Builder) -> Step:
+    """Decode setmaxnreg: its register budget is not modelled, but whole warps have to run it."""
     modifiers = Modifiers(instruction)
     modifiers.need("inc", "dec")
     modifiers.need("sync")
@@ -224,9 +218,10 @@ def _decode_setmaxnreg(instruction: ptx.Instruction, program: Program) -> Step:
     return lambda warp: warp.converge()
 
 
-def _decode_griddepcontrol(instruction: ptx.Instruction, program: Program) -> Step:
-    """Launches run one after the other here: the grids that this one depends on have ended. But a
-    kernel that has the wait may access global memory only behind it (Warp.access_global).
+def _decode_griddepcontrol(instruction: ptx.Instruction, builder: Builder) -> Step:
+    """Decode griddepcontrol, whose wait finds all earlier launches ended here.
+
+    A kernel that has the wait may access global memory only after it (Warp.access_global).
     """
     modifiers = Modifiers(instruction)
     kind = modifiers.need("wait", "launch_dependents")
@@ -235,7 +230,7 @@ def _decode_griddepcontrol(instruction: ptx.Instruction, program: Program) -> St
     def step(warp: Any) -> None:
         warp.machine.counts[f"griddepcontrol.{kind}"] += 1
         if kind == "wait":
-            warp.wait_for_grids(instruction.line)
+            warp.wait_for_grids(instruction)
 
     return step
 

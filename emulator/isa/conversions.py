@@ -1,4 +1,4 @@
-"""Conversions (PTX ISA: cvt), to nearest even where it rounds floats."""
+"""Conversions (PTX ISA: cvt); floats round to nearest, ties to even."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 
 from nvfp4.emulator import ptx
-from nvfp4.emulator.isa.program import Decoder, Modifiers, Program, Step
+from nvfp4.emulator.isa.builder import Builder, Decoder
+from nvfp4.emulator.isa.modifiers import Modifiers
 from nvfp4.emulator.lanes import DTYPES, FLOATS, SIGNED, spread
+from nvfp4.emulator.machine.program import Step
 
 
 def to_bfloat16(bits: np.ndarray) -> np.ndarray:
-    """float32 patterns to bfloat16 ones, to nearest even; any NaN becomes 0x7FFF."""
+    """Round float32 patterns to bfloat16 patterns, ties to even; any NaN becomes 0x7FFF."""
     rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
     nan = bits & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000)
     return np.where(nan, np.uint32(0x7FFF), rounded).astype(np.uint16)
@@ -23,7 +25,7 @@ def _to_float16(bits: np.ndarray) -> np.ndarray:
 
 
 def _nearest(table: np.ndarray, magnitudes: np.ndarray) -> np.ndarray:
-    """Codes of the nearest values of an ascending table, ties to the even code, saturating."""
+    """Give the codes of the nearest values in an ascending table: ties to even, saturating."""
     middle = (table[:-1] + table[1:]) / 2
     below = np.searchsorted(middle, magnitudes, side="left")
     tie = (below < len(middle)) & (middle[np.minimum(below, len(middle) - 1)] == magnitudes)
@@ -59,12 +61,12 @@ _PAIRS: Mapping[str, tuple[Callable[[np.ndarray], np.ndarray], int]] = {
 }
 
 
-def _decode_cvt(instruction: ptx.Instruction, program: Program) -> Step:
+def _decode_cvt(instruction: ptx.Instruction, builder: Builder) -> Step:
     names = list(instruction.modifiers)
     if names[-1] == "e4m3x2":
-        return _decode_cvt_from_e4m3(instruction, program)
+        return _decode_cvt_from_e4m3(instruction, builder)
     if len(instruction.operands) == 3 and names[-1] == "f32":
-        return _decode_cvt_pair(instruction, program)
+        return _decode_cvt_pair(instruction, builder)
     modifiers = Modifiers(instruction)
     source_kind, source_bits = _kind(names[-1], instruction)
     kind, bits = _kind(names[-2], instruction)
@@ -73,9 +75,9 @@ def _decode_cvt(instruction: ptx.Instruction, program: Program) -> Step:
     rounding = modifiers.take("rn", "rz", "rm", "rp", "rni", "rzi", "rmi", "rpi")
     saturates = bool(modifiers.take("sat"))
     modifiers.done()
-    put = program.put(instruction.operands[0], bits)
-    slot = program.source(instruction.operands[1], source_bits)
-    width = program.bits[program.result(instruction.operands[0], bits)]
+    put = builder.put(instruction.operands[0], bits)
+    slot = builder.source(instruction.operands[1], source_bits)
+    width = builder.bits[builder.result(instruction.operands[0], bits)]
     if source_kind in "ub" and kind in "usb" and not saturates:
         # to a wider type: zero-extended; to a narrower: truncated, and then extended as its own
         keep = min(bits, source_bits)
@@ -183,17 +185,17 @@ def _convert_floats(
 
 
 _E4M3_AS_FLOAT16 = np.concatenate([_E4M3, [np.nan], -_E4M3, [np.nan]]).astype(np.float16)
-"""Each code's value, which float16 holds exactly."""
+"""The value of each E4M3 code, which float16 holds exactly."""
 
 
-def _decode_cvt_from_e4m3(instruction: ptx.Instruction, program: Program) -> Step:
-    """cvt.rn.f16x2.e4m3x2: two codes to two float16, in the same order."""
+def _decode_cvt_from_e4m3(instruction: ptx.Instruction, builder: Builder) -> Step:
+    """Decode cvt.rn.f16x2.e4m3x2: two codes become two float16, in order."""
     modifiers = Modifiers(instruction, "e4m3x2")
     modifiers.need("f16x2")
     modifiers.need("rn")
     modifiers.done()
     into, source = instruction.operands
-    put, slot = program.put(into, 32), program.source(source, 16)
+    put, slot = builder.put(into, 32), builder.source(source, 16)
     values = _E4M3_AS_FLOAT16.view(np.uint16).astype(np.uint32)
     values[[0x7F, 0xFF]] = 0x7FFF  # the canonical NaN
 
@@ -203,8 +205,8 @@ def _decode_cvt_from_e4m3(instruction: ptx.Instruction, program: Program) -> Ste
     return _apply(put, slot, 16, convert)
 
 
-def _decode_cvt_pair(instruction: ptx.Instruction, program: Program) -> Step:
-    """cvt.rn.<pair>.f32 d, a, b: a goes to the upper half of d, b to the lower."""
+def _decode_cvt_pair(instruction: ptx.Instruction, builder: Builder) -> Step:
+    """Decode cvt.rn.<pair>.f32 d, a, b: a becomes the upper half of d, b the lower."""
     modifiers = Modifiers(instruction, "f32")
     modifiers.need("rn")
     kind = modifiers.need(*_PAIRS)
@@ -213,9 +215,9 @@ def _decode_cvt_pair(instruction: ptx.Instruction, program: Program) -> Step:
     modifiers.done()
     convert, bits = _PAIRS[kind]
     into, upper, lower = instruction.operands
-    put = program.put(into, 2 * bits if bits > 4 else 8)
-    width = program.bits[program.result(into, 2 * bits if bits > 4 else 8)]
-    slots = program.source(upper, 32), program.source(lower, 32)
+    put = builder.put(into, 2 * bits if bits > 4 else 8)
+    width = builder.bits[builder.result(into, 2 * bits if bits > 4 else 8)]
+    slots = builder.source(upper, 32), builder.source(lower, 32)
     dtype = DTYPES[width]
 
     def step(warp: Any) -> None:

@@ -1,7 +1,7 @@
-"""What arithmetic instructions share: the same operation in every lane.
+"""One operation in every lane, as integer arithmetic and logic have it.
 
-Most values are the same in all lanes, and Python ints are quicker than numpy there; so every
-operation has two forms.
+Most values are equal in all lanes, where Python ints are quicker than numpy. So an operation has
+two forms.
 """
 
 from collections.abc import Callable
@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 
 from nvfp4.emulator import ptx
-from nvfp4.emulator.isa.program import Program, Step
-from nvfp4.emulator.lanes import (
-    DTYPES,
-    spread,
-)
+from nvfp4.emulator.isa.builder import Builder
+from nvfp4.emulator.lanes import DTYPES, spread
+from nvfp4.emulator.machine.program import Step
 
 Scalar = Callable[..., int]
 
@@ -24,11 +22,11 @@ _SOURCES = {
     **dict.fromkeys(("not", "neg", "abs", "popc", "clz", "brev", "bfind"), 1),
     "bfi": 4,
 }  # fmt: skip
-"""How many operands an instruction has behind its result, where not two."""
+"""The number of operands behind the result, where it is not two."""
 
 
 def elementwise(
-    program: Program,
+    builder: Builder,
     instruction: ptx.Instruction,
     bits: int,
     scalar: Scalar | None,
@@ -36,19 +34,21 @@ def elementwise(
     result_bits: int = 0,
     source_bits: tuple[int, ...] = (),
 ) -> Step:
-    """result = f(sources). `scalar` takes and gives unsigned ints and need not wrap its result;
-    `vector` takes arrays of the sources' bits and gives one of the result's.
+    """Make a step that puts f(sources) into the result.
+
+    `scalar` takes and returns unsigned ints, and its result is wrapped afterwards. `vector` takes
+    arrays with the bits of the sources and returns one with the bits of the result.
     """
     result_bits = result_bits or bits
     into, *operands = instruction.operands
     if len(operands) != _SOURCES.get(instruction.opcode, 2):
         raise ValueError(f"{len(operands)} operands behind the result")
     widths = source_bits or (bits,) * len(operands)
-    slots = [program.source(o, n) for o, n in zip(operands, widths, strict=True)]
-    put = program.put(into, result_bits)
+    slots = [builder.source(o, n) for o, n in zip(operands, widths, strict=True)]
+    put = builder.put(into, result_bits)
     wrap = (1 << result_bits) - 1
-    # A register may be wider than the operation: then its upper bits do not count.
-    narrow = [program.bits[s] > n for s, n in zip(slots, widths, strict=True)]
+    # A register may be wider than the operation, which then ignores its upper bits.
+    narrow = [builder.bits[s] > n for s, n in zip(slots, widths, strict=True)]
     if scalar is not None and len(slots) == 2 and not any(narrow):
         a, b = slots
         wide_a, wide_b = widths
@@ -70,7 +70,9 @@ def elementwise(
             if any(narrow):
                 values = [v & ((1 << n) - 1) for v, n in zip(values, widths, strict=True)]
             put(warp, scalar(*values) & wrap)
-        elif all(v.__class__ is int for v in values):  # no int form, but one lane is enough
+        elif all(
+            v.__class__ is int for v in values
+        ):  # there is no form for ints, but one lane is enough
             one = vector(*(np.array([v], DTYPES[n]) for v, n in zip(values, widths, strict=True)))
             put(warp, int(one[0]))
         else:

@@ -1,8 +1,8 @@
 """Floating point (PTX ISA: Floating Point Instructions).
 
-numpy rounds float32 and float64 operations to nearest even, denormals kept: .rn without .ftz. A
-fused multiply-add of float32 goes through float64: the product of two float32 is exact there, and
-the sum, rounded to odd, rounds to float32 as if it were exact.
+numpy rounds float32 and float64 operations to nearest even and keeps denormals, as .rn without .ftz
+does. A fused multiply-add of float32 goes through float64. The product of two float32 is exact
+there, and the sum is rounded to odd, so that it rounds to float32 as if it were exact.
 """
 
 import math
@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 
 from nvfp4.emulator import ptx
-from nvfp4.emulator.isa.program import Decoder, Modifiers, Program, Step
+from nvfp4.emulator.isa.builder import Builder, Decoder
+from nvfp4.emulator.isa.modifiers import Modifiers
 from nvfp4.emulator.lanes import DTYPES, spread
+from nvfp4.emulator.machine.program import Step
 
 
 def fma32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """a * b + c rounded once to float32."""
+    """Compute a * b + c, rounded once to float32."""
     product = a.astype(np.float64) * b.astype(np.float64)
     wide = c.astype(np.float64)
     total = product + wide
-    # The error of the sum (Knuth's two-sum), to round to odd: then rounding to float32 is exact.
+    # The error of the sum (Knuth's two-sum) says how to round it to odd.
     part = total - product
     error = (product - (total - part)) + (wide - part)
     raw = total.view(np.int64)
@@ -32,7 +34,7 @@ def fma32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 def _fma64(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """The same for float64, by Python's fractions."""
+    """Compute a * b + c, rounded once to float64, with Python's fractions."""
     result = a * b + c
     for i in np.flatnonzero(np.isfinite(a) & np.isfinite(b) & np.isfinite(c)):
         exact = Fraction(a[i]) * Fraction(b[i]) + Fraction(c[i])
@@ -42,11 +44,11 @@ def _fma64(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 _HUGE = 2**1024 - 2**970
-"""From here on a number rounds to infinity."""
+"""The smallest number that rounds to infinity."""
 
 
 def _chosen(ufunc: Callable[..., np.ndarray], low: bool) -> Callable[..., np.ndarray]:
-    """min and max: a number rather than a NaN, and -0 is below +0."""
+    """Make a min or max that prefers a number to a NaN and has -0 below +0."""
 
     def choose(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         numbers = np.where(a == b, np.where(np.signbit(a) == low, a, b), ufunc(a, b))
@@ -57,7 +59,7 @@ def _chosen(ufunc: Callable[..., np.ndarray], low: bool) -> Callable[..., np.nda
 
 
 def _nan_if_either(choose: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    """min.NaN and max.NaN: the canonical NaN if an operand is one."""
+    """Make a min or max that gives the canonical NaN if an operand is a NaN."""
 
     def canonical(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         nan = np.uint32(0x7FFFFFFF).view(np.float32)
@@ -67,7 +69,7 @@ def _nan_if_either(choose: Callable[..., np.ndarray]) -> Callable[..., np.ndarra
 
 
 def _flushed(x: np.ndarray) -> np.ndarray:
-    """.ftz: denormals are zeros of their sign."""
+    """Replace denormals with zeros of their sign, as .ftz does."""
     return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), x), x)
 
 
@@ -101,13 +103,13 @@ _SOURCES = {
     "fma": 3,
     **dict.fromkeys(("add", "sub", "mul", "div", "min", "max", "min.NaN", "max.NaN"), 2),
 }
-"""How many operands an operation has, where not one."""
+"""The number of operands of an operation, where it is not one."""
 _APPROXIMATE = ("rcp", "sqrt", "rsqrt", "ex2", "lg2", "tanh", "div")
-"""Their .approx forms have no exact results; these are the correctly rounded ones."""
+"""Operations whose .approx forms are inexact; here they are correctly rounded."""
 
 
-def decode(instruction: ptx.Instruction, program: Program) -> Step:
-    """An arithmetic instruction on f32, f64 or packed f32x2."""
+def decode(instruction: ptx.Instruction, builder: Builder) -> Step:
+    """Decode an arithmetic instruction on f32, f64 or packed f32x2."""
     modifiers = Modifiers(instruction)
     name = instruction.opcode
     kind = modifiers.need("f32", "f64", "f32x2")
@@ -125,8 +127,8 @@ def decode(instruction: ptx.Instruction, program: Program) -> Step:
     into, *operands = instruction.operands
     if len(operands) != _SOURCES.get(name, 1):
         raise ValueError(f"{len(operands)} operands behind the result")
-    put = program.put(into, bits)
-    slots = [program.source(operand, bits) for operand in operands]
+    put = builder.put(into, bits)
+    slots = [builder.source(operand, bits) for operand in operands]
 
     def result(words: list[np.ndarray]) -> np.ndarray:
         floats = [word.view(dtype) for word in words]

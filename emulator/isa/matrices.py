@@ -1,4 +1,4 @@
-"""stmatrix: a warp stores 8x8 matrices of 16-bit elements (PTX ISA, "stmatrix")."""
+"""The stmatrix instruction: a warp stores 8x8 matrices of 16-bit elements (PTX ISA)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,12 +7,16 @@ import numpy as np
 
 from nvfp4.emulator import ptx
 from nvfp4.emulator.isa.accesses import store
-from nvfp4.emulator.isa.program import Decoder, Modifiers, Program, Step
+from nvfp4.emulator.isa.builder import Builder, Decoder
+from nvfp4.emulator.isa.modifiers import Modifiers
 from nvfp4.emulator.lanes import spread
+from nvfp4.emulator.machine.program import Step
 
 
-def _decode_stmatrix(instruction: ptx.Instruction, program: Program) -> Step:
-    """Lane l holds elements 2 (l % 4) and the next of row l / 4 of each matrix; row r of matrix i
+def _decode_stmatrix(instruction: ptx.Instruction, builder: Builder) -> Step:
+    """Decode stmatrix.
+
+    Lane l holds elements 2 (l % 4) and the next one of row l / 4 of each matrix. Row r of matrix i
     is stored at the address that lane 8 i + r gives.
     """
     modifiers = Modifiers(instruction, "sync", "aligned", "m8n8")
@@ -24,8 +28,8 @@ def _decode_stmatrix(instruction: ptx.Instruction, program: Program) -> Step:
     items = data.items if isinstance(data, ptx.Vector) else (data,)
     if len(items) != count:
         raise instruction.unsupported(f"{len(items)} registers for {count} matrices")
-    slots = [program.source(item, 32) for item in items]
-    base, offset = program.address(address)
+    slots = [builder.source(item, 32) for item in items]
+    base, offset = builder.address(address)
 
     def step(warp: Any) -> int | None:
         if (blocked := warp.converge()) is not None:

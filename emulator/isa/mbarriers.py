@@ -1,90 +1,24 @@
-"""mbarrier (PTX ISA: Parallel Synchronization and Communication Instructions, mbarrier).
+"""The mbarrier instructions (PTX ISA: Parallel Synchronization and Communication Instructions).
 
-A phase hands what those that arrived have observed to those that wait for it; see shadow.py.
+A phase passes what the arriving warps have observed on to the waiting ones (memory/shadow.py).
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from nvfp4.emulator import ptx
-from nvfp4.emulator.hazards import Event, Hazard, Kind
-from nvfp4.emulator.isa.accesses import cta_at
-from nvfp4.emulator.isa.program import (
-    BLOCKED,
-    YIELD,
-    Decoder,
-    Modifiers,
-    Program,
-    Step,
-)
+from nvfp4.emulator.hazards import Hazard, Kind
+from nvfp4.emulator.isa.builder import Builder, Decoder
+from nvfp4.emulator.isa.modifiers import Modifiers
 from nvfp4.emulator.lanes import ALL, members, pick, uniform
+from nvfp4.emulator.machine.mbarrier import TX_LIMIT, Mbarrier
+from nvfp4.emulator.machine.outcomes import BLOCKED, YIELD
+from nvfp4.emulator.machine.program import Step
+from nvfp4.emulator.machine.shared_addresses import cta_at, mbarrier_at
 from nvfp4.emulator.memory.shadow import MBARRIER
 
-_TX_LIMIT = (1 << 20) - 1
-"""The range of an mbarrier's tx-count (PTX ISA: Contents of the mbarrier object)."""
 
-
-class Mbarrier:
-    """An mbarrier object: its phase completes when no arrival and no transaction is pending."""
-
-    __slots__ = (
-        "count", "pending", "tx", "phase", "seen", "fenced", "done", "waiting", "init", "where",
-    )  # fmt: skip
-
-    def __init__(self, count: int, init: int, where: str) -> None:
-        self.count = self.pending = count
-        self.tx = 0
-        self.phase = 0
-        self.seen = self.fenced = 0  # what this phase's arrivals had observed
-        self.done = (0, 0)  # what the completed phases' had
-        self.waiting: list[Any] = []
-        self.init = init  # the event of its initialisation
-        self.where = where
-
-    def arrive(self, arrivals: int, tx: int, seen: int, fenced: int) -> None:
-        """`tx` > 0 expects that many bytes; < 0: so many have come."""
-        if arrivals > self.pending:
-            raise Hazard(
-                Kind.MBARRIER,
-                f"{arrivals} arrivals at {self.where}, where {self.pending} of {self.count} are"
-                " pending in this phase",
-            )
-        self.seen |= seen
-        self.fenced |= fenced
-        self.pending -= arrivals
-        self.tx += tx
-        if not -_TX_LIMIT <= self.tx <= _TX_LIMIT:
-            raise Hazard(Kind.MBARRIER, f"tx-count {self.tx} at {self.where} is out of range")
-        if self.pending:
-            return
-        if self.tx < 0:
-            raise Hazard(
-                Kind.MBARRIER,
-                f"{-self.tx} bytes more than expected have come at {self.where} in this phase",
-            )
-        if self.tx == 0:
-            self.pending = self.count
-            self.phase += 1
-            self.done = (self.done[0] | self.seen, self.done[1] | self.fenced)
-            self.seen = self.fenced = 0
-            waiting, self.waiting = self.waiting, []
-            for warp in waiting:
-                warp.wake()
-
-
-def mbarrier_at(warp: Any, address: int) -> Mbarrier:
-    """The mbarrier at a shared address, for a warp that must know that it is initialised."""
-    cta, offset = cta_at(warp, address)
-    barrier = cta.mbarriers.get(offset)
-    if barrier is None:
-        raise Hazard(Kind.MBARRIER, f"no mbarrier was initialised at {address:#x}")
-    if not warp.seen >> barrier.init & 1:
-        event = warp.cluster.events[barrier.init]
-        raise Hazard(Kind.MBARRIER, f"{barrier.where} is used without waiting for its {event}")
-    return barrier
-
-
-def _decode_mbarrier(instruction: ptx.Instruction, program: Program) -> Step:
+def _decode_mbarrier(instruction: ptx.Instruction, builder: Builder) -> Step:
     modifiers = Modifiers(instruction)
     operation = modifiers.need("init", "inval", "arrive", "test_wait", "try_wait", "expect_tx")
     return {
@@ -94,18 +28,18 @@ def _decode_mbarrier(instruction: ptx.Instruction, program: Program) -> Step:
         "expect_tx": _arrive,
         "test_wait": _wait,
         "try_wait": _wait,
-    }[operation](instruction, program, modifiers)
+    }[operation](instruction, builder, modifiers)
 
 
-def _init(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -> Step:
+def _init(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -> Step:
     modifiers.take("shared", "shared::cta")
     modifiers.need("b64")
     modifiers.done()
-    base, offset = program.address(instruction.operands[0])
-    count = program.source(instruction.operands[1], 32)
+    base, offset = builder.address(instruction.operands[0])
+    count = builder.source(instruction.operands[1], 32)
 
     def step(warp: Any) -> None:
-        address = _one_address(warp, base, offset)
+        address = warp.uniform(base, "mbarrier") + offset
         arrivals = pick(warp.registers[count], warp.mask)
         cta, at = cta_at(warp, address)
         if at % 8:
@@ -113,11 +47,10 @@ def _init(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) 
         cta.shared.bound(at, at + 8)
         if at in cta.mbarriers:
             raise Hazard(Kind.MBARRIER, f"the mbarrier at {address:#x} is initialised twice")
-        if not 1 <= arrivals <= _TX_LIMIT:
+        if not 1 <= arrivals <= TX_LIMIT:
             raise Hazard(Kind.MBARRIER, f"an mbarrier for {arrivals} arrivals")
         if not warp.init_span:
-            event = Event("mbarrier.init", instruction.line, warp.where)
-            warp.init_span = warp.cluster.events.new(event)
+            warp.init_span = warp.new_event("mbarrier.init", instruction)
             warp.seen |= 1 << warp.init_span
             warp.inits |= 1 << warp.init_span
         shadow = cta.shared.shadow
@@ -128,14 +61,14 @@ def _init(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) 
     return step
 
 
-def _inval(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -> Step:
+def _inval(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -> Step:
     modifiers.take("shared", "shared::cta")
     modifiers.need("b64")
     modifiers.done()
-    base, offset = program.address(instruction.operands[0])
+    base, offset = builder.address(instruction.operands[0])
 
     def step(warp: Any) -> None:
-        address = _one_address(warp, base, offset)
+        address = warp.uniform(base, "mbarrier") + offset
         barrier = mbarrier_at(warp, address)
         if barrier.pending != barrier.count or barrier.tx:
             raise Hazard(Kind.MBARRIER, f"{barrier.where} is invalidated within a phase")
@@ -146,15 +79,8 @@ def _inval(instruction: ptx.Instruction, program: Program, modifiers: Modifiers)
     return step
 
 
-def _one_address(warp: Any, base: int, offset: int) -> int:
-    address = uniform(warp.registers[base], warp.mask)
-    if address is None:
-        raise Hazard(Kind.MANY_LANES, "the lanes name different mbarriers")
-    return address + offset
-
-
-def _arrive(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -> Step:
-    """mbarrier.arrive, .arrive.expect_tx, .expect_tx: each active lane counts."""
+def _arrive(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -> Step:
+    """Decode arrive, arrive.expect_tx and expect_tx, in which each active lane counts."""
     counts = "arrive" in instruction.modifiers
     expects = bool(modifiers.take("expect_tx")) or not counts
     modifiers.take("noComplete")
@@ -166,9 +92,9 @@ def _arrive(instruction: ptx.Instruction, program: Program, modifiers: Modifiers
     operands = list(instruction.operands)
     put = None
     if not isinstance(operands[0], ptx.Address):
-        put = program.put(operands.pop(0), 64)
-    base, offset = program.address(operands[0])
-    value = program.source(operands[1], 32) if len(operands) > 1 else None
+        put = builder.put(operands.pop(0), 64)
+    base, offset = builder.address(operands[0])
+    value = builder.source(operands[1], 32) if len(operands) > 1 else None
 
     def step(warp: Any) -> None:
         registers, mask = warp.registers, warp.mask
@@ -187,12 +113,12 @@ def _arrive(instruction: ptx.Instruction, program: Program, modifiers: Modifiers
             arrivals = 0 if not counts else lanes if expects else lanes * each
             barrier.arrive(arrivals, lanes * each if expects else 0, *released)
         if put is not None:
-            put(warp, 0)  # the state: nothing uses it, waits are by parity
+            put(warp, 0)  # the state, which nothing uses: waits are by parity
 
     return step
 
 
-def _wait(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -> Step:
+def _wait(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -> Step:
     modifiers.need("parity")
     modifiers.take("acquire", "relaxed")
     modifiers.take("cta", "cluster")
@@ -200,10 +126,10 @@ def _wait(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) 
     modifiers.need("b64")
     modifiers.done()
     predicate, address, parity_operand, *_ = instruction.operands
-    put = program.put(predicate, 1)
-    base, offset = program.address(address)
-    parity = program.source(parity_operand, 32)
-    spins = _spins(program.kernel, program.index)
+    put = builder.put(predicate, 1)
+    base, offset = builder.address(address)
+    parity = builder.source(parity_operand, 32)
+    spins = _spins(builder.kernel, builder.index)
 
     def step(warp: Any) -> int | None:
         registers = warp.registers
@@ -227,7 +153,7 @@ def _wait(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) 
 
 
 def _spins(kernel: ptx.Kernel, start: int) -> bool:
-    """Whether a failed wait does nothing but try again; the warp can sleep meanwhile."""
+    """Say whether a failed wait only tries again, so that the warp can sleep meanwhile."""
     for instruction in kernel.instructions[start + 1 : start + 8]:
         if instruction.opcode == "bra":
             (target,) = instruction.operands

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from nvfp4.emulator import ptx
-from nvfp4.emulator.isa.program import Decoder, Modifiers, Program, Step
+from nvfp4.emulator.isa.builder import Builder, Decoder
+from nvfp4.emulator.isa.modifiers import Modifiers
 from nvfp4.emulator.lanes import (
     ALL,
     DTYPES,
@@ -19,23 +20,24 @@ from nvfp4.emulator.lanes import (
     signed,
     spread,
 )
-from nvfp4.emulator.machine.special import CLOCKS
+from nvfp4.emulator.machine.program import Step
+from nvfp4.emulator.machine.special_registers import CLOCKS
 
 
-def _decode_mov(instruction: ptx.Instruction, program: Program) -> Step:
-    """mov, and its packing and unpacking of vectors."""
+def _decode_mov(instruction: ptx.Instruction, builder: Builder) -> Step:
+    """Decode mov, which also packs and unpacks vectors."""
     modifiers = Modifiers(instruction)
     letter, bits = modifiers.type()
     modifiers.done()
     into, source = instruction.operands
     if isinstance(source, ptx.Vector):
-        return _pack(program, into, source, bits)
+        return _pack(builder, into, source, bits)
     if isinstance(into, ptx.Vector):
-        return _unpack(program, into, source, bits)
+        return _unpack(builder, into, source, bits)
     if isinstance(source, ptx.Symbol) and source.name in CLOCKS:
-        put = program.put(into, bits)
+        put = builder.put(into, bits)
         return lambda warp: put(warp, warp.machine.time & (1 << bits) - 1)
-    put, slot = program.put(into, bits), program.source(source, bits)
+    put, slot = builder.put(into, bits), builder.source(source, bits)
     return lambda warp: put(warp, _defined(warp.registers[slot]))
 
 
@@ -45,10 +47,10 @@ def _defined(value: Any) -> Any:
     return value
 
 
-def _pack(program: Program, into: ptx.Operand, source: ptx.Vector, bits: int) -> Step:
+def _pack(builder: Builder, into: ptx.Operand, source: ptx.Vector, bits: int) -> Step:
     each = bits // len(source.items)
-    slots = [program.source(item, each) for item in source.items]
-    put = program.put(into, bits)
+    slots = [builder.source(item, each) for item in source.items]
+    put = builder.put(into, bits)
     dtype = DTYPES[bits]
 
     def step(warp: Any) -> None:
@@ -64,11 +66,11 @@ def _pack(program: Program, into: ptx.Operand, source: ptx.Vector, bits: int) ->
     return step
 
 
-def _unpack(program: Program, into: ptx.Vector, source: ptx.Operand, bits: int) -> Step:
+def _unpack(builder: Builder, into: ptx.Vector, source: ptx.Operand, bits: int) -> Step:
     each = bits // len(into.items)
-    slot = program.source(source, bits)
+    slot = builder.source(source, bits)
     puts = [
-        (i, program.put(item, each))
+        (i, builder.put(item, each))
         for i, item in enumerate(into.items)
         if not isinstance(item, ptx.Sink)
     ]
@@ -88,14 +90,14 @@ def _unpack(program: Program, into: ptx.Vector, source: ptx.Operand, bits: int) 
     return step
 
 
-def _decode_selp(instruction: ptx.Instruction, program: Program) -> Step:
+def _decode_selp(instruction: ptx.Instruction, builder: Builder) -> Step:
     modifiers = Modifiers(instruction)
     _, bits = modifiers.type()
     modifiers.done()
     into, a, b, p = instruction.operands
-    put = program.put(into, bits)
-    yes, no = program.source(a, bits), program.source(b, bits)
-    predicate, flip = program.predicate(p)
+    put = builder.put(into, bits)
+    yes, no = builder.source(a, bits), builder.source(b, bits)
+    predicate, flip = builder.predicate(p)
 
     def step(warp: Any) -> None:
         registers = warp.registers
@@ -123,7 +125,7 @@ _COMPARE: Mapping[str, Any] = {
 _COMBINE: Mapping[str, Any] = {"and": operator.and_, "or": operator.or_, "xor": operator.xor}
 
 
-def _decode_setp(instruction: ptx.Instruction, program: Program) -> Step:
+def _decode_setp(instruction: ptx.Instruction, builder: Builder) -> Step:
     modifiers = Modifiers(instruction)
     letter, bits = modifiers.type()
     unordered = ""
@@ -140,13 +142,13 @@ def _decode_setp(instruction: ptx.Instruction, program: Program) -> Step:
     compare = _COMPARE[name]
     into, a, b, *rest = instruction.operands
     first, second = (into.first, into.second) if isinstance(into, ptx.Pair) else (into, None)
-    put = program.put(first, 1)
-    put_other = program.put(second, 1) if second is not None else None
-    x_slot, y_slot = program.source(a, bits), program.source(b, bits)
-    other, flip = program.predicate(rest[0]) if combine else (0, 0)
+    put = builder.put(first, 1)
+    put_other = builder.put(second, 1) if second is not None else None
+    x_slot, y_slot = builder.source(a, bits), builder.source(b, bits)
+    other, flip = builder.predicate(rest[0]) if combine else (0, 0)
     wrap, sign = (1 << bits) - 1, letter == "s"
     kinds = {"s": SIGNED, "f": FLOATS}.get(letter, DTYPES)
-    narrow = program.bits[x_slot] > bits or program.bits[y_slot] > bits
+    narrow = builder.bits[x_slot] > bits or builder.bits[y_slot] > bits
 
     def step(warp: Any) -> None:
         registers = warp.registers

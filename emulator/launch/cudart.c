@@ -1,6 +1,7 @@
-/* The CUDA runtime as the host code of a CuTe DSL function calls it, for a machine without a GPU: every
-   launch goes to a callback. The signatures are those of what an exported object leaves undefined
-   (nvidia-cutlass-dsl 4.8); the names too, but for "em" in place of "cu" (launch.py says why). */
+/* The CUDA runtime as the host code of a CuTe DSL function calls it, for a machine without a GPU. Every
+   launch goes to a callback. The signatures are those of the symbols that an exported object leaves
+   undefined (nvidia-cutlass-dsl 4.8). The names are too, but with "em" in place of "cu" (host.py says
+   why). */
 #include <stddef.h>
 #include <stdint.h>
 
@@ -54,7 +55,7 @@ int _emdaKernelSetAttributeForDevice(const void *kernel, int attribute, int valu
   return (void)kernel, (void)attribute, (void)value, (void)device, 0;
 }
 
-/* The DSL's own run-time library, of which three symbols remain. */
+/* Three symbols of the DSL's own run-time library are needed too. */
 
 int emda_dialect_init_library_once(void **slot, int (*init)(void **),
                                    int (*load_to_device)(void **, int), void *set_error) {

@@ -1,23 +1,23 @@
-"""CTAs and clusters: what their warps share."""
+"""CTAs and clusters, with the state that their warps share."""
 
 from itertools import product
 from typing import Any
 
 from nvfp4.emulator.hazards import Event, Hazard, Kind
-from nvfp4.emulator.isa.barriers import ClusterBarrier, NamedBarrier
-from nvfp4.emulator.isa.mbarriers import Mbarrier
 from nvfp4.emulator.lanes import LANES
+from nvfp4.emulator.machine.barriers import ClusterBarrier, NamedBarrier
+from nvfp4.emulator.machine.mbarrier import Mbarrier
+from nvfp4.emulator.machine.tensor_pipe import TensorPipe
 from nvfp4.emulator.machine.warp import Warp
-from nvfp4.emulator.memory.global_memory import SharedMemory
 from nvfp4.emulator.memory.shadow import Events
+from nvfp4.emulator.memory.shared_memory import SharedMemory
 from nvfp4.emulator.memory.tensor_memory import TensorMemory
-from nvfp4.emulator.tensor_cores.mma import TensorPipe
 
 Dim = tuple[int, int, int]
 
 
 class Cta:
-    """A CTA: shared memory, barriers, tensor memory, the order of its tensor core, its warps."""
+    """A CTA: its warps, shared memory, barriers, tensor memory and tensor core."""
 
     def __init__(self, cluster: "Cluster", rank: int, index: Dim) -> None:
         machine = cluster.machine
@@ -33,9 +33,9 @@ class Cta:
         self.threads = threads
         self.exited = False
         self.started = cluster.events.new(Event("start", 0, f"CTA {index}"))
-        """The event that tells others that this CTA runs: its own warps know, and hand it on."""
+        """The event that this CTA runs, which its own warps know and pass on to others."""
         self.incoming = 0
-        """The arrivals (events) that commits of other CTAs have sent here."""
+        """The events of the arrivals that commits of other CTAs have sent here."""
         self.warps = []
         for index_ in range(-(-threads // LANES)):
             lanes = min(LANES, threads - index_ * LANES)
@@ -58,8 +58,9 @@ class Cta:
             self.cluster.cta_ended()
 
     def _check_incoming(self) -> None:
-        """Refuses to end before each arrival from another CTA has been waited for: it may still be
-        on its way, even if it has come under this schedule.
+        """Refuse to end before each arrival from another CTA has been waited for.
+
+        Such an arrival may still be on its way, even if it has come under this schedule.
         """
         missing = self.incoming
         for warp in self.warps:
@@ -70,12 +71,12 @@ class Cta:
 
 
 class Cluster:
-    """CTAs that run together; `events` numbers what they may have to wait for (shadow.py)."""
+    """CTAs that run together; `events` numbers what they may wait for (memory/shadow.py)."""
 
     def __init__(self, machine: Any, origin: Dim) -> None:
         self.machine = machine
         self.events = Events()
-        self.cta_group = 0  # of its tcgen05 instructions; 0: none yet
+        self.cta_group = 0  # of its tcgen05 instructions; 0 before the first
         self.grid_waits = 0  # the events of its griddepcontrol.wait
         self.barrier = ClusterBarrier(self)
         shape = machine.launch.cluster

@@ -1,79 +1,47 @@
-"""The machine that runs a grid: clusters, CTAs and warps under a seeded random scheduler.
+"""The machine that runs a grid's clusters under a seeded random scheduler.
 
-Time is counted in instructions. A random warp runs for a random number of them; asynchronous work
-ends after a random delay; when no warp can run, time skips to the next such end. Nothing in flight
-and no warp that can run: a deadlock.
+Time is counted in instructions. A random warp runs for a random number of them, and asynchronous
+work ends after a random delay. When no warp can run, time skips to the next end of such work. When
+nothing is in flight either, that is a deadlock.
 """
 
 import heapq
 import random
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import numpy as np
 
-from nvfp4.emulator import ptx
 from nvfp4.emulator.hazards import Deadlock
-from nvfp4.emulator.isa.program import Program
-from nvfp4.emulator.machine import special
+from nvfp4.emulator.machine import special_registers
 from nvfp4.emulator.machine.cluster import Cluster, Cta, Dim
+from nvfp4.emulator.machine.options import Options, Report
+from nvfp4.emulator.machine.program import Program
 from nvfp4.emulator.machine.warp import Warp
-from nvfp4.emulator.memory.global_memory import (
-    RANK_SHIFT,
-    Bytes,
-    GlobalMemory,
-    shared_layout,
-)
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a run is scheduled and what it checks.
-
-    `seed`: of every random choice. `delay`: the longest time that asynchronous work takes, in
-    instructions. `outputs`: names of tensors whose content counts as uninitialised and that must be
-    written whole. `max_steps`: instructions before a run counts as a livelock. `check`: hazards.
-    `tmem_load_waits`: whether a register that tcgen05.ld writes has no value until the warp has
-    executed tcgen05.wait::ld, as PTX ISA has it; False for kernels that leave the wait out, as
-    those of CUTLASS do, and rely on hardware's waiting for registers. `quantum`: the most
-    instructions that a warp runs at a time. `multiprocessors`: as many CTAs run at once.
-    """
-
-    seed: int = 0
-    delay: int = 0
-    outputs: frozenset[str] = frozenset()
-    max_steps: int = 200_000_000
-    check: bool = True
-    tmem_load_waits: bool = True
-    quantum: int = 64
-    multiprocessors: int = 148
-
-
-@dataclass
-class Report:
-    """What a run did."""
-
-    launches: int = 0
-    instructions: int = 0
-    counts: Counter[str] = field(default_factory=Counter)
+from nvfp4.emulator.memory.addresses import RANK_SHIFT
+from nvfp4.emulator.memory.bytes import Bytes
+from nvfp4.emulator.memory.global_memory import GlobalMemory
+from nvfp4.emulator.memory.shared_memory import shared_layout
 
 
 @dataclass(frozen=True)
 class Launch:
+    """A launch of a program, whose grid and cluster are in CTAs and whose block is in threads."""
+
     program: Program
-    module: ptx.Module
     grid: Dim
     block: Dim
     cluster: Dim
     dynamic_shared: int
+    """The bytes of dynamic shared memory."""
     parameters: bytes
+    """The kernel's parameters, laid out as in its PTX."""
 
 
 class Machine:
-    """Runs one launch."""
+    """The clusters of one launch, their time, and the work in flight."""
 
     def __init__(self, launch: Launch, memory: GlobalMemory, options: Options, report: Report):
         self.launch, self.memory, self.options, self.report = launch, memory, options, report
@@ -85,7 +53,7 @@ class Machine:
         self.runnable: list[Warp] = []
         self.clusters: list[Cluster] = []
         self.parameters = Bytes(np.frombuffer(bytearray(launch.parameters), np.uint8), False)
-        self.layout, self.shared_size = shared_layout(launch.module.shared, launch.dynamic_shared)
+        self.layout, self.shared_size = shared_layout(launch.program.shared, launch.dynamic_shared)
         program = launch.program
         self.released = 0  # the CTAs (bits) that have released to the whole GPU
         self.waits_for_grids = options.check and program.uses("griddepcontrol.wait")
@@ -114,12 +82,12 @@ class Machine:
         heapq.heappush(self.events, (time, self.event_number, what))
 
     def delay(self) -> int:
-        """A random duration of asynchronous work."""
+        """Draw the duration of asynchronous work."""
         longest = self.options.delay
         return self.random.randint(0, longest) if longest else 0
 
     def registers(self, cta: Cta, warp: int) -> list[Any]:
-        """A warp's registers at its start: constants, special registers, addresses of variables."""
+        """Give a warp's registers at its start: constants, special registers and addresses."""
         registers = self._template.copy()
         for slot, symbol in self.launch.program.symbols.items():
             value = self._symbol(cta, warp, symbol.name) if symbol.name else 0
@@ -132,7 +100,7 @@ class Machine:
         offsets = self.launch.program.kernel.parameter_offsets
         if name in offsets:
             return offsets[name]
-        return special.value(name, self, cta, warp)
+        return special_registers.value(name, self, cta, warp)
 
     def run(self) -> None:
         size = self.launch.cluster[0] * self.launch.cluster[1] * self.launch.cluster[2]
@@ -161,7 +129,7 @@ class Machine:
         self.report.instructions += self.time - start
 
     def _drop(self, warp: Warp, position: int) -> None:
-        """Takes a warp off the list of those that can run; it may have moved meanwhile."""
+        """Take a warp off the list of runnable ones, in which it may have moved meanwhile."""
         runnable = self.runnable
         if position >= len(runnable) or runnable[position] is not warp:
             position = runnable.index(warp)
@@ -180,13 +148,13 @@ class Machine:
         self._start_cluster()
 
     def _waits(self) -> list[str]:
-        """Each live warp's place."""
+        """Describe where each live warp stands."""
         lines = []
         for cluster in self.clusters:
             for warp in (warp for cta in cluster.ctas for warp in cta.warps if warp.live):
                 places = [(warp.pc, warp.mask), *((pc, lanes) for pc, lanes, _ in warp.fragments)]
                 for pc, lanes in places:
-                    instruction = warp.program.lines[pc]
+                    instruction = warp.program.kernel.instructions[pc]
                     some = "" if lanes == warp.live else f" lanes {lanes:#010x}"
                     lines.append(f"{warp.where}{some}: line {instruction.line}: {instruction.text}")
         return lines

@@ -1,25 +1,21 @@
-"""A warp: 32 threads, their registers and program counters, and what they know of others."""
+"""Warps: their registers and program counters, and what they have observed of others."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from nvfp4.emulator import ptx
-from nvfp4.emulator.hazards import (
-    Event,
-    Hazard,
-    Kind,
-    Unsupported,
-    UnsupportedInstruction,
-)
-from nvfp4.emulator.isa.program import BLOCKED, DIVERGED, YIELD
-from nvfp4.emulator.lanes import Loading, flags, spread
+from nvfp4.emulator.hazards import Event, Hazard, Kind, Unsupported, UnsupportedInstruction
+from nvfp4.emulator.lanes import Loading, flags, spread, uniform
+from nvfp4.emulator.machine.outcomes import BLOCKED, DIVERGED, YIELD
+from nvfp4.emulator.ptx.registers import named_by, read_by
 
 _FAR = 1 << 60
 
 
 class Warp:
-    """32 threads. While they run together `pc` is theirs; else each fragment has a pc and lanes."""
+    """32 threads, which share `pc` until they diverge; then each fragment has a pc and lanes."""
 
     __slots__ = (
         "registers", "program", "steps", "pc", "mask", "full", "live", "limit", "fragments", "cta",
@@ -37,18 +33,19 @@ class Warp:
         self.mask = self.live = live
         self.full = True
         self.limit = _FAR
-        self.fragments: list[list[int]] = []  # others: [pc, lanes, blocked]
+        self.fragments: list[list[int]] = []  # of the other lanes: [pc, lanes, blocked]
         self.parked = False
-        # What it has observed, which generic writes of it lie behind a proxy fence, what its fences
-        # have released, and the event of what it writes and reads now.
+        # Sets of events: those it has observed, the generic writes among them that lie behind a
+        # proxy fence, and those that its fences have released.
         self.seen = self.fenced = self.released = 0
+        # The events of its ordinary accesses and of its mbarrier.init now; all of the latter.
         self.span = self.init_span = self.inits = 0
-        # The event of the tensor core work it issues now; what that work and all before it know.
+        # The event of the tensor core work it issues now, and what that work has observed.
         self.batch = self.pipe_seen = 0
         self.bulk: list[Any] = []  # bulk stores not yet in a group
-        self.bulk_groups: list[list[Any]] = []  # those of each group, oldest first
-        self.loading: list[tuple[int, Loading]] = []  # registers of tcgen05.ld, until the wait
-        self.acquired = 0  # the CTAs (bits) whose releases to the whole GPU came before its acquire
+        self.bulk_groups: list[list[Any]] = []  # the stores of each group, oldest first
+        self.loading: list[tuple[int, Loading]] = []  # results of tcgen05.ld before the wait
+        self.acquired = 0  # the CTAs (bits) whose releases it has acquired at .gpu scope
         self.state: dict[Any, Any] = {}
 
     @property
@@ -56,7 +53,7 @@ class Warp:
         return f"CTA {self.cta.index} warp {self.index}"
 
     def run(self, budget: int) -> int:
-        """Runs up to `budget` instructions; how many it ran."""
+        """Run up to `budget` instructions, and return how many ran."""
         steps, pc, left = self.steps, self.pc, budget
         try:
             while left > 0:
@@ -87,13 +84,13 @@ class Warp:
                     self._select(pc)
                     pc = self.pc
         except Hazard as hazard:
-            line = self.program.lines[pc]
+            line = self.program.kernel.instructions[pc]
             raise hazard.at(line.line, line.text, self.where) from None
         except Unsupported as error:
-            line = self.program.lines[pc]
+            line = self.program.kernel.instructions[pc]
             raise UnsupportedInstruction(line.line, line.text, str(error)) from None
         except (TypeError, AttributeError) as error:
-            line = self.program.lines[pc]
+            line = self.program.kernel.instructions[pc]
             if (missing := self._without_value(line)) is None:
                 raise
             raise missing.at(line.line, line.text, self.where) from error
@@ -101,16 +98,19 @@ class Warp:
         return budget - left
 
     def _without_value(self, line: ptx.Instruction) -> Hazard | None:
-        """What is wrong with an instruction that could not use its registers."""
-        for slot in self.program.named_by(line):
+        """Find what is wrong with an instruction that could not use its registers."""
+        for slot in self._slots(named_by(line)):
             if self.registers[slot].__class__ is Loading:
                 return Hazard(Kind.EARLY_READ, str(self.registers[slot]))
-        if any(self.registers[slot] is None for slot in self.program.read_by(line)):
+        if any(self.registers[slot] is None for slot in self._slots(read_by(line))):
             return Hazard(Kind.UNINITIALISED, "a register is read that was never written")
         return None
 
+    def _slots(self, registers: list[ptx.Register]) -> list[int]:
+        return [self.program.registers[register.name] for register in registers]
+
     def merge(self, slot: int, value: Any) -> None:
-        """Writes a register in the lanes that run; the others keep theirs."""
+        """Write a register in the running lanes; the other lanes keep their values."""
         old = self.registers[slot]
         bits = self.program.bits[slot]
         if bits == 1:
@@ -121,14 +121,14 @@ class Warp:
         self.registers[slot] = value
 
     def diverge(self, target: int, lanes: int, fall: int) -> int:
-        """Some lanes go to `target`, the others to `fall`; the lower pc runs first."""
+        """Send some lanes to `target` and the others to `fall`; the lower pc runs first."""
         self.fragments.append([target, lanes, 0])
         self.mask &= ~lanes
         self._select(fall)
         return DIVERGED
 
     def _select(self, pc: int) -> bool:
-        """Takes up the lowest fragment that is not blocked, with all lanes that are there."""
+        """Go on with the lowest fragment that is not blocked, and all lanes at its pc."""
         merged: dict[int, list[int]] = {}
         if self.mask:
             self.fragments.append([pc, self.mask, 0])
@@ -152,7 +152,7 @@ class Warp:
         return False
 
     def _block(self, pc: int) -> bool:
-        """The running lanes wait. Whether others can run; if not, the warp is parked."""
+        """Block the running lanes; say whether others can run, and park the warp if not."""
         if self.fragments:
             self.fragments.append([pc, self.mask, 1])
             self.mask = 0
@@ -162,7 +162,7 @@ class Warp:
         return False
 
     def wake(self) -> None:
-        """What blocked lanes of this warp wait for may have happened."""
+        """Let blocked lanes try again, because what they wait for may have happened."""
         for fragment in self.fragments:
             fragment[2] = 0
         if self.parked:
@@ -179,7 +179,7 @@ class Warp:
         return True
 
     def converge(self) -> int | None:
-        """For instructions of whole warps: BLOCKED until all live lanes are here."""
+        """Return BLOCKED until all live lanes are at this instruction of the whole warp."""
         if self.full:
             return None
         if not self.fragments or all(blocked for _, _, blocked in self.fragments):
@@ -188,18 +188,51 @@ class Warp:
             )
         return BLOCKED
 
-    # What others may wait for
+    # What instructions need of a warp
+
+    def one_lane(self) -> None:
+        """Refuse an instruction that is for one lane and that several lanes issue."""
+        if self.mask & (self.mask - 1):
+            raise Hazard(
+                Kind.MANY_LANES,
+                f"{self.mask.bit_count()} lanes issue this; one of them is meant to",
+            )
+
+    def uniform(self, slot: int, what: str) -> int:
+        """Give a source of an instruction that acts for the warp, not for each lane."""
+        value = uniform(self.registers[slot], self.mask)
+        if value is None:
+            raise Hazard(Kind.MANY_LANES, f"the lanes differ in the {what}")
+        return value
+
+    def placed(self, instruction: ptx.Instruction, work: Callable[[], None]) -> Callable[[], None]:
+        """Make asynchronous work of an instruction name its place in the hazards that it finds."""
+
+        def run() -> None:
+            try:
+                work()
+            except Hazard as hazard:
+                raise hazard.at(instruction.line, instruction.text, self.where) from None
+
+        return run
+
+    # What others wait for
+
+    def new_event(self, what: str, instruction: ptx.Instruction, generic: bool = False) -> int:
+        """Number something that others may have to wait for."""
+        event = Event(what, instruction.line, self.where)
+        return self.cluster.events.new(event, generic)
 
     def event(self, instruction: ptx.Instruction) -> int:
-        """The event that this warp's ordinary reads and writes belong to until it releases."""
+        """Give the event of the warp's ordinary accesses, a new one after each release."""
         if not self.span:
-            event = Event("ordinary accesses from here on", instruction.line, self.where)
-            self.span = self.cluster.events.new(event, generic=True)
+            what = "ordinary accesses from here on"
+            self.span = self.new_event(what, instruction, generic=True)
             self.seen |= 1 << self.span
         return self.span
 
     def release(self) -> tuple[int, int]:
-        """(observed, fenced) as they are handed to whoever waits for what the warp does now."""
+        """Give (observed, fenced) to pass on to those that wait for what the warp does now."""
         self.span = self.init_span = 0
         return self.seen, self.fenced
 
@@ -208,22 +241,22 @@ class Warp:
         self.fenced |= fenced
 
     def release_to_gpu(self) -> None:
-        """Its CTA's global writes until now are seen by whoever acquires from now on."""
+        """Release the global writes of the warp's CTA to every later acquire on the GPU."""
         self.machine.released |= 1 << self.cta.number
 
     def acquire_from_gpu(self) -> None:
         self.acquired |= self.machine.released
 
-    def wait_for_grids(self, line: int) -> None:
-        """griddepcontrol.wait: this warp, and who waits for it, may access global memory."""
+    def wait_for_grids(self, instruction: ptx.Instruction) -> None:
+        """Allow global memory to this warp and to warps that wait for it (griddepcontrol.wait)."""
         cluster = self.cluster
         if not self.seen & cluster.grid_waits:
-            event = cluster.events.new(Event("griddepcontrol.wait", line, self.where))
+            event = self.new_event("griddepcontrol.wait", instruction)
             self.seen |= 1 << event
             cluster.grid_waits |= 1 << event
 
     def access_global(self) -> None:
-        """Before an access to global memory: the grids before this one have ended, if it waits."""
+        """Refuse global memory before griddepcontrol.wait, if the kernel has it."""
         if self.machine.waits_for_grids and not self.seen & self.cluster.grid_waits:
             raise Hazard(
                 Kind.GRID_DEPENDENCY, "global memory is accessed without waiting for"

@@ -1,68 +1,20 @@
-"""Global memory, which is the registered tensors and nothing else, and a CTA's shared memory.
-
-Addresses are the CPU's own in global memory. A shared address is the CTA's rank in its cluster
-times 2^24 plus an offset, so that it also names memory of its peers; generic addresses of shared
-memory and of parameters lie in windows far above any that a CPU uses.
-"""
+"""Global memory: the registered tensors, and which CTA wrote which byte of them."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
-from nvfp4.emulator import ptx
 from nvfp4.emulator.hazards import Hazard, Kind
 from nvfp4.emulator.lanes import DTYPES
-from nvfp4.emulator.memory.shadow import Events, Index, Shadow
-
-SHARED_WINDOW = 1 << 58
-PARAMETER_WINDOW = 1 << 59
-RANK_SHIFT = 24
-"""Where a cluster's ranks stand in shared addresses. PTX leaves it open; the DSL's kernels rely on
-it where they clear bit 24 of an mbarrier's address to name the even CTA of a pair."""
-DYNAMIC_SHARED_BASE = 1024
-"""The system keeps the first 1 KB of shared memory on sm_90 and later (CUDA programming guide)."""
-
-
-class Bytes:
-    """Memory as bytes and, where its address allows, as wider words."""
-
-    def __init__(self, data: np.ndarray, aligned: bool) -> None:
-        self.data = data
-        self._views = {8: data}
-        if aligned:
-            for bits in (16, 32, 64):
-                whole = len(data) // (bits // 8) * (bits // 8)
-                self._views[bits] = data[:whole].view(DTYPES[bits])
-
-    @property
-    def chunks(self) -> np.ndarray:
-        """[n, 2]: 16 bytes a row, as the async proxy moves them."""
-        return self._views[64][: len(self.data) // 16 * 2].reshape(-1, 2)
-
-    def gather(self, offsets: np.ndarray, bits: int, count: int) -> np.ndarray:
-        """[offsets, count] elements of `bits` bits."""
-        size = bits // 8
-        view = self._views.get(bits)
-        if view is not None:
-            return view[(offsets // size)[:, None] + np.arange(count)]
-        return self.data[offsets[:, None] + np.arange(size * count)].view(DTYPES[bits])
-
-    def scatter(self, offsets: np.ndarray, values: np.ndarray) -> None:
-        """Writes [offsets, count] elements."""
-        size, count = values.itemsize, values.shape[1]
-        view = self._views.get(size * 8)
-        if view is not None:
-            view[(offsets // size)[:, None] + np.arange(count)] = values
-        else:
-            raw = np.ascontiguousarray(values).view(np.uint8)
-            self.data[offsets[:, None] + np.arange(size * count)] = raw
+from nvfp4.emulator.memory.bytes import Bytes
+from nvfp4.emulator.memory.shadow import Index
 
 
 class Tensor:
-    """A registered tensor: the span of memory from its first element to its last."""
+    """A registered tensor, as the span of memory from its first element to its last."""
 
     def __init__(self, name: str, tensor: torch.Tensor, output: bool) -> None:
         if tensor.device.type != "cpu":
@@ -78,9 +30,9 @@ class Tensor:
         self.bytes = Bytes(data.numpy(), self.base % 8 == 0)
         self.output = output
         self.dense = tensor.numel() == span
-        # Of each byte: the CTA that wrote it plus 1; -1: an earlier launch.
+        # For each byte the CTA that wrote it, plus 1; -1 if an earlier launch did.
         self.writer = np.zeros(0, np.int32)
-        # Of each CTA that writes it: its cluster, and the events that these writes belong to.
+        # For each CTA that writes it: the cluster, and the events of these writes.
         self.writes: dict[int, tuple[Any, int]] = {}
 
     @property
@@ -88,13 +40,15 @@ class Tensor:
         return self.base + self.size
 
     def track(self) -> np.ndarray:
-        """`writer`, from the first write on."""
+        """Give `writer`, which exists from the first write on."""
         if not len(self.writer):
             self.writer = np.zeros(self.size, np.int32)
         return self.writer
 
 
 class GlobalMemory:
+    """The registered tensors by address; an access to any other address is a hazard."""
+
     def __init__(
         self, memory: Mapping[str, torch.Tensor], outputs: frozenset[str], check: bool
     ) -> None:
@@ -106,7 +60,7 @@ class GlobalMemory:
         self.check = check
 
     def find(self, low: int, high: int) -> Tensor:
-        """The tensor that holds addresses low <= address < high."""
+        """Find the tensor that holds all addresses from low to high - 1."""
         position = bisect_right(self._bases, low) - 1
         if position >= 0:
             tensor = self.tensors[position]
@@ -123,8 +77,9 @@ class GlobalMemory:
         return f"{what}; the nearest is {near.name} ({near.size} bytes): {distance}"
 
     def load(self, addresses: np.ndarray, bits: int, count: int, warp: Any) -> np.ndarray:
-        """[addresses, count] elements; the addresses may be in several tensors. `warp`: of an
-        ordinary load, for read_check.
+        """Load [addresses, count] elements, from one tensor or several.
+
+        `warp` is None for a strong load (read_check).
         """
         width = bits // 8 * count
         parts = self._parts(addresses, width)
@@ -156,9 +111,10 @@ class GlobalMemory:
         return parts
 
     def read_check(self, tensor: Tensor, index: Index, warp: Any) -> None:
-        """Whether a warp may rely on these bytes: those of an output have been written, and what
-        another CTA of the launch has written, the warp has waited for. No warp: a strong access,
-        which may race.
+        """Check that a warp may rely on these bytes.
+
+        Those of an output must have been written. The warp must have waited for what another CTA of
+        the launch has written; `warp` is None for a strong access, which may race.
         """
         if not self.check:
             return
@@ -168,7 +124,7 @@ class GlobalMemory:
             raise Hazard(Kind.UNINITIALISED, f"{tensor.name} is an output, not yet written")
 
     def view_read_check(self, tensor: Tensor, view: Callable[..., np.ndarray], warp: Any) -> None:
-        """The same for a view of the tensor's bytes."""
+        """Check a view of the tensor's bytes, as read_check does an index."""
         if not self.check:
             return
         if len(tensor.writer):
@@ -199,14 +155,14 @@ class GlobalMemory:
     def write_check(
         self, tensor: Tensor, index: Index, warp: Any, event: int, atomic: bool = False
     ) -> None:
-        """A byte is written by one CTA of a launch."""
+        """Check that no other CTA of the launch writes these bytes, and record the write."""
         if self.check:
             writer = tensor.track()
             self._claim(tensor, writer[index], warp, event, atomic)
             writer[index] = warp.cta.number + 1
 
     def view_write_check(self, tensor: Tensor, cells: np.ndarray, warp: Any, event: int) -> None:
-        """write_check for a view of tensor.track()."""
+        """Check and record the write of a view of tensor.track(), as write_check does an index."""
         self._claim(tensor, cells, warp, event, False)
         cells[...] = warp.cta.number + 1
 
@@ -223,14 +179,14 @@ class GlobalMemory:
         tensor.writes[cta] = (warp.cluster, events | 1 << event)
 
     def launch_ended(self) -> None:
-        """What one launch wrote, the next may overwrite: it comes after it in the stream."""
+        """Let later launches in the stream read and overwrite what this one wrote."""
         for tensor in self.tensors:
             tensor.writes = {}
             if len(tensor.writer):
                 tensor.writer[tensor.writer > 0] = -1
 
     def finish(self) -> None:
-        """Every byte of an output has been written."""
+        """Check that every byte of the outputs has been written."""
         for tensor in self.tensors:
             if not (self.check and tensor.output and tensor.dense):
                 continue
@@ -242,55 +198,3 @@ class GlobalMemory:
                     f"{missing} of {tensor.size} bytes of {tensor.name} were never written;"
                     f" the first is byte {first}",
                 )
-
-
-class SharedMemory:
-    """A CTA's shared memory and its shadow, from offset 0 of its window."""
-
-    def __init__(self, size: int, events: Events, owner: str) -> None:
-        self.size = size
-        padded = -(-size // 16) * 16
-        self.bytes = Bytes(np.zeros(padded, np.uint8), True)
-        self.shadow = Shadow(
-            (padded,), events, lambda index, n: f"{owner}: shared byte {_nth(index, n):#x}"
-        )
-        self.chunk_shadow = self.shadow.reshaped(
-            (-1, 16),
-            lambda index, n: f"{owner}: shared byte {_nth(index, n // 16) * 16 + n % 16:#x}",
-        )
-
-    def bound(self, low: int, high: int) -> None:
-        if low < DYNAMIC_SHARED_BASE or high > self.size:
-            raise Hazard(
-                Kind.OUT_OF_BOUNDS,
-                f"shared bytes {low:#x}..{high - 1:#x}; the CTA has {DYNAMIC_SHARED_BASE:#x}.."
-                f"{self.size - 1:#x}",
-            )
-
-
-def _nth(index: Index, n: int) -> int:
-    """The n-th cell that an index names."""
-    if isinstance(index, slice):
-        return (index.start or 0) + n
-    assert isinstance(index, np.ndarray)
-    return int(index.ravel()[n])
-
-
-class SharedLayout(NamedTuple):
-    offsets: dict[str, int]
-    size: int
-
-
-def shared_layout(variables: list[ptx.Variable], dynamic: int) -> SharedLayout:
-    """Offsets of the shared variables: static ones first, then the dynamic ones, which overlap."""
-    offsets, end = {}, DYNAMIC_SHARED_BASE
-    for variable in variables:
-        if variable.size:
-            offsets[variable.name] = start = -(-end // variable.align) * variable.align
-            end = start + variable.size
-    size = end
-    for variable in variables:
-        if not variable.size:
-            offsets[variable.name] = start = -(-end // variable.align) * variable.align
-            size = max(size, start + dynamic)
-    return SharedLayout(offsets, size)

@@ -1,11 +1,13 @@
-"""Who wrote and who reads each byte: what makes a missing wait visible whenever it could matter.
+"""The shadow of a memory: the last writer and the readers of each byte, as events.
 
-Every access that others may have to wait for is an event with a number: an asynchronous transfer or
-a batch of tensor core work, and, for ordinary loads and stores, the span of a warp's program from
-one release to the next. What an agent has observed is a set of events, an int with a bit for each.
-A warp's set grows when it waits on a barrier, by the sets of those that arrived there. An access
-that conflicts with an event which its agent has not observed is a fault, whether or not the bytes
-happen to be right: this is the happens-before order of PTX ISA's memory consistency model.
+An event is an access that others may have to wait for. It is an asynchronous transfer, a batch of
+tensor core work, or a warp's ordinary loads and stores from one release to the next. Events have
+numbers. What a warp has observed is a set of events, an int with a bit for each. The set grows when
+the warp waits on a barrier, by the sets of those that arrived there.
+
+An access is a fault if it conflicts with an event that its warp has not observed, even where the
+bytes happen to be right. This is the happens-before order of PTX ISA's memory consistency model. It
+shows a missing wait under every schedule.
 """
 
 from collections.abc import Callable
@@ -17,17 +19,17 @@ from nvfp4.emulator.hazards import Event, Hazard, Kind
 Index = slice | np.ndarray | tuple[slice | int | np.ndarray, ...]
 
 NEVER = 0
-"""The number of no event: never written."""
+"""The writer of a byte that was never written; no event has this number."""
 MBARRIER = -1
-"""Stands for an mbarrier's own bytes, which only mbarrier instructions may touch."""
+"""The writer of an mbarrier's own bytes, which only mbarrier instructions may touch."""
 
 
 class Events:
-    """A cluster's events, from number 1 on."""
+    """The events of a cluster, numbered from 1."""
 
     def __init__(self) -> None:
         self._log: list[Event] = [Event("nothing", 0, "")]
-        self.generic = 0  # those that are ordinary loads and stores: the generic proxy
+        self.generic = 0  # the events that are ordinary loads and stores (the generic proxy)
         self._groups: list[int] = [0]
         self._group_numbers: dict[int, int] = {0: 0}
 
@@ -42,7 +44,7 @@ class Events:
         return self._log[number]
 
     def group(self, number: int) -> int:
-        """The set of events that a group's number stands for."""
+        """Give the set of events that a group's number stands for."""
         return self._groups[number]
 
     def group_number(self, events: int) -> int:
@@ -66,7 +68,7 @@ class Shadow:
         self._name = name
 
     def reshaped(self, shape: tuple[int, ...], name: Callable[[Index, int], str]) -> "Shadow":
-        """The same shadow under other indices."""
+        """View this shadow under other indices."""
         other = Shadow((0,), self._events, name)
         other.writer, other.readers = self.writer.reshape(shape), self.readers.reshape(shape)
         return other
@@ -97,15 +99,16 @@ class Shadow:
                 raise self._fault(Kind.PROXY, index, cells, event, what)
 
     def read(self, index: Index, event: int, seen: int, fenced: int | None = None) -> None:
-        """`event` reads; its agent has observed `seen`. `fenced`: the generic writes behind a proxy
-        fence, for readers in the async proxy.
+        """Check and record a read by `event`, whose warp has observed `seen`.
+
+        `fenced` are the generic writes behind a proxy fence, if the async proxy reads.
         """
         self._check_writer(index, seen, fenced, reading=True)
         cells = self.readers[index]
         groups = _distinct(cells)
         bit = 1 << event
         events = self._events
-        # Who waits for this event has also waited for all that this event's agent had observed.
+        # A wait for this event is also a wait for all that its warp had observed.
         new = [events.group_number(events.group(group) & ~seen | bit) for group in groups]
         if len(groups) == 1:
             self.readers[index] = new[0]
@@ -115,12 +118,12 @@ class Shadow:
             self.readers[index] = table[cells - groups[0]]
 
     def check(self, index: Index, seen: int) -> None:
-        """Nobody else still reads or writes."""
+        """Check that no event is left to wait for."""
         self._check_writer(index, seen, None, reading=False)
         self.check_readers(index, seen)
 
     def write(self, index: Index, event: int, seen: int, fenced: int | None = None) -> None:
-        """`event` writes; as in read."""
+        """Check and record a write by `event`, as read does a read."""
         self._check_writer(index, seen, fenced, reading=False)
         self.check_readers(index, seen)
         self.writer[index] = event
@@ -136,7 +139,7 @@ class Shadow:
 
 
 def _distinct(cells: np.ndarray) -> list[int]:
-    """The distinct values, ascending: usually one, and then cheap."""
+    """Give the distinct values, ascending; the usual case of one value is cheap."""
     low, high = int(cells.min()), int(cells.max())
     if low == high:
         return [low]

@@ -1,4 +1,4 @@
-"""A CTA's tensor memory: 128 lanes x 512 columns of 32 bits, and who holds which columns.
+"""A CTA's tensor memory: 128 lanes x 512 columns of 32 bits, and its allocations.
 
 PTX ISA: Tensor Memory Addressing, Tensor Memory Allocation. An address is lane << 16 | column.
 """
@@ -14,13 +14,15 @@ LANES, COLUMNS, QUARTERS = 128, 512, 4
 
 
 class TensorMemory:
+    """The words of a tensor memory, their shadow, and the columns that are allocated."""
+
     def __init__(self, cta: Any) -> None:
         self._cta = cta
         self.words = np.zeros((LANES, COLUMNS), np.uint32)
         self.shadow = Shadow((QUARTERS, COLUMNS), cta.cluster.events, self._name)
-        self.allocations: dict[int, int] = {}  # first column: columns
-        # The two CTAs of a pair allocate together: the columns that each of this CTA's allocations
-        # asks for, and the first column that it got.
+        self.allocations: dict[int, int] = {}  # the number of columns, by the first
+        # The two CTAs of a pair allocate together. So each request of this CTA is kept: the number
+        # of columns, and once it is granted, the first column.
         self.requests: list[int] = []
         self.granted: dict[int, int] = {}
         self.relinquished = False
@@ -36,7 +38,7 @@ class TensorMemory:
         return f"CTA {self._cta.index}: tensor memory column {column}, lanes {32 * quarter}.."
 
     def request(self, columns: int) -> int:
-        """Asks for columns; the number of the request."""
+        """Ask for columns, and return the number of the request."""
         if columns not in (32, 64, 128, 256, 512):
             raise Hazard(Kind.TMEM, f"{columns} columns: allocations are 32, 64, ... 512")
         if self.relinquished:
@@ -45,7 +47,7 @@ class TensorMemory:
         return len(self.requests) - 1
 
     def room(self, columns: int) -> int | None:
-        """The first of that many free columns, if there are."""
+        """Find the first of that many free columns, if there are any."""
         for first in range(0, COLUMNS - columns + 1, columns):
             taken = self.allocations.items()
             if all(first + columns <= at or at + n <= first for at, n in taken):
@@ -53,7 +55,7 @@ class TensorMemory:
         return None
 
     def wake(self) -> None:
-        """Those that wait for an allocation try again."""
+        """Let warps that wait for an allocation try again."""
         waiting, self.waiting = self.waiting, []
         for warp in waiting:
             warp.wake()
@@ -72,7 +74,7 @@ class TensorMemory:
         self.wake()
 
     def region(self, address: int, columns: int) -> slice:
-        """The columns from an address on, all of them within one allocation."""
+        """Give the columns from an address on, which must be within one allocation."""
         first = address & 0xFFFF
         for at, n in self.allocations.items():
             if at <= first and first + columns <= at + n:

@@ -1,4 +1,4 @@
-"""Tensor memory to registers and back (PTX ISA: tcgen05.ld, st, wait, fence)."""
+"""Moves between tensor memory and registers (PTX ISA: tcgen05.ld, st, wait, fence)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,15 +7,20 @@ import numpy as np
 
 from nvfp4.emulator import ptx
 from nvfp4.emulator.hazards import Hazard, Kind
-from nvfp4.emulator.isa.program import Modifiers, Operation, Program, Step
-from nvfp4.emulator.lanes import Loading, spread, uniform
+from nvfp4.emulator.isa.builder import Builder, Operation
+from nvfp4.emulator.isa.modifiers import Modifiers
+from nvfp4.emulator.lanes import Loading, spread
+from nvfp4.emulator.machine.program import Step
 
 
-def _ld(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -> Step:
-    """32x32b.xN: thread i of warp w reads N columns of lane 32 * (w % 4) + i.
+def _ld(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -> Step:
+    """Decode tcgen05.ld of the shapes 32x32b and 16x256b.
 
-    16x256b.xN, of 16 lanes and 8 N columns: for each 8 columns, thread i has columns 2 (i % 4) and
-    the next of lane i / 4, then of lane i / 4 + 8 (PTX ISA, "tcgen05 matrix fragment .16x256b").
+    32x32b.xN: thread i of warp w reads N columns of lane 32 * (w % 4) + i.
+
+    16x256b.xN reads 16 lanes and 8 N columns. Of each 8 columns, thread i has columns 2 (i % 4) and
+    the next one: first of lane i / 4, then of lane i / 4 + 8. PTX ISA draws it as "tcgen05 matrix
+    fragment .16x256b".
     """
     shape = "16x256b" if "16x256b" in instruction.modifiers else "32x32b"
     repeat = _shape(modifiers, shape)
@@ -26,9 +31,9 @@ def _ld(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) ->
     items = values.items if isinstance(values, ptx.Vector) else (values,)
     if len(items) != count:
         raise instruction.unsupported(f"{len(items)} registers for {count}")
-    puts = [program.put(item, 32) for item in items]
-    slots = [program.result(item, 32) for item in items if not isinstance(item, ptx.Sink)]
-    base, offset = program.address(address)
+    puts = [builder.put(item, 32) for item in items]
+    slots = [builder.result(item, 32) for item in items if not isinstance(item, ptx.Sink)]
+    base, offset = builder.address(address)
 
     def step(warp: Any) -> int | None:
         if (blocked := warp.converge()) is not None:
@@ -56,14 +61,14 @@ def _ld(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) ->
     return step
 
 
-def _st(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -> Step:
+def _st(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -> Step:
     count = _shape(modifiers, "32x32b")
     address, values = instruction.operands
     items = values.items if isinstance(values, ptx.Vector) else (values,)
     if len(items) != count:
         raise instruction.unsupported(f"{len(items)} registers for {count} columns")
-    slots = [program.source(item, 32) for item in items]
-    base, offset = program.address(address)
+    slots = [builder.source(item, 32) for item in items]
+    base, offset = builder.address(address)
 
     def step(warp: Any) -> int | None:
         if (blocked := warp.converge()) is not None:
@@ -90,11 +95,8 @@ def _shape(modifiers: Modifiers, shape: str) -> int:
 
 
 def _columns(warp: Any, base: int, offset: int, count: int, lanes: int) -> tuple[int, slice]:
-    """The first lane and the columns of an access to `lanes` lanes, of the warp's own 32."""
-    address = uniform(warp.registers[base], warp.mask)
-    if address is None:
-        raise Hazard(Kind.MANY_LANES, "the lanes differ in the address")
-    address += offset
+    """Give the first lane and the columns of an access to `lanes` of the warp's own 32 lanes."""
+    address = warp.uniform(base, "address") + offset
     first, own = address >> 16, 32 * (warp.index % 4)
     if first % lanes or not own <= first < own + 32:
         may = f"{lanes} lanes from {own} to {own + 31}"
@@ -102,8 +104,8 @@ def _columns(warp: Any, base: int, offset: int, count: int, lanes: int) -> tuple
     return first, warp.cta.tensor.region(address, count)
 
 
-def _wait(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -> Step:
-    """tcgen05.wait::ld: the registers have their values. ::st: stores end at once here."""
+def _wait(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -> Step:
+    """Decode wait::ld, which gives registers their values, and wait::st, which does nothing."""
     modifiers.need("sync")
     modifiers.need("aligned")
     modifiers.done()
@@ -122,8 +124,8 @@ def _wait(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) 
     return step
 
 
-def _fence(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -> Step:
-    """tcgen05.fence: orders what here is ordered anyway, tensor memory accesses around barriers."""
+def _fence(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -> Step:
+    """Decode tcgen05.fence, which does nothing: barriers order tensor memory accesses here."""
     modifiers.done()
     return lambda warp: None
 

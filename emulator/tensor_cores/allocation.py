@@ -7,19 +7,22 @@ import numpy as np
 
 from nvfp4.emulator import ptx
 from nvfp4.emulator.hazards import Hazard, Kind
-from nvfp4.emulator.isa.accesses import cta_at
-from nvfp4.emulator.isa.program import BLOCKED, Modifiers, Operation, Program, Step
+from nvfp4.emulator.isa.builder import Builder, Operation
+from nvfp4.emulator.isa.modifiers import Modifiers
 from nvfp4.emulator.lanes import pick
+from nvfp4.emulator.machine.outcomes import BLOCKED
+from nvfp4.emulator.machine.program import Step
+from nvfp4.emulator.machine.shared_addresses import cta_at
 from nvfp4.emulator.tensor_cores.cta_groups import group_of, pair_of, same_group
 
 
-def _alloc(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -> Step:
+def _alloc(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -> Step:
     group = group_of(modifiers)
     for name in ("sync", "aligned", "shared::cta", "b32"):
         modifiers.need(name)
     modifiers.done()
-    base, offset = program.address(instruction.operands[0])
-    count = program.source(instruction.operands[1], 32)
+    base, offset = builder.address(instruction.operands[0])
+    count = builder.source(instruction.operands[1], 32)
     key = object()
 
     def step(warp: Any) -> int | None:
@@ -50,7 +53,7 @@ def _alloc(instruction: ptx.Instruction, program: Program, modifiers: Modifiers)
 
 
 def _grant(memories: list[Any], number: int) -> bool:
-    """Serves the same request of all these CTAs at once, or none."""
+    """Grant one request to all these CTAs at once, or to none."""
     if any(number >= len(memory.requests) for memory in memories):
         return False
     columns = memories[0].requests[number]
@@ -66,12 +69,12 @@ def _grant(memories: list[Any], number: int) -> bool:
     return True
 
 
-def _dealloc(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -> Step:
+def _dealloc(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -> Step:
     group = group_of(modifiers)
     for name in ("sync", "aligned", "b32"):
         modifiers.need(name)
     modifiers.done()
-    address, count = (program.source(operand, 32) for operand in instruction.operands)
+    address, count = (builder.source(operand, 32) for operand in instruction.operands)
 
     def step(warp: Any) -> int | None:
         if (blocked := warp.converge()) is not None:
@@ -84,7 +87,7 @@ def _dealloc(instruction: ptx.Instruction, program: Program, modifiers: Modifier
     return step
 
 
-def _relinquish(instruction: ptx.Instruction, program: Program, modifiers: Modifiers) -> Step:
+def _relinquish(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -> Step:
     group = group_of(modifiers)
     for name in ("sync", "aligned"):
         modifiers.need(name)

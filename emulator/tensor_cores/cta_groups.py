@@ -1,9 +1,9 @@
-""".cta_group: the one CTA or the pair of CTAs that a tcgen05 instruction works in."""
+"""The one CTA or the pair of CTAs that a tcgen05 instruction works in (.cta_group)."""
 
 from typing import Any
 
 from nvfp4.emulator.hazards import Hazard, Kind
-from nvfp4.emulator.isa.program import Modifiers
+from nvfp4.emulator.isa.modifiers import Modifiers
 
 
 def group_of(modifiers: Modifiers) -> int:
@@ -11,14 +11,14 @@ def group_of(modifiers: Modifiers) -> int:
 
 
 def same_group(warp: Any, group: int) -> None:
-    """All tcgen05 instructions of a kernel have the same .cta_group."""
+    """Check that all tcgen05 instructions of a kernel have one .cta_group."""
     if warp.cluster.cta_group not in (0, group):
         raise Hazard(Kind.CTA_GROUP, f"cta_group::{group} after ::{warp.cluster.cta_group}")
     warp.cluster.cta_group = group
 
 
 def pair_of(warp: Any, group: int) -> list[Any]:
-    """The CTAs that an instruction with .cta_group works in, the even rank first."""
+    """Give the CTAs that an instruction works in, the even rank first."""
     same_group(warp, group)
     if group == 1:
         return [warp.cta]

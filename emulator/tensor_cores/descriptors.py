@@ -1,4 +1,4 @@
-"""tcgen05's descriptors (PTX ISA: Matrix Descriptor, Instruction descriptor)."""
+"""Descriptors of matrices and MMAs (PTX ISA: Matrix Descriptor, Instruction descriptor)."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -6,10 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from nvfp4.emulator.hazards import Hazard, Kind, Unsupported
-from nvfp4.emulator.tma.tensor_map import swizzled
+from nvfp4.emulator.memory.swizzle import swizzled
 
 _SWIZZLE_BITS = {0: 0, 2: 3, 4: 2, 6: 1}
-"""Layout type (bits 61-63): none, 128, 64, 32 bytes -> address bits exchanged."""
+"""The address bits that each layout type (bits 61-63) exchanges: no, 128, 64, 32 bytes."""
 
 
 class MatrixDescriptor(NamedTuple):
@@ -35,7 +35,7 @@ def matrix_descriptor(bits: int) -> MatrixDescriptor:
 def _chunk_offsets(
     phase: int, leading: int, stride: int, swizzle: int, rows: int, columns: int
 ) -> np.ndarray:
-    """Chunk numbers relative to the start's 1 KB; `phase`: the start within it."""
+    """Give chunk numbers from the 1 KB that holds the start, which is `phase` bytes into it."""
     row = np.arange(rows)[:, None]
     column = np.arange(columns)[None, :]
     if swizzle:
@@ -48,14 +48,14 @@ def _chunk_offsets(
 
 
 def chunks(matrix: MatrixDescriptor, rows: int, columns: int) -> np.ndarray:
-    """[rows, columns] numbers of the 16-byte chunks of a matrix in shared memory."""
+    """Give [rows, columns] numbers of a matrix's 16-byte chunks in shared memory."""
     phase = matrix.start % 1024
     offsets = _chunk_offsets(phase, matrix.leading, matrix.stride, matrix.swizzle, rows, columns)
     return offsets + (matrix.start - phase) // 16
 
 
 class InstructionDescriptor(NamedTuple):
-    """Of a block-scaled MMA of 4-bit operands."""
+    """The shape and the options of a block-scaled MMA of 4-bit operands."""
 
     m: int
     n: int
@@ -66,7 +66,7 @@ class InstructionDescriptor(NamedTuple):
 
 @lru_cache(maxsize=256)
 def instruction_descriptor(bits: int) -> InstructionDescriptor:
-    """kind::mxf4nvf4: both operands E2M1, K-major, dense, K = 64, scale factor ids 0."""
+    """Read a descriptor of kind::mxf4nvf4: E2M1, K-major, dense, K = 64, scale factor ids 0."""
     if bits >> 7 & 7 != 1 or bits >> 10 & 7 != 1:
         raise Hazard(Kind.DESCRIPTOR, f"instruction descriptor {bits:#010x}: operands are not E2M1")
     if bits >> 15 & 3:

@@ -1,11 +1,12 @@
-"""Boxes of tensors: what a tensor map and coordinates name in global memory."""
+"""Boxes of tensors in global memory, which a tensor map and coordinates name."""
 
 from typing import Any
 
 import numpy as np
 
 from nvfp4.emulator.hazards import Hazard, Kind, Unsupported
-from nvfp4.emulator.memory.global_memory import PARAMETER_WINDOW, Tensor
+from nvfp4.emulator.memory.addresses import PARAMETER_WINDOW
+from nvfp4.emulator.memory.global_memory import Tensor
 from nvfp4.emulator.tma import tensor_map
 from nvfp4.emulator.tma.tensor_map import TensorMap
 
@@ -21,13 +22,14 @@ def map_at(warp: Any, address: int) -> TensorMap:
 
 
 class Box:
-    """A box of a tensor: its bytes, those outside the tensor left out."""
+    """A box of a tensor: the part of it that lies inside the tensor."""
 
     def __init__(self, warp: Any, tmap: TensorMap, coordinates: list[int]) -> None:
         if len(coordinates) != len(tmap.sizes):
             raise Hazard(
                 Kind.DESCRIPTOR, f"{len(coordinates)} coordinates, {len(tmap.sizes)} dimensions"
             )
+        self.size, self.swizzle = tmap.box_bytes, tmap.swizzle
         starts, counts, skips = [], [], []
         for at, size, extent in zip(coordinates, tmap.sizes, tmap.box, strict=True):
             first, last = max(at, 0), min(at + extent, size)
@@ -54,13 +56,18 @@ class Box:
         self._offset = low - self.tensor.base
         self._strides = (*(stride for _, _, stride in reversed(pairs)), 1)
 
+    def check_alignment(self, offset: int) -> None:
+        """Refuse a copy to or from this shared offset if it is not a multiple of 128."""
+        if offset % 128:
+            raise Hazard(Kind.MISALIGNED, f"shared offset {offset:#x} of a tensor copy")
+
     def view(self, array: np.ndarray) -> np.ndarray:
-        """The box's part of an array with an element for each byte of the tensor."""
+        """View the box in an array that has an element for each byte of the tensor."""
         strides = tuple(s * array.itemsize for s in self._strides)
         return np.lib.stride_tricks.as_strided(array[self._offset :], self._counts, strides)
 
     def fetch(self, memory: Any, warp: Any) -> np.ndarray:
-        """The box's bytes in order, zero where the tensor has none."""
+        """Read the box's bytes in order, with zeros outside the tensor."""
         if self.empty:
             return np.zeros(int(np.prod(self.shape)), np.uint8)
         memory.view_read_check(self.tensor, self.view, warp)

@@ -1,7 +1,7 @@
 """Tensor maps: the 128 bytes that describe a tensor and a box of it to the TMA unit.
 
-NVIDIA does not document the bits. They were found by compiling and, on an H200, by the driver's
-cuTensorMapEncodeTiled; the meaning of the fields is that of its parameters (CUDA driver API).
+NVIDIA does not document the bits. They were found by compiling and, on an H200, with the driver's
+cuTensorMapEncodeTiled. The fields mean what its parameters mean (CUDA driver API).
 """
 
 import struct
@@ -13,18 +13,23 @@ import numpy as np
 from nvfp4.emulator.hazards import Hazard, Kind, Unsupported
 
 _FORMAT_BITS = {0: 8, 1: 16, 2: 32, 3: 32, 4: 64, 5: 64, 6: 16, 7: 32, 8: 32, 9: 64, 10: 16, 11: 4}
-"""Element format: 8-bit, 16-bit, 32-bit (unsigned, signed), 64-bit (the same), f16, f32, f32 with
-denormals flushed, f64, bf16, 4-bit (two a byte, in shared memory too)."""
+"""The bits of each element format.
+
+0 to 5 are integers: u8, u16, u32, s32, u64, s64. Then come f16, f32, f32 with denormals flushed,
+f64, bf16, and 4-bit elements, two to a byte in shared memory too.
+"""
 
 SWIZZLE_BITS = {0: 0, 1: 1, 2: 2, 3: 3}
-"""Swizzle mode: none, 32, 64, 128 bytes: as many bits of the address as are exchanged."""
+"""The number of address bits that each swizzle mode exchanges: no, 32, 64, 128 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorMap:
+    """A tensor in global memory, the box that a copy moves, and its swizzle in shared memory."""
+
     base: int
     element_bits: int
-    swizzle: int  # bits that are exchanged
+    swizzle: int  # address bits that are exchanged
     sizes: tuple[int, ...]  # elements; the innermost dimension first, as everywhere in TMA
     strides: tuple[int, ...]  # bytes, of dimensions 1 and up
     box: tuple[int, ...]  # elements
@@ -36,7 +41,7 @@ class TensorMap:
 
 @lru_cache(maxsize=256)
 def decode(data: bytes) -> TensorMap:
-    """A tensor map from its bytes; raises Hazard where no valid one has such bits."""
+    """Read a tensor map from its bytes; raises Hazard where no valid one has such bits."""
     words = struct.unpack("<16Q", data)
     rank = (words[1] >> 4 & 7) + 1
     element = words[1] >> 7 & 15
@@ -61,26 +66,3 @@ def decode(data: bytes) -> TensorMap:
     if words[0] % 16:
         raise Hazard(Kind.DESCRIPTOR, f"the tensor's address {words[0]:#x} is no multiple of 16")
     return TensorMap(words[0], bits, swizzle, sizes, strides, box)
-
-
-def swizzled(address: np.ndarray | int, bits: int) -> np.ndarray | int:
-    """Where the byte of a linear shared address stands: address bits 4.. exchanged by bits 7.. .
-
-    128-byte swizzle (3 bits): the 16-byte chunk's number within 128 bytes, xor the number of the
-    128-byte row within 1 KB. 64 and 32 bytes: the same with two bits and one.
-    """
-    return address ^ (address >> 7 & (1 << bits) - 1) << 4
-
-
-@lru_cache(maxsize=256)
-def _permutation(phase: int, chunks: int, bits: int) -> np.ndarray:
-    """The places of a box's 16-byte chunks, relative to its start, `phase` chunks into 1 KB."""
-    linear = (np.arange(chunks) + phase) * 16
-    places = swizzled(linear, bits)
-    assert isinstance(places, np.ndarray)
-    return places // 16 - phase
-
-
-def places(address: int, size: int, bits: int) -> np.ndarray:
-    """The chunk, relative to `address` / 16, of each 16-byte chunk of a box at a shared address."""
-    return _permutation(address // 16 % 64, size // 16, bits)

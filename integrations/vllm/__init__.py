@@ -1,37 +1,34 @@
-"""NVFP4 checkpoints in vLLM on these operators, wherever vLLM runs; a plugin of vLLM's own kind.
+"""A vLLM plugin that runs NVFP4 checkpoints on these operators, wherever vLLM runs.
 
 vLLM calls `register` in each of its processes (entry point "vllm.general_plugins"). It adds the
-quantization method "nvfp4", which takes over the checkpoints that nvfp4.checkpoints can parse:
-`vllm serve DIR` needs no option. `--quantization modelopt_fp4` or `compressed-tensors` keeps
-vLLM's own way.
+quantization method "nvfp4", which takes the checkpoints that nvfp4.checkpoints can parse. So
+`vllm serve DIR` needs no option. With `--quantization modelopt_fp4` or `compressed-tensors`, vLLM
+runs its own kernels.
 
-What is used of vLLM is what it offers to plugins: register_quantization_config with its
-QuantizationConfig, LinearMethodBase and FusedMoEMethodBase (create_weights,
-process_weights_after_loading, apply), the parameter classes that say how a tensor is sharded, and
-register_linear_kernel. No class of vLLM's is changed, and no model after it was loaded.
+The plugin uses what vLLM offers to plugins: register_quantization_config with QuantizationConfig,
+LinearMethodBase and FusedMoEMethodBase, the parameter classes that shard tensors, and
+register_linear_kernel. It changes no class of vLLM and no loaded model.
 """
 
 import logging
-import os
 from functools import cache
 
-from nvfp4.backends.settings import BATCH_INVARIANT
+from nvfp4.backends.environment import prefer_batch_invariance
 
-logger = logging.getLogger("vllm.nvfp4")  # a child of vLLM's, so that its handlers print it
+logger = logging.getLogger("vllm.nvfp4")  # a child of vLLM's logger, so that its handlers print it
 
 QUANTIZATION = "nvfp4"
-"""The method's name: what --quantization would say."""
+"""The method's name, for --quantization."""
 
 SUPPORTED_VERSIONS = ("0.32",)
-"""The vLLM releases that this was run with. Its plugin classes change between releases."""
+"""The vLLM releases that the plugin was run with, because plugin classes change in releases."""
 
 
 @cache
 def register() -> None:
-    """Add the quantization method, and on a CPU a kernel for vLLM's own ones, to this process's
-    vLLM; called again, it changes nothing.
+    """Add the quantization method to this process's vLLM, and on a CPU also a linear kernel.
 
-    In a release that is not supported it says so and adds nothing: vLLM goes on without.
+    A second call changes nothing. In an unsupported release it logs that and adds nothing.
     """
     from vllm import __version__
 
@@ -51,15 +48,15 @@ def register() -> None:
 
 
 def adopt_settings() -> None:
-    """What is asked of vLLM is asked of the ops: with VLLM_BATCH_INVARIANT no sum is split."""
+    """Pass vLLM's settings on to the ops: with VLLM_BATCH_INVARIANT no sum over K is split."""
     from vllm import envs
 
     if envs.VLLM_BATCH_INVARIANT:
-        os.environ.setdefault(BATCH_INVARIANT, "1")
+        prefer_batch_invariance()
 
 
 def unsupported(version: str) -> str:
-    """Why this release of vLLM is refused; empty for a supported one."""
+    """The reason to refuse this release of vLLM; empty for a supported one."""
     if ".".join(version.split(".")[:2]) in SUPPORTED_VERSIONS:
         return ""
     need = " or ".join(f"{release}.x" for release in SUPPORTED_VERSIONS)

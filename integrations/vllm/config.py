@@ -1,4 +1,4 @@
-"""vLLM's quantization method "nvfp4": which layers are quantized, and who runs them."""
+"""The quantization method "nvfp4" of vLLM: which layers are quantized, and what runs them."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,12 +25,13 @@ from nvfp4.integrations.vllm.loading import refused
 from nvfp4.spec.format import FLOAT_DTYPES
 
 FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": [GATE, UP]}
-"""vLLM's usual names of fused layers; models say what theirs are, but not all say it in time."""
+"""The usual names of fused layers; some models state their own too late to be used."""
 
 
 class NvFp4Config(QuantizationConfig):
-    """A checkpoint's scheme, as vLLM asks for it. Layers that the scheme leaves alone, embeddings
-    and the head run as vLLM runs them.
+    """A checkpoint's scheme in the form that vLLM asks for.
+
+    vLLM itself runs embeddings, the head and layers that the scheme leaves in floats.
     """
 
     def __init__(self, scheme: Scheme) -> None:
@@ -39,10 +40,10 @@ class NvFp4Config(QuantizationConfig):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "NvFp4Config":
-        """Of a quantization_config, or an hf_quant_config.json.
+        """Make it from a quantization_config or an hf_quant_config.json.
 
         Raises:
-            ValueError: what it says is not supported; it names the entry.
+            ValueError: an entry is not supported; the message names it.
         """
         return cls(parse(config))
 
@@ -50,7 +51,7 @@ class NvFp4Config(QuantizationConfig):
     def override_quantization_method(
         cls, hf_quant_cfg: Mapping[str, Any], user_quant: str | None, hf_config: Any = None
     ) -> str | None:
-        """Takes NVFP4 checkpoints unless the user named another method for them."""
+        """Take NVFP4 checkpoints unless the user named another method for them."""
         ours = user_quant in (None, QUANTIZATION) and is_nvfp4(hf_quant_cfg)
         return QUANTIZATION if ours else None
 
@@ -69,7 +70,7 @@ class NvFp4Config(QuantizationConfig):
         return []  # vLLM itself puts hf_quant_config.json where there is no quantization_config
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: WeightsMapper) -> None:
-        """The scheme's names of modules, from the checkpoint's to the model's."""
+        """Map the scheme's module names from the checkpoint's to the model's."""
         rename = hf_to_vllm_mapper.apply_list
         groups = tuple(
             replace(group, targets=tuple(rename(list(group.targets))))
@@ -98,7 +99,7 @@ class NvFp4Config(QuantizationConfig):
         return None
 
     def _parts(self, prefix: str) -> list[str]:
-        """The modules that a layer of the model is in the checkpoint: several for a fused one."""
+        """The modules in the checkpoint of a layer of the model: several for a fused one."""
         parent, _, name = prefix.rpartition(".")
         parts = (FUSED | self.packed_modules_mapping).get(name, [name])
         return [f"{parent}.{part}".removeprefix(".") for part in parts]
@@ -112,7 +113,7 @@ class NvFp4Config(QuantizationConfig):
 
 
 def _max_tokens() -> int:
-    """The most tokens of a step."""
+    """The most tokens that vLLM puts into one step."""
     config = get_current_vllm_config()
     return (
         config.scheduler_config.max_num_batched_tokens * config.parallel_config.data_parallel_size

@@ -1,6 +1,4 @@
-"""Mixtures of experts: all of them, one rank's (expert parallelism), or a part of each (tensor
-parallelism).
-"""
+"""Mixtures of experts in vLLM, with expert and tensor parallelism."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -21,25 +19,28 @@ from nvfp4.spec.swizzle import swizzle_scales
 from nvfp4.tensors import ExpertWeights, QuantizedTensor
 
 GATE_UP, DOWN = ("w1", "w3"), ("w2",)
-"""vLLM's names of gate and up, the halves of w13, and of down."""
+"""The names in vLLM of gate and up, the halves of w13, and of down."""
 
 
 class NvFp4ExpertsMethod(FusedMoEMethodBase):
-    """A layer's experts as one nvfp4.layers.MoE, gates and ups with their own global scales.
+    """The experts of a layer as one nvfp4.layers.MoE (W4A4).
 
-    The experts' inputs are one tensor, quantized once: its calibrated scale is the largest of all
-    experts', other ranks' included, so that every rank has the same. The scale between the two
-    GEMMs is each expert's own. Where one expert lacks its scale, all rows find theirs.
+    Each expert's gate and up have their own global scales. The experts' input is one tensor and is
+    quantized once. Its calibrated scale is the largest of all experts' on all ranks, so every rank
+    has the same. The scale between the two GEMMs is each expert's own. If one expert lacks it, all
+    rows get dynamic scales.
 
-    A rank computes its experts' part of the sum, or its columns' part of every expert; vLLM adds up
-    the ranks, and runs the router and a shared expert.
+    A rank computes the part of its experts, or its columns of every expert. vLLM adds the ranks'
+    outputs, and runs the router and a shared expert.
     """
 
     def __init__(
         self, moe: FusedMoEConfig, format: Format, calibrated: bool, max_tokens: int
     ) -> None:
-        """`calibrated`: whether input scales that the checkpoint has are to be used; `max_tokens`:
-        of a step.
+        """Make the method for one layer.
+
+        `calibrated` says whether to use the checkpoint's input scales. `max_tokens` is the most
+        tokens of a step.
         """
         super().__init__(moe)
         self.format = format
@@ -68,10 +69,10 @@ class NvFp4ExpertsMethod(FusedMoEMethodBase):
     def _create(
         self, layer: RoutedExperts, experts: int, shards: Sequence[str], n: int, k: int
     ) -> None:
-        """The parameters of weights [N, K], with a place for each expert's each shard."""
+        """Make the parameters of weights [N, K], with a place for each shard of each expert."""
         f = self.format
         here = range(first := _first_expert(layer), first + experts)
-        everyone = range(layer.global_num_experts)  # whose input scales each rank knows
+        everyone = range(layer.global_num_experts)  # each rank reads all input scales
         for name, of, shape, dtype in (
             (f.data, here, (n, k // 2), DATA_DTYPE),
             (f.scales, here, (n, k // BLOCK), SCALE_DTYPE),
@@ -84,7 +85,7 @@ class NvFp4ExpertsMethod(FusedMoEMethodBase):
             layer.register_parameter(_parameter(shards, name), param)
 
     def process_weights_after_loading(self, layer: RoutedExperts) -> None:
-        """Check what came, swizzle the scales, and make the layer that runs."""
+        """Check what was loaded, swizzle the scales, and make the layer that runs."""
         layer.nvfp4 = MoE(
             self._weights(layer, GATE_UP),
             self._weights(layer, DOWN),
@@ -99,7 +100,7 @@ class NvFp4ExpertsMethod(FusedMoEMethodBase):
         for shards in (GATE_UP, DOWN):
             for name in (f.data, f.scales, f.global_scale, f.input_global_scale):
                 delattr(layer, _parameter(shards, name))
-        if layer.nvfp4.w13.is_cuda:  # before vLLM captures CUDA graphs, where nothing may compile
+        if layer.nvfp4.w13.is_cuda:  # vLLM captures CUDA graphs later, and then nothing may compile
             layer.nvfp4.warmup(self.max_tokens, self.moe.experts_per_token, (self.dtype,))
 
     def apply(
@@ -114,10 +115,10 @@ class NvFp4ExpertsMethod(FusedMoEMethodBase):
         return layer.nvfp4(x, topk_weights, topk_ids)
 
     def get_fused_moe_quant_config(self, layer: RoutedExperts) -> None:
-        """vLLM's own kernels' configuration: none of them runs."""
+        """Return no configuration for vLLM's own kernels, because none of them runs."""
 
     def _weights(self, layer: RoutedExperts, shards: Sequence[str]) -> ExpertWeights:
-        """The loaded tensors checked; the data stays where it is, the scales are swizzled."""
+        """Check the loaded tensors and swizzle the scales; the data is not moved."""
         f = self.format
         params = [
             getattr(layer, _parameter(shards, name)) for name in (f.data, f.scales, f.global_scale)
@@ -149,17 +150,18 @@ class NvFp4ExpertsMethod(FusedMoEMethodBase):
 
 
 class ExpertLoader:
-    """The weight_loader of a parameter [experts, shards, …]: copies this rank's part of a tensor to
-    its place, and keeps which came.
+    """The weight_loader of a parameter [experts, shards, …].
+
+    It copies this rank's part of a tensor to its place, and records which tensors came.
     """
 
     supports_moe_loading = True
-    """What some of vLLM's models ask a loader for before they tell it the expert."""
+    """Some models of vLLM check for this attribute before they pass the expert to a loader."""
 
     def __init__(
         self, layer: RoutedExperts, name: str, experts: range, shards: Sequence[str]
     ) -> None:
-        """`name`: the tensor's in the checkpoint; `experts`: those that have a place."""
+        """Make the loader of the tensors `name`; only `experts` have a place in the parameter."""
         leaves = layer.ckpt_gate_proj_name, layer.ckpt_up_proj_name, layer.ckpt_down_proj_name
         self.leaves = dict(zip((*GATE_UP, *DOWN), leaves, strict=True))
         self.layer_name, self.name, self.experts, self.shards = (
@@ -177,7 +179,10 @@ class ExpertLoader:
         expert_id: int,
         return_success: bool = False,
     ) -> bool | None:
-        """As RoutedExperts.weight_loader: False, if asked, for another rank's expert."""
+        """Load a tensor as RoutedExperts.weight_loader does.
+
+        If the caller asks for a result, it is False for another rank's expert.
+        """
         if expert_id not in self.experts:
             return False if return_success else None
         place = self.experts.index(expert_id), self.shards.index(shard_id)
@@ -193,7 +198,7 @@ class ExpertLoader:
         return True if return_success else None
 
     def _part(self, tensor: str, whole: Tensor, shape: torch.Size, axis: int) -> Tensor:
-        """A rank's part [N, C] of an expert's tensor that is cut along the intermediate size."""
+        """Cut a rank's part [N, C] from an expert's tensor, along the intermediate size."""
         need = list(shape)
         need[axis] *= self.ranks
         if list(whole.shape) != need:
@@ -201,7 +206,7 @@ class ExpertLoader:
         return whole.chunk(self.ranks, axis)[self.rank]
 
     def module(self, expert: int, shard: int) -> str:
-        """Whose a place is, by the checkpoint's name."""
+        """The checkpoint's name of the layer that has this place."""
         return f"{self.layer_name}.{self.experts[expert]}.{self.leaves[self.shards[shard]]}"
 
     def tensor(self, expert: int, shard: int) -> str:
@@ -211,7 +216,7 @@ class ExpertLoader:
         return len(self.came) == len(self.experts) * len(self.shards)
 
     def needs_all(self) -> None:
-        """That the tensors of all places came."""
+        """Raise ValueError unless the tensors of all places came."""
         for expert in range(len(self.experts)):
             for shard in range(len(self.shards)):
                 if (expert, shard) not in self.came:
@@ -220,12 +225,12 @@ class ExpertLoader:
 
 
 def _parameter(shards: Sequence[str], name: str) -> str:
-    """vLLM's name of it."""
+    """The name of a parameter in vLLM."""
     return f"{'w2' if shards == DOWN else 'w13'}_{name}"
 
 
 def _first_expert(layer: RoutedExperts) -> int:
-    """The first of this rank's experts, which follow each other."""
+    """The first of this rank's experts, which are consecutive."""
     if layer.expert_map is None:
         return 0
     here = torch.nonzero(layer.expert_map >= 0).flatten().tolist()

@@ -1,8 +1,8 @@
-"""One linear kernel for vLLM's own quantization methods: layers in NVFP4 of checkpoints that are
-mixed with other formats, and so not "nvfp4"'s.
+"""A linear kernel for vLLM's own quantization methods, on a CPU.
 
-vLLM has such kernels for GPUs and none for a CPU. What it hands to a kernel is one global scale for
-all parts of a fused layer, the largest: right for checkpoints whose parts share it.
+They run checkpoints that mix NVFP4 with other formats, which the method "nvfp4" does not take. vLLM
+has such kernels for GPUs and none for a CPU. It passes one global scale for all parts of a fused
+layer, the largest, which is right only for checkpoints whose parts share it.
 """
 
 from torch import Tensor
@@ -15,7 +15,7 @@ from nvfp4.spec.swizzle import swizzle_scales
 
 
 class OpsNvFp4LinearKernel(NvFp4LinearKernel):
-    """torch.ops.nvfp4.linear with a static input scale."""
+    """A linear layer in W4A4 with a static input scale, by torch.ops.nvfp4.linear."""
 
     @classmethod
     def is_supported(cls, compute_capability: int | None = None) -> tuple[bool, str | None]:

@@ -1,4 +1,4 @@
-"""Linear layers: fused or not, whole or one rank's part."""
+"""Linear layers in vLLM: fused or not, whole or one rank's part."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -28,18 +28,20 @@ from nvfp4.tensors import QuantizedTensor, concatenate
 
 @register_weight_loader_v2_supported_method
 class NvFp4LinearMethod(LinearMethodBase):
-    """A layer's parameters, first as the checkpoint names them, then, once they are loaded, as
-    torch.ops.nvfp4.linear takes them.
+    """A linear layer of vLLM on torch.ops.nvfp4.linear.
 
-    The parts of a fused layer (q, k, v; gate, up) each keep their global scale. Their input's
-    scale, calibrated part by part on one and the same input, is the largest of theirs.
+    Its parameters first have the checkpoint's names. After loading they become what the op takes.
+    Each part of a fused layer (q, k, v; gate, up) keeps its global scale. The parts have the same
+    input, so its scale is the largest of their calibrated ones.
     """
 
     def __init__(
         self, format: Format, modules: Sequence[str], calibrated: bool, max_tokens: int
     ) -> None:
-        """`modules`: the layer's name in the checkpoint, several for a fused one; `calibrated`:
-        whether an input scale that the checkpoint has is to be used; `max_tokens`: of a step.
+        """Make the method for one layer.
+
+        `modules` are its names in the checkpoint, several for a fused layer. `calibrated` says
+        whether to use the checkpoint's input scale. `max_tokens` is the most tokens of a step.
         """
         self.format = format
         self.modules = modules
@@ -63,7 +65,7 @@ class NvFp4LinearMethod(LinearMethodBase):
             got = f"K = {input_size} on {ranks} of them" if ranks > 1 else f"K = {k}"
             raise refused(self.modules[0], need, got)
         self.sizes, self.k, self.dtype = output_partition_sizes, input_size, params_dtype
-        if len(self.modules) != len(self.sizes):  # one name that vLLM cuts into several
+        if len(self.modules) != len(self.sizes):  # one name, whose tensors vLLM cuts into several
             self.modules = [self.modules[0]] * len(self.sizes)
         load, parts = extra_weight_attrs["weight_loader"], len(self.sizes)
 
@@ -94,7 +96,7 @@ class NvFp4LinearMethod(LinearMethodBase):
         )
 
     def process_weights_after_loading(self, layer: LinearBase) -> None:
-        """Check what came, swizzle the scales, and keep what the op reads."""
+        """Check what was loaded, swizzle the scales, and keep what the op reads."""
         input_global_scale = self._input_global_scale(layer)
         factor = self._input_factor(layer)
         weight = concatenate(self._weights(layer))
@@ -124,7 +126,7 @@ class NvFp4LinearMethod(LinearMethodBase):
         return f.data, f.scales, f.global_scale, f.input_global_scale, PRE_QUANT_SCALE
 
     def _weights(self, layer: LinearBase) -> list[QuantizedTensor]:
-        """A part each, this rank's rows and columns of it."""
+        """This rank's rows and columns of the weight of each part."""
         f = self.format
         for name in (f.data, f.scales, f.global_scale):
             getattr(layer, name).weight_loader.needs_all()
@@ -139,7 +141,7 @@ class NvFp4LinearMethod(LinearMethodBase):
         ]
 
     def _check_shapes(self, layer: LinearBase) -> None:
-        """What vLLM takes a part of: data and scales have one N, and the layer's K."""
+        """Check before vLLM cuts them that data and scales have the same N and the layer's K."""
         f = self.format
         data, scales = (getattr(layer, name).weight_loader.shapes for name in (f.data, f.scales))
         for part, module in enumerate(self.modules):
@@ -160,7 +162,7 @@ class NvFp4LinearMethod(LinearMethodBase):
         return multipliers(p, lambda part: f"{self.modules[part]}.{name}").amax()
 
     def _input_factor(self, layer: LinearBase) -> Tensor | None:
-        """AWQ's factors of the input [K]; fused parts have the same."""
+        """The factors [K] by which AWQ multiplies the input; fused parts have the same ones."""
         factors = layer.pre_quant_scale
         if not factors.weight_loader.shapes:
             return None
@@ -172,7 +174,7 @@ class NvFp4LinearMethod(LinearMethodBase):
         return each[0].clone()
 
     def _warmup(self, layer: LinearBase) -> None:
-        """Before vLLM captures CUDA graphs, in which nothing may be compiled."""
+        """Compile now: vLLM captures CUDA graphs later, and then nothing may be compiled."""
         if layer.weight.is_cuda:
             bias = self.dtype if getattr(layer, "has_bias", False) else None
             n, k = layer.weight.shape[0], 2 * layer.weight.shape[1]
@@ -180,7 +182,7 @@ class NvFp4LinearMethod(LinearMethodBase):
 
 
 class InputFactor(BasevLLMParameter):
-    """Factors of a layer's input [K], of a fused layer's [parts, K]; cut where the layer's K is."""
+    """Factors [K] of a layer's input, [parts, K] if fused; sharded where the layer's K is."""
 
     def load_row_parallel_weight(self, loaded_weight: Tensor) -> None:
         size = self.data.shape[0]

@@ -1,7 +1,7 @@
-"""Loading that notices: which tensors came, of what dtype and shape.
+"""Loading with checks: which tensors came, and with what dtype and shape.
 
-vLLM copies whatever fits after a cast, and does not ask of a quantized model whether all of it
-came; a checkpoint that is damaged would be served.
+vLLM copies whatever fits after a cast, and does not check that all of a quantized model came. So it
+would serve a damaged checkpoint.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,19 +13,20 @@ from torch import Tensor
 from nvfp4.tensors import QuantizedTensor
 
 QKV = {"q": 0, "k": 1, "v": 2}
-"""vLLM's names for the parts of an attention's fused projection."""
+"""The names in vLLM of the parts of an attention's fused projection."""
 
 
 class PartLoader:
-    """The weight_loader of one parameter of a linear layer: looks at each tensor before vLLM's own
-    loader copies this rank's part of it, and keeps the tensors' shapes, a part of a fused layer
-    each.
+    """The weight_loader of one parameter of a linear layer.
+
+    It checks each tensor before vLLM's own loader copies this rank's part of it, and records the
+    shape of each part of a fused layer.
     """
 
     def __init__(
         self, load: Callable[..., None], modules: Sequence[str], name: str, *dtypes: torch.dtype
     ) -> None:
-        """`modules`: the parts' names in the checkpoint; `name`, `dtypes`: the tensor's."""
+        """Make the loader of the tensors `name` of `modules`, which need one of `dtypes`."""
         self.load, self.modules, self.name, self.dtypes = load, modules, name, dtypes
         self.shapes: dict[int, torch.Size] = {}
 
@@ -41,7 +42,7 @@ class PartLoader:
         self.shapes |= dict.fromkeys(parts, loaded_weight.shape)
 
     def _parts(self, shard: str | int | Sequence[int] | None) -> list[int]:
-        """None: one tensor is all parts, as in checkpoints that are fused on disk."""
+        """The parts of a shard; None means all parts, as in checkpoints that are fused on disk."""
         if shard is None:
             return list(range(len(self.modules)))
         if isinstance(shard, str):
@@ -52,7 +53,7 @@ class PartLoader:
         return len(self.shapes) == len(self.modules)
 
     def needs_all(self) -> None:
-        """That the tensors of all parts came."""
+        """Raise ValueError unless the tensors of all parts came."""
         for part, module in enumerate(self.modules):
             if part not in self.shapes:
                 need = "to be in the checkpoint"
@@ -65,7 +66,7 @@ def needs_dtype(tensor: str, loaded: Tensor, *dtypes: torch.dtype) -> None:
 
 
 def validated(module: str, weight: QuantizedTensor) -> QuantizedTensor:
-    """The weight, if its values can be a weight's; the error names the module."""
+    """Return the weight if its values are valid; else raise ValueError naming the module."""
     try:
         return weight.validate()
     except ValueError as error:
@@ -73,7 +74,7 @@ def validated(module: str, weight: QuantizedTensor) -> QuantizedTensor:
 
 
 def multipliers(p: Tensor, tensor_of: Callable[..., str]) -> Tensor:
-    """Global scales, all of them finite and positive; tensor_of(*place) names one."""
+    """Return global scales if all are finite and positive; tensor_of(*place) names one."""
     bad = torch.nonzero(~((p > 0) & (p < torch.inf))).tolist()
     if bad:
         place = tuple(bad[0])

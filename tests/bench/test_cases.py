@@ -3,33 +3,33 @@
 import torch
 
 import nvfp4
-from nvfp4.backends.contract import target_of
+from nvfp4.backends.target import target_of
 from nvfp4.backends.triton.gemm.config import HopperConfig, MmConfig, choose_config
-from nvfp4.bench.cases import furthest
 from nvfp4.bench.run import configuration_of
 from nvfp4.bench.sweep import tiles_from
+from nvfp4.tuning.sweep import largest_column_error
 
 
 def test_one_step_of_one_wrong_row_of_weights_is_found():
     torch.manual_seed(0)
     x, w = torch.randn(256, 3584), torch.randn(1000, 3584)
     want = (x @ w.T).bfloat16()
-    assert furthest(want, want) == 0
+    assert largest_column_error(want, want) == 0
     w[7, :64] = torch.randn(64)
     got = (x @ w.T).bfloat16()
     assert (got.double() - want.double()).norm() < 2**-7 * want.double().norm()  # too few to matter
-    assert furthest(got, want) > 2**-4
+    assert largest_column_error(got, want) > 2**-4
 
 
 def test_outputs_a_step_of_bfloat16_apart_are_right():
     want = torch.randn(1, 4096).bfloat16()
     got = (want.view(torch.int16) + 1).view(torch.bfloat16)
-    assert 0 < furthest(got, want) <= 2**-7
+    assert 0 < largest_column_error(got, want) <= 2**-7
 
 
 def test_a_row_of_nan_is_not_right():
     want = torch.randn(3, 8)
-    assert not furthest(want.clone().fill_(float("nan")), want) <= 2**-7
+    assert not largest_column_error(want.clone().fill_(float("nan")), want) <= 2**-7
 
 
 def test_tiles_that_a_sweep_is_told():

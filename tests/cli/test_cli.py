@@ -88,7 +88,7 @@ def test_info_on_a_problem(run):
 
 
 @needs_dsl
-def test_warmup(run, tmp_path, monkeypatch):
+def test_warmup(run, tmp_path, monkeypatch, compiles):
     monkeypatch.setenv("NVFP4_CACHE_DIR", str(tmp_path))
     arguments = ("warmup", "--shape", "64x256", "--max-m", "1", "--dtype", "float16")
     first = run(*arguments)
@@ -99,7 +99,7 @@ def test_warmup(run, tmp_path, monkeypatch):
 
 
 @needs_dsl
-def test_warmup_of_experts(run, tmp_path, monkeypatch):
+def test_warmup_of_experts(run, tmp_path, monkeypatch, compiles):
     monkeypatch.setenv("NVFP4_CACHE_DIR", str(tmp_path))
     arguments = ("warmup", "--moe", "4x64x64", "--max-m", "1", "--top-k", "2")
     first = run(*arguments)

@@ -18,11 +18,12 @@ import torch
 from paths import ROOT
 
 import nvfp4
-from nvfp4.backends import cutedsl
-from nvfp4.backends.contract import Problem, Target
+from nvfp4.backends import cutedsl, environment
 from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
 from nvfp4.backends.cutedsl.runtime import cache
 from nvfp4.backends.cutedsl.runtime import compile as compiler
+from nvfp4.backends.problem import Problem
+from nvfp4.backends.target import Target
 
 pytest.importorskip("filelock")
 
@@ -39,7 +40,7 @@ def folder(monkeypatch) -> Iterator[Path]:
     temporary.mkdir()
     temporary.chmod(0o1777)
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    monkeypatch.setenv(cache.ENVIRONMENT, str(parent / "cache"))
+    monkeypatch.setenv(environment.CACHE_DIR, str(parent / "cache"))
     yield parent / "cache"
     for path in parent.rglob("*"):
         if path.is_dir():
@@ -90,7 +91,7 @@ def went_on(found: dict[str, Any], reason: str, *keys: str) -> None:
     assert found["values"] == [f"value of {key}" for key in keys]
     assert found["made"] == list(keys)
     (said,) = found["said"]
-    assert cache.ENVIRONMENT in said and reason in said
+    assert environment.CACHE_DIR in said and reason in said
 
 
 def test_what_is_kept_is_found_by_the_next_process(folder):
@@ -109,7 +110,7 @@ def test_a_file_in_the_place_of_the_folder_stopped_calls(folder):
 
 def test_a_file_in_the_place_of_a_parent_stopped_calls(folder, monkeypatch):
     folder.write_text("a file")
-    monkeypatch.setenv(cache.ENVIRONMENT, str(folder / "below" / "it"))
+    monkeypatch.setenv(environment.CACHE_DIR, str(folder / "below" / "it"))
     went_on(in_a_process(lambda: calls("a")), "Not a directory", "a")
 
 
@@ -117,7 +118,7 @@ def test_a_user_without_a_home_could_not_call(folder, monkeypatch):
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.delenv(cache.ENVIRONMENT, raising=False)
+    monkeypatch.delenv(environment.CACHE_DIR, raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", no_home)
     went_on(in_a_process(lambda: calls("a", "b")), "home directory", "a", "b")
@@ -136,7 +137,7 @@ def test_a_folder_that_cannot_be_written_stopped_calls(folder):
     assert found["values"] == ["value of kept", "value of a", "value of b"]
     assert found["made"] == ["a", "b"], "what is there is used, though no more can be kept"
     (said,) = found["said"]
-    assert "Permission denied" in said and cache.ENVIRONMENT in said
+    assert "Permission denied" in said and environment.CACHE_DIR in said
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
@@ -239,18 +240,16 @@ child.join()
     assert parents != childs and not Path(parents).exists() and not Path(childs).exists()
 
 
+@pytest.mark.skipif(bool(REASONS), reason="; ".join(REASONS))
 def test_an_object_for_another_kind_of_host_was_loaded(monkeypatch):
     """A home shared by x86-64 and Arm machines has one cache for both."""
-    if REASONS:
-        pytest.skip("; ".join(REASONS))
     kernel = Kernel(Tile(128, 128), Epilogue())
     here = compiler.cache_key(kernel, "sm_100a")
     monkeypatch.setattr("platform.machine", lambda: "another")
     assert compiler.cache_key(kernel, "sm_100a") != here
 
 
-@pytest.mark.skipif(bool(REASONS), reason="; ".join(REASONS))
-def test_an_emulated_call_needed_a_cache_folder(folder):
+def test_an_emulated_call_needed_a_cache_folder(folder, emulated):
     folder.write_text("a file")
     code = (
         "import torch, nvfp4; torch.manual_seed(0)\n"
@@ -269,7 +268,7 @@ def test_an_emulated_call_needed_a_cache_folder(folder):
     torch.testing.assert_close(torch.tensor(json.loads(run.stdout)), want, rtol=1e-6, atol=1e-6)
 
 
-def test_a_triton_cache_folder_that_cannot_be_written_stopped_compiling(folder):
+def test_a_triton_cache_folder_that_cannot_be_written_stopped_compiling(folder, compiles):
     folder.write_text("a file")
     code = """
 import torch

@@ -8,18 +8,20 @@ import pytest
 import torch
 
 import nvfp4
-from nvfp4.backends import cutedsl
-from nvfp4.backends.contract import Problem, Target
+from nvfp4.backends import cutedsl, environment
 from nvfp4.backends.cutedsl.gemm.choose import NARROW, TILES
 from nvfp4.backends.cutedsl.gemm.config import Alpha, Epilogue, Kernel, Tile
 from nvfp4.backends.cutedsl.gemm.launch import function_on, loadable
 from nvfp4.backends.cutedsl.runtime import cache
 from nvfp4.backends.cutedsl.runtime import compile as compiler
 from nvfp4.backends.cutedsl.runtime.compile import Compiled, cache_key, compiled, is_cached
+from nvfp4.backends.problem import Problem
+from nvfp4.backends.target import Target
 from nvfp4.bench import cubin
 
 REASONS = cutedsl.BACKEND.reasons(Problem("mm", Target("cpu")))
 pytestmark = pytest.mark.skipif(bool(REASONS), reason="; ".join(REASONS))
+compiles = pytest.mark.usefixtures("compiles")
 
 FULL = Epilogue(bias=True, alpha=Alpha.SEGMENTS, row_scale=True)
 FULL_ROWS = Epilogue(torch.float32, Alpha.ROWS, True, True)
@@ -30,6 +32,7 @@ def kernel_of(tile: Tile, bias: bool = True) -> Kernel:
     return Kernel(tile, Epilogue(bias=bias, tma_store=not tile.swapped))
 
 
+@compiles
 @pytest.mark.parametrize("tile", [*TILES, *NARROW, *CLUSTERS], ids=str)
 def test_nothing_spills(tile):
     code = compiled(kernel_of(tile), "sm_100a").cubin
@@ -40,12 +43,14 @@ def test_nothing_spills(tile):
     assert resources.static_shared <= 1024, "what CUDA keeps for itself"
 
 
+@compiles
 @pytest.mark.parametrize("epilogue", [FULL, FULL_ROWS], ids=repr)
 def test_the_fullest_epilogues_do_not_spill(epilogue):
     resources = cubin.resources(compiled(Kernel(Tile(256, 256, 2), epilogue), "sm_100a").cubin)
     assert resources.spill_stores == resources.local == resources.stack == 0
 
 
+@compiles
 @pytest.mark.parametrize("tile", [*TILES, *CLUSTERS], ids=str)
 def test_the_mma_that_was_meant(tile):
     """Block-scaled MMAs with four scales an instruction row, by a pair of CTAs where two compute a
@@ -68,6 +73,7 @@ def test_the_mma_that_was_meant(tile):
     assert not [i for i in code if i.opcode.startswith("BRA.U.ANY")], "a loop over lanes"
 
 
+@compiles
 @pytest.mark.parametrize("tile", TILES, ids=str)
 def test_loops_stay_short(tile):
     """Instructions that one K = 256 takes the two feeding warps, and an output element the others:
@@ -79,6 +85,7 @@ def test_loops_stay_short(tile):
     assert cubin.epilogue_per_element(code, tile.columns).tile <= 1.9
 
 
+@compiles
 def test_other_architectures():
     assert "sm_103a" in compiled(kernel_of(Tile(256, 128, 2)), "sm_103a").ptx
     assert cache_key(kernel_of(Tile(128, 64)), "sm_100a") != cache_key(
@@ -95,7 +102,7 @@ def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Kernel]
         asked.append(kernel)
         return {"object": b"object", "ptx": b"ptx", "cubin": arch.encode()}
 
-    monkeypatch.setenv(cache.ENVIRONMENT, str(tmp_path / "cache"))
+    monkeypatch.setenv(environment.CACHE_DIR, str(tmp_path / "cache"))
     monkeypatch.setattr(compiler, "_compile", compile_)
     return asked
 
@@ -174,8 +181,9 @@ def test_compiling_under_capture_names_warmup(monkeypatch):
         function_on(kernel_of(Tile(128, 192)), torch.device("cuda", 7))
 
 
+@compiles
 def test_warmup_in_a_process(tmp_path, monkeypatch):
-    monkeypatch.setenv(cache.ENVIRONMENT, str(tmp_path))
+    monkeypatch.setenv(environment.CACHE_DIR, str(tmp_path))
     done = nvfp4.warmup([(64, 256)], max_m=1, device="cpu", backend="cutedsl")
     assert len(done) == 4 and all(line.endswith(": compiled") for line in done)
     again = nvfp4.warmup([(64, 256)], max_m=1, device="cpu", backend="cutedsl")

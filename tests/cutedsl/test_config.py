@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvfp4.backends.contract import Workload
 from nvfp4.backends.cutedsl.gemm import layouts
 from nvfp4.backends.cutedsl.gemm.choose import GROUPED, NARROW, TILES, choose_config, predict
 from nvfp4.backends.cutedsl.gemm.config import Alpha, Epilogue, Kernel, Tile
 from nvfp4.backends.cutedsl.gemm.layouts import SHARED_BYTES, TMEM_COLUMNS, layout_of
 from nvfp4.backends.cutedsl.runtime.warmup import kernels_for
+from nvfp4.backends.workload import Workload
 from nvfp4.spec.format import FLOAT_DTYPES
 
 SERVED = [(6144, 3584), (9216, 3584), (7168, 2048), (4096, 7168), (16384, 7168), (8192, 8192)]

@@ -11,6 +11,8 @@ import triton
 
 from nvfp4.bench import cubin
 
+pytestmark = pytest.mark.usefixtures("compiles")
+
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
 HEAD = """
 .version 8.7

@@ -21,6 +21,15 @@ from nvfp4.spec.quantize import decode
 
 OPS = torch.ops.nvfp4
 
+emulated = pytest.mark.usefixtures("emulated")
+others = pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param("cutedsl", marks=pytest.mark.emulated),
+        pytest.param("triton", marks=pytest.mark.interpreted),
+    ],
+)
+
 TOKENS = (1, 7, 16, 64, 127, 128, 129, 300)
 SHAPES = [
     *(Shape(m, 136, 320) for m in TOKENS),
@@ -71,13 +80,14 @@ def run(backend: str, shape: Shape, exact: bool, alpha, bias=None, dtype=torch.b
     return OPS.mm(a.data, b.data, a.scales, b.scales, alpha, None, bias, dtype, backend)
 
 
-@pytest.mark.parametrize("other", ["cutedsl", "triton"])
+@others
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_equal_where_sums_are_exact(other, shape):
     alpha = torch.tensor(0.25)
     same_bits(run(other, shape, True, alpha), run("reference", shape, True, alpha))
 
 
+@emulated
 @pytest.mark.parametrize("shape", SERVED, ids=str)
 def test_equal_at_served_shapes(shape):
     alpha, bias = torch.tensor(2.0**-9), torch.randn(shape.n, dtype=torch.bfloat16)
@@ -85,7 +95,7 @@ def test_equal_at_served_shapes(shape):
     same_bits(got, run("reference", shape, True, alpha, bias))
 
 
-@pytest.mark.parametrize("other", ["cutedsl", "triton"])
+@others
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES[::3], ids=str)
 def test_within_the_bound_for_any_scales(other, shape, dtype):
@@ -112,6 +122,7 @@ def eighths(*shape: int) -> torch.Tensor:
     return torch.randint(1, 9, shape) / 8
 
 
+@emulated
 @pytest.mark.parametrize("tokens", [9, 150])
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 @pytest.mark.parametrize("form", FORMS)
@@ -141,15 +152,15 @@ def run_tile(tile: Tile, shape: Shape, row_scale: bool, sms: int) -> None:
     same_bits(got, run("reference", shape, True, folded, bias))
 
 
+@emulated
 @pytest.mark.parametrize("tile", [*TILES, *CLUSTERS, *NARROW], ids=str)
 def test_every_tile(tile):
-    skip_if_it_cannot("cutedsl")
     run_tile(tile, tile_problem(tile), tile.columns != 128, sms=2 * tile.cluster)
 
 
+@emulated
 def test_batch_invariance_can_be_asked_for(monkeypatch):
     """A token alone, among 8 and among 80, with scales for which the order of summation shows."""
-    skip_if_it_cannot("cutedsl")
     monkeypatch.setenv("NVFP4_BATCH_INVARIANT", "1")
     shape = Shape(80, 128, 4096)
     a, b = operands(shape, False)
@@ -170,9 +181,9 @@ def test_batch_invariance_can_be_asked_for(monkeypatch):
     assert (split != together[:8]).any(), "a split sum differs in its last bits"
 
 
+@emulated
 def test_one_compiled_kernel_serves_any_allocation_and_size(monkeypatch, tmp_path):
     """Three allocations, three sizes, one compilation: nothing of a call is baked in."""
-    skip_if_it_cannot("cutedsl")
     from nvfp4.backends.cutedsl.runtime import compile as compiler
     from nvfp4.backends.cutedsl.runtime import emulated
 

@@ -23,7 +23,6 @@ from grouped_problems import (
     runs,
 )
 
-from nvfp4.backends.contract import Workload
 from nvfp4.backends.cutedsl.gemm.choose import GLU, GROUPED, choose_grouped_config
 from nvfp4.backends.cutedsl.gemm.config import Epilogue, Glu, Kernel, Tile
 from nvfp4.backends.cutedsl.gemm.launch import run_or_emulate
@@ -39,6 +38,7 @@ from nvfp4.backends.cutedsl.runtime import compile as compiler
 from nvfp4.backends.cutedsl.runtime import emulated
 from nvfp4.backends.cutedsl.runtime.compile import compiled
 from nvfp4.backends.cutedsl.runtime.warmup import kernels_for
+from nvfp4.backends.workload import Workload
 from nvfp4.bench import cubin
 from nvfp4.calls import GroupedMm
 from nvfp4.emulator import Options

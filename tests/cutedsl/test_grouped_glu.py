@@ -24,7 +24,6 @@ from grouped_problems import (
 from torch import Tensor
 
 from nvfp4.backends import cutedsl
-from nvfp4.backends.contract import Problem, Target
 from nvfp4.backends.cutedsl.gemm.choose import GLU
 from nvfp4.backends.cutedsl.gemm.config import Tile
 from nvfp4.backends.cutedsl.gemm.launch import run_or_emulate
@@ -37,6 +36,8 @@ from nvfp4.backends.cutedsl.gemm.layouts import layout_of
 from nvfp4.backends.cutedsl.grouped_mm_glu_quantize import grouped_mm_glu_quantize
 from nvfp4.backends.cutedsl.runtime import emulated
 from nvfp4.backends.cutedsl.runtime.compile import compiled
+from nvfp4.backends.problem import Problem
+from nvfp4.backends.target import Target
 from nvfp4.bench import cubin
 from nvfp4.calls import GroupedMm, GroupedMmGluQuantize, Quantized
 from nvfp4.emulator import Options

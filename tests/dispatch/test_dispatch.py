@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import nvfp4
-from nvfp4.backends import cutedsl, triton
-from nvfp4.backends.contract import Problem, Target
+from nvfp4.backends import cutedsl, environment, triton
+from nvfp4.backends.problem import Problem
+from nvfp4.backends.target import Target
 from nvfp4.backends.triton.runtime import architecture
-from nvfp4.dispatch import BACKENDS, choose, select
+from nvfp4.dispatch import BACKENDS, choose
 from nvfp4.dispatch.explain import STAGES
 
 CPU, HOPPER, BLACKWELL, TURING = (
@@ -104,12 +105,12 @@ def test_an_interpreter_that_its_numpy_breaks_is_a_reason(monkeypatch):
 
 def test_environment_names_a_backend(monkeypatch, device):
     x = torch.randn(2, 32, device=device)
-    monkeypatch.setenv(select.ENVIRONMENT, "cutedsl")
+    monkeypatch.setenv(environment.BACKEND, "cutedsl")
     with pytest.raises(ValueError, match="backend 'cutedsl' cannot run this"):
         torch.ops.nvfp4.quantize_dynamic(x, backend="cutedsl")
     torch.ops.nvfp4.quantize_dynamic(x)  # it has no quantizer: who runs it best does
     torch.ops.nvfp4.quantize_dynamic(x, backend="reference")
-    monkeypatch.setenv(select.ENVIRONMENT, "reference")
+    monkeypatch.setenv(environment.BACKEND, "reference")
     assert nvfp4.explain("mm", device).backend == "reference"
 
 

@@ -12,8 +12,8 @@ from arguments import NAMES, arguments
 from cases import same_bits
 from torch import Tensor
 
-from nvfp4.backends import settings
-from nvfp4.backends.contract import RECORDING, recorded
+from nvfp4.backends import environment
+from nvfp4.backends.recording import RECORDING, recorded
 from nvfp4.backends.triton.runtime.launch import Launch
 from nvfp4.calls import checks
 from nvfp4.dispatch import replay
@@ -98,7 +98,7 @@ def test_another_form_is_run(op, monkeypatch):
         call()
         call()
         assert op.runs == count and len(op.replays) == count
-    for name in (settings.BATCH_INVARIANT, settings.TUNED, "NVFP4_BACKEND"):
+    for name in (environment.BATCH_INVARIANT, environment.TUNED, environment.BACKEND):
         monkeypatch.setenv(name, "1")
         op.call(x)
     assert op.runs == len(calls) + 3

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from cases import Shape, same_bits, skip_if_it_cannot
+from cases import Shape, same_bits
 from edits import Edit, Outcome
 from mutations import EDITS, MULTICAST, ONE, PAIR, SPLIT_K
 from paths import ROOT
@@ -27,28 +27,30 @@ from nvfp4.backends.reference.mm import mm as reference_mm
 from nvfp4.calls import Mm
 from nvfp4.emulator import Deadlock, Emulated, Hazard, Options, load
 
+pytestmark = pytest.mark.usefixtures("emulated")
+
 DOCUMENT = ROOT / "emulator" / "MUTATIONS.md"
 
 
 @dataclass(frozen=True)
 class Subject:
     """A kernel and a problem for it: ragged, with more stages than fit in shared memory and more
-    tiles than there are clusters, so that every barrier goes through several phases. `runs`: under
-    how many schedules it must be clean.
+    tiles than there are clusters, so that every barrier goes through several phases. `seeds`: with
+    how many the kernel as it is must be clean, at each delay.
     """
 
     tile: Tile
     shape: Shape
     bias: bool
     sms: int
-    runs: int
+    seeds: int
 
 
 KERNELS = {
-    ONE: Subject(Tile(128, 128), Shape(136, 136, 1296), True, 1, 60),
-    PAIR: Subject(Tile(256, 256, 2, 1), Shape(264, 264, 1296), False, 2, 52),
-    MULTICAST: Subject(Tile(256, 128, 4, 2), Shape(520, 136, 1808), False, 8, 28),
-    SPLIT_K: Subject(Tile(128, 16, split_k=2, swapped=True), Shape(9, 264, 4880), False, 2, 60),
+    ONE: Subject(Tile(128, 128), Shape(136, 136, 1296), True, 1, 5),
+    PAIR: Subject(Tile(256, 256, 2, 1), Shape(264, 264, 1296), False, 2, 5),
+    MULTICAST: Subject(Tile(256, 128, 4, 2), Shape(520, 136, 1808), False, 8, 3),
+    SPLIT_K: Subject(Tile(128, 16, split_k=2, swapped=True), Shape(9, 264, 4880), False, 2, 5),
 }
 
 
@@ -136,11 +138,6 @@ def edited(edit: Edit) -> Emulated:
     return load(code.object_code, FUNCTION, edit.apply(code.ptx))
 
 
-@pytest.fixture(autouse=True)
-def _needs_emulation() -> None:
-    skip_if_it_cannot("cutedsl")
-
-
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_problem_reuses_what_the_kernel_reuses(kernel):
     subject, launch = KERNELS[kernel], prepared(kernel).launch
@@ -154,9 +151,9 @@ def test_the_problem_reuses_what_the_kernel_reuses(kernel):
 @pytest.mark.parametrize("delay", DELAYS)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_kernel_is_clean_under_every_schedule(kernel, delay):
-    """50 seeds at each delay, over all kernels."""
-    for seed in range(KERNELS[kernel].runs // len(DELAYS)):
-        out = run(kernel, unedited(kernel), Schedule(seed, delay))
+    """With odd seeds its CTAs drift apart further."""
+    for seed in range(KERNELS[kernel].seeds):
+        out = run(kernel, unedited(kernel), Schedule(seed, delay, 512 if seed % 2 else 64))
         same_bits(out, prepared(kernel).want)
 
 

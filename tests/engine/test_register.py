@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import nvfp4.integrations.vllm as plugin
-from nvfp4.backends.settings import BATCH_INVARIANT, may_split_k
+from nvfp4.backends.environment import BATCH_INVARIANT, may_split_k
 from nvfp4.checkpoints import COMPRESSED_TENSORS, MODELOPT, Group, Scheme
 from nvfp4.integrations.vllm import QUANTIZATION, adopt_settings, register, unsupported
 

@@ -7,14 +7,12 @@ import torch
 from cases import activations, same_bits
 
 import nvfp4
-from nvfp4.backends.contract import target_of
-from nvfp4.backends.settings import BATCH_INVARIANT
+from nvfp4.backends.environment import BATCH_INVARIANT
+from nvfp4.backends.target import target_of
 from nvfp4.backends.triton import mm
 from nvfp4.backends.triton.gemm.config import COST, GROUPED
 from nvfp4.calls import Mm
 from nvfp4.spec.swizzle import swizzled_shape
-
-pytestmark = pytest.mark.gpu
 
 OPS = torch.ops.nvfp4
 
@@ -277,7 +275,7 @@ def test_every_tile_at_real_sizes(m, n, k, monkeypatch):
 @pytest.mark.parametrize("n, k", [(6144, 7168), (512, 576), (500, 640)])
 def test_every_tile_that_does_not_split_gives_the_same_bits(n, k):
     """In float32, on activations with outliers: no token's bits tell how many came with it."""
-    from nvfp4.backends.contract import target_of
+    from nvfp4.backends.target import target_of
     from nvfp4.backends.triton.gemm.config import choose_config, choose_grouped_config
     from nvfp4.backends.triton.mm import plan
 

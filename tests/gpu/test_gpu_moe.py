@@ -20,8 +20,6 @@ import nvfp4
 from nvfp4.layers import MoE
 from nvfp4.spec.quantize import decode
 
-pytestmark = pytest.mark.gpu
-
 TESTS = Path(__file__).parents[1]
 FOUND = (TESTS.parent, TESTS / "support", Path(__file__).parent)
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, FOUND))}

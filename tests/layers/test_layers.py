@@ -97,7 +97,7 @@ def test_casting_the_module_does_not_touch_its_numbers(make, device):
     assert all(tensor.device.type == "meta" for tensor in layer.to("meta").buffers())
 
 
-def test_compile_fullgraph(layer, device):
+def test_compile_fullgraph(layer, device, compiles):
     block = nn.Sequential(layer, nn.ReLU())
     compiled = torch.compile(block, fullgraph=True, dynamic=True)
     for m in (3, 17):
@@ -122,7 +122,7 @@ class Block(nn.Module):
 
 
 @torch.no_grad()
-def test_a_block_compiles_to_one_graph_for_every_number_of_tokens(device):
+def test_a_block_compiles_to_one_graph_for_every_number_of_tokens(device, compiles):
     from torch._dynamo.testing import CompileCounterWithBackend
 
     block, counter = Block(device), CompileCounterWithBackend("aot_eager")

@@ -34,7 +34,7 @@ def test_a_gradient_through_a_frozen_layer_does_not_vanish(make):
         torch.func.grad(lambda x: frozen(x).square().sum())(x)
 
 
-def test_a_compiled_model_runs_forward_and_refuses_backward():
+def test_a_compiled_model_runs_forward_and_refuses_backward(compiles):
     frozen = Linear.from_float(nn.Linear(64, 64, bias=False))
     embedding = nn.Linear(64, 64)  # its parameters need a gradient, as a loaded model's do
     model = torch.compile(nn.Sequential(embedding, frozen), fullgraph=True)

@@ -2,6 +2,8 @@
 arithmetic allows.
 """
 
+from itertools import cycle
+
 import oracle
 import pytest
 import torch
@@ -12,12 +14,11 @@ from cases import (
     activations,
     from_numpy,
     same_bits,
-    skip_if_it_cannot,
 )
 
 import nvfp4
-from nvfp4.backends.contract import Workload, target_of
-from nvfp4.backends.settings import BATCH_INVARIANT
+from nvfp4.backends.environment import BATCH_INVARIANT
+from nvfp4.backends.target import target_of
 from nvfp4.backends.triton.device.tile_config import choose_rounding_tile
 from nvfp4.backends.triton.gemm.config import (
     COST,
@@ -29,6 +30,7 @@ from nvfp4.backends.triton.gemm.config import (
 )
 from nvfp4.backends.triton.hopper.stream_k import make_schedule
 from nvfp4.backends.triton.mm import plan
+from nvfp4.backends.workload import Workload
 from nvfp4.calls import Mm
 from nvfp4.spec.format import FLOAT_DTYPES
 
@@ -156,10 +158,10 @@ def test_warming_up_meets_every_tile(sm, n, k, may_split):
     assert {tiles(m) for m in range(1, 3001)} == warm
 
 
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("config, k", TILES, ids=str)
 def test_every_tile_of_triton(device, config, k):
     """Whatever the tile, decoded before or not: the same bits, also where K is no whole step."""
-    skip_if_it_cannot("triton", device)
     sm = target_of(torch.device(device)).sm
     if isinstance(config, HopperConfig) and sm != 90:
         pytest.skip(f"needs sm_90, got sm_{sm}")
@@ -231,8 +233,7 @@ def test_a_nan_block_makes_its_row_nan_and_no_other(backend, device):
 
 
 @pytest.mark.op("linear")
-@BY_SHAPE
-@BY_DTYPE
+@pytest.mark.parametrize("shape, dtype", list(zip(GEMM_SHAPES, cycle(FLOAT_DTYPES))), ids=str)
 def test_linear_is_quantize_and_mm(backend, device, shape, dtype):
     x = activations(shape.m, shape.k, dtype)
     w = nvfp4.quantize(activations(shape.n, shape.k), backend="reference").to(device)

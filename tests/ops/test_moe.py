@@ -9,7 +9,7 @@ import pytest
 import torch
 from bounds import gemm_bound
 from cases import activations, from_numpy, same_bits
-from routing import PATTERNS, Pattern, exact_experts, exact_tokens, moved, same_rows
+from routing import FEW, PATTERNS, Pattern, exact_experts, exact_tokens, in_turn, moved, same_rows
 from torch import Tensor
 
 import nvfp4
@@ -23,8 +23,7 @@ from nvfp4.tensors import ExpertRows, ExpertWeights
 OPS = torch.ops.nvfp4
 H, INTERMEDIATE = 80, 128
 BY_PATTERN = pytest.mark.parametrize("pattern", PATTERNS, ids=str)
-SOME = [p for p in PATTERNS if p.name in ("uniform", "empty experts", "slice, middle rank")]
-BY_FEW = pytest.mark.parametrize("pattern", SOME, ids=str)
+BY_FEW = pytest.mark.parametrize("pattern", FEW, ids=str)
 
 
 @cache
@@ -77,8 +76,7 @@ def test_dispatch_is_what_a_loop_would_do():
 
 
 @pytest.mark.op("moe_dispatch")
-@BY_PATTERN
-@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("pattern, static", in_turn([False, True], every=FEW), ids=str)
 def test_dispatch(backend, device, pattern, static):
     ids, _ = pattern.route()
     x = activations(pattern.tokens, H)
@@ -100,10 +98,10 @@ def test_dispatch_of_rows_longer_than_a_program_holds(backend, device):
 
 @pytest.mark.op("moe_dispatch")
 def test_routing_of_many_tokens(backend, device):
-    """Enough for larger chunks of the sort, with few experts and with many."""
+    """Enough for larger chunks of the sort (8192 ids), with few experts and with many."""
     for experts in (3, 300):
-        ids = torch.randint(-1, experts + 9, (1500, 8))
-        x = torch.ones(1500, 16)
+        ids = torch.randint(-1, experts + 9, (1040, 8))
+        x = torch.ones(1040, 16)
         want = nvfp4.moe_dispatch(x, ids, experts, backend="reference")
         got = nvfp4.moe_dispatch(x.to(device), ids.to(device), experts, backend=backend)
         same_bits(got[1], want[1])
@@ -213,6 +211,15 @@ def test_grouped_mm_within_the_bound_for_any_scales(backend, device, pattern, dt
 # glu_quantize
 
 
+def name(value: object) -> str:
+    return " ".join(value) if isinstance(value, tuple) else str(value)
+
+
+GLU_FORMS = [
+    (kind, activation) for activation in ("silu", "gelu_tanh") for kind in ("own", "one", "expert")
+]
+
+
 def scales_of_h(kind: str, experts: int) -> Tensor | None:
     if kind == "own":
         return None
@@ -220,24 +227,24 @@ def scales_of_h(kind: str, experts: int) -> Tensor | None:
 
 
 @pytest.mark.op("glu_quantize")
-@BY_PATTERN
-@pytest.mark.parametrize("kind", ["own", "one", "expert"])
-def test_grouped_glu_quantize(backend, device, pattern, kind):
+@pytest.mark.parametrize("pattern, form", in_turn(GLU_FORMS, every=FEW[:1]), ids=name)
+def test_grouped_glu_quantize(backend, device, pattern, form):
     """The grouped scales hold what the dense op gives row by row."""
+    kind, activation = form
+    limit = 7.0 if activation == "silu" else None
     rows, _ = dispatched(pattern, exact=True)
     gate_up = activations(rows.shape[0], 2 * H)
     p, end = scales_of_h(kind, pattern.experts), edges(rows)[-1][1]
-    for activation, limit in (("silu", 7.0), ("gelu_tanh", None)):
-        args = (moved(p, device), limit, activation, backend)
-        got = nvfp4.grouped_glu_quantize(gate_up.to(device), rows.offsets.to(device), *args)
-        of_row = p
-        if kind == "expert":
-            of_row = p.repeat_interleave(rows.offsets.diff())
-        dense = nvfp4.glu_quantize(gate_up[:end], of_row, limit, "linear", activation, "reference")
-        zeros = torch.zeros(rows.shape[0] - end, H // 2, dtype=torch.uint8)
-        same_bits(got.data, torch.cat([dense.data, zeros]))
-        same_bits(got.scales, swizzle_grouped_scales(dense.scales, rows.offsets, rows.shape[0]))
-        same_bits(got.row_scale[:end], dense.global_scale)
+    args = (moved(p, device), limit, activation, backend)
+    got = nvfp4.grouped_glu_quantize(gate_up.to(device), rows.offsets.to(device), *args)
+    of_row = p
+    if kind == "expert":
+        of_row = p.repeat_interleave(rows.offsets.diff())
+    dense = nvfp4.glu_quantize(gate_up[:end], of_row, limit, "linear", activation, "reference")
+    zeros = torch.zeros(rows.shape[0] - end, H // 2, dtype=torch.uint8)
+    same_bits(got.data, torch.cat([dense.data, zeros]))
+    same_bits(got.scales, swizzle_grouped_scales(dense.scales, rows.offsets, rows.shape[0]))
+    same_bits(got.row_scale[:end], dense.global_scale)
 
 
 @pytest.mark.op("glu_quantize")
@@ -289,8 +296,7 @@ def test_combine_is_what_a_loop_would_do():
 
 
 @pytest.mark.op("moe_combine")
-@BY_PATTERN
-@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("pattern, dtype", in_turn(FLOAT_DTYPES, every=FEW), ids=str)
 def test_combine(backend, device, pattern, dtype):
     _, positions = dispatched(pattern, exact=True)
     _, weights = pattern.route()

@@ -5,7 +5,7 @@ input.
 import pytest
 import torch
 from arguments import NAMES, SCHEMAS, arguments
-from cases import same_bits
+from cases import every_backend, same_bits
 
 import nvfp4
 
@@ -24,7 +24,7 @@ def test_schema(name):
 
 @EACH_OP
 @pytest.mark.parametrize("layout", ["swizzled", "linear"])
-def test_opcheck(name, layout, device):
+def test_opcheck(name, layout, device, compiles):
     """All of opcheck, but for its schema test where an input is float8: it compares with
     torch.allclose, which has no float8. What it checks, test_inputs_are_not_changed does.
     """
@@ -37,7 +37,7 @@ def test_opcheck(name, layout, device):
 
 
 @EACH_OP
-def test_compile_fullgraph_dynamic(name, device):
+def test_compile_fullgraph_dynamic(name, device, compiles):
     """One graph, no break, and no recompilation for a new number of rows."""
     op = getattr(OPS, name)
     torch._dynamo.reset()
@@ -119,6 +119,7 @@ def _runnable(name: str, device: str) -> list[str]:
     return sorted(set.intersection(*able))
 
 
+@every_backend
 @EACH_OP
 @pytest.mark.parametrize("view", [_strided, _row_strided, _misaligned])
 def test_views(name, view, device):
@@ -130,6 +131,7 @@ def test_views(name, view, device):
             same_bits(g, w)
 
 
+@every_backend
 def test_strided_global_scales(device):
     """One a row, a segment or an expert, every other element of a longer vector."""
     x = torch.randn(6, 64, device=device)

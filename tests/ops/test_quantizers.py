@@ -18,8 +18,15 @@ from nvfp4.spec.format import FLOAT_DTYPES, SCALE_LAYOUTS
 pytestmark = pytest.mark.op("quantize_dynamic")
 
 OPS = torch.ops.nvfp4
-SIZES = [(1, 16), (1, 576), (5, 48), (33, 256), (128, 64), (130, 576), (2, 7168)]
-BY_SIZE = pytest.mark.parametrize("rows, k", SIZES, ids=lambda v: str(v))
+SIZES = [(1, 16), (1, 576), (5, 48), (33, 256), (128, 64), (130, 576), (2, 1168)]
+CASES = [
+    (rows, k, layout, FLOAT_DTYPES[(i + j) % 3])
+    for i, (rows, k) in enumerate(SIZES)
+    for j, layout in enumerate(SCALE_LAYOUTS)
+]
+"""Dtypes in turn: a dtype is a conversion where a program loads, whatever the size."""
+
+IN_TURN = pytest.mark.parametrize("rows, k, layout, dtype", CASES, ids=str)
 BY_LAYOUT = pytest.mark.parametrize("layout", SCALE_LAYOUTS)
 BY_DTYPE = pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 
@@ -35,9 +42,7 @@ def _static(x: torch.Tensor, per_row: bool) -> torch.Tensor:
     return torch.where(p == 0, torch.ones_like(p), p)
 
 
-@BY_SIZE
-@BY_LAYOUT
-@BY_DTYPE
+@IN_TURN
 def test_quantize(backend, device, rows, k, layout, dtype):
     x = activations(rows, k, dtype)
     for per_row in (False, True):
@@ -46,9 +51,7 @@ def test_quantize(backend, device, rows, k, layout, dtype):
         _same(OPS.quantize(x.to(device), p.to(device), layout, backend), want)
 
 
-@BY_SIZE
-@BY_LAYOUT
-@BY_DTYPE
+@IN_TURN
 def test_quantize_dynamic(backend, device, rows, k, layout, dtype):
     x = activations(rows, k, dtype)
     _same(
@@ -128,20 +131,15 @@ def test_bfloat16_subnormals(backend, device):
     )
 
 
-@pytest.mark.parametrize("rows, k", [*SIZES[:-1], (2, 1792)], ids=lambda v: str(v))
-@BY_LAYOUT
-@BY_DTYPE
+@IN_TURN
 def test_silu_mul_quantize(backend, device, rows, k, layout, dtype):
     gate_up = activations(rows, 2 * k, dtype)
-    p = torch.tensor(0.01)
-    for limit in (None, 7.0):
-        want = OPS.silu_mul_quantize(gate_up, p, limit, layout, "reference")
-        _same(OPS.silu_mul_quantize(gate_up.to(device), p.to(device), limit, layout, backend), want)
+    p, limit = torch.tensor(0.01), 7.0 if rows % 2 else None
+    want = OPS.silu_mul_quantize(gate_up, p, limit, layout, "reference")
+    _same(OPS.silu_mul_quantize(gate_up.to(device), p.to(device), limit, layout, backend), want)
 
 
-@BY_SIZE
-@BY_LAYOUT
-@BY_DTYPE
+@IN_TURN
 def test_dequantize(backend, device, rows, k, layout, dtype):
     data, scales, p = OPS.quantize_dynamic(activations(rows, k), layout, "reference")
     for scale in (p, p[:1]):
@@ -169,7 +167,7 @@ def test_dequantize_every_code_under_every_scale(backend, device, dtype):
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(rows=st.integers(1, 140), blocks=st.integers(1, 40), seed=st.integers(0, 2**30))
 def test_any_shape(backend, device, rows, blocks, seed):
@@ -187,7 +185,7 @@ def test_any_shape(backend, device, rows, blocks, seed):
     )
 
 
-@pytest.mark.parametrize("rows, k", [(1, 16), (129, 80), (128, 576), (3, 7168)])
+@pytest.mark.parametrize("rows, k", [(1, 16), (129, 80), (128, 144), (3, 1168)])
 def test_every_byte_of_the_outputs_is_written_and_padding_is_zero(backend, device, rows, k):
     """The launchers get outputs full of NaN bytes."""
     x = activations(rows, k).to(device)

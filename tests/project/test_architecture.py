@@ -1,23 +1,46 @@
 """The house: imports point one way, and a fact is where it belongs."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 from paths import ROOT
 
-ROOMS = {
-    # room: the rooms it may import
-    "spec": set(),
-    "backends": {"spec"},
-    "dispatch": {"backends", "spec"},
-    "ops": {"dispatch", "backends", "spec"},
-    "layers": {"ops", "spec"},
-    "checkpoints": {"layers", "ops", "spec"},
-    "demo": {"checkpoints", "layers", "ops", "dispatch", "backends", "spec"},
-    "bench": {"layers", "ops", "dispatch", "backends", "spec"},
-    "integrations": {"checkpoints", "layers", "ops", "backends", "spec"},
-    "cli": {"bench", "checkpoints", "demo", "layers", "ops", "dispatch", "backends", "spec"},
+ROOMS: dict[str, set[str]] = {}
+"""The rooms that each room may import."""
+
+for room, below in {
+    "spec": "",
+    "emulator": "",
+    "calls": "spec",
+    "tensors": "spec",
+    "backends": "calls emulator spec",
+    "dispatch": "backends calls spec",
+    "ops": "dispatch calls tensors spec",
+    "ahead": "ops dispatch backends tensors spec",
+    "layers": "ahead ops calls tensors spec",
+    "checkpoints": "layers ops calls tensors spec",
+    "demo": "checkpoints layers ops dispatch backends tensors spec",
+    "tuning": "ops calls backends spec",
+    "bench": "demo tuning checkpoints layers ops dispatch backends calls tensors spec",
+    "integrations": "checkpoints layers ahead ops backends tensors spec",
+    "cli": "bench demo tuning checkpoints layers ahead ops dispatch backends tensors spec",
+}.items():
+    ROOMS[room] = set(below.split())
+
+EMULATOR = {
+    # room or file of the emulator: the others it may import
+    "hazards": set(),
+    "lanes": set(),
+    "ptx": {"hazards"},
+    "memory": {"hazards", "lanes", "ptx"},
+    "machine": {"hazards", "lanes", "ptx", "memory"},
+    "isa": {"hazards", "lanes", "ptx", "memory", "machine"},
+    "tma": {"hazards", "lanes", "ptx", "memory", "machine", "isa"},
+    "tensor_cores": {"hazards", "lanes", "ptx", "memory", "machine", "isa"},
+    "instructions": {"isa", "tma", "tensor_cores"},
+    "launch": {"hazards", "ptx", "memory", "machine", "isa", "instructions"},
 }
 
 
@@ -29,7 +52,7 @@ def _imports(path: Path) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
             names.append(node.module or "")
-            if node.module in ("nvfp4", "nvfp4.backends"):
+            if node.module and node.module.split(".")[0] == "nvfp4":  # it may be a module
                 names += [f"{node.module}.{alias.name}" for alias in node.names]
     return names
 
@@ -47,6 +70,49 @@ def test_imports_point_one_way(room):
             assert top not in ROOMS, f"{path}: import nvfp4.{name}, not {name}"
             if top == "nvfp4" and rest and rest[0] in ROOMS:
                 assert rest[0] in ROOMS[room] | {room}, f"{path} imports {name}"
+
+
+def test_the_emulator_imports_nothing_of_the_package_but_itself():
+    """It also runs PTX that is not ours, and nvfp4 itself is not needed for that."""
+    assert _files("emulator")
+    for path in _files("emulator"):
+        ours = [name.split(".") for name in _imports(path) if name.split(".")[0] == "nvfp4"]
+        assert all(name[:2] == ["nvfp4", "emulator"] for name in ours), path
+
+
+@pytest.mark.parametrize("room", EMULATOR)
+def test_the_emulators_rooms_import_one_way(room):
+    files = _files(f"emulator/{room}") or [ROOT / "emulator" / f"{room}.py"]
+    for path in files:
+        for name in _imports(path):
+            if name.startswith("nvfp4.emulator."):
+                other = name.split(".")[2]
+                assert other in EMULATOR[room] | {room}, f"{path} imports {name}"
+
+
+def test_every_part_of_the_emulator_is_a_room_with_rules():
+    parts = {path.stem for path in (ROOT / "emulator").iterdir() if path.suffix in ("", ".py")}
+    assert parts - {"__init__", "__pycache__"} == set(EMULATOR)
+
+
+def test_no_modules_of_the_emulator_import_each_other_in_a_circle():
+    """Imports for types alone count too."""
+    modules = {}
+    for path in _files("emulator"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        modules[".".join(("nvfp4", *parts)).removesuffix(".__init__")] = path
+    del modules["nvfp4.emulator"]  # what every module of it imports ptx from
+    imports = {module: set(_imports(path)) & modules.keys() for module, path in modules.items()}
+    assert "nvfp4.emulator.machine.warp" in imports["nvfp4.emulator.isa.builder"]
+    TopologicalSorter(imports).prepare()
+
+
+def test_tune_imported_the_benchmarks():
+    """Of the commands, bench alone imports the room of that name."""
+    commands = [path for path in _files("cli") if path.name not in ("__init__.py", "bench.py")]
+    assert len(commands) > 5
+    for path in commands:
+        assert not [name for name in _imports(path) if name.startswith("nvfp4.bench")], path
 
 
 def test_spec_imports_torch_and_einops_alone():

@@ -8,6 +8,7 @@ import shlex
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -21,6 +22,7 @@ from nvfp4.checkpoints.schemes import ALGORITHMS
 from nvfp4.cli import app
 
 MEDIAN_WORDS, MOST_WORDS = 15, 35
+EMULATED = 'backend="cutedsl"'
 PREFIX = re.compile("'([A-Z_]+_)'")
 """The prefix of environment variables as it stands in Python code."""
 
@@ -30,7 +32,14 @@ pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relativ
 # code blocks
 
 
-@pages
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.emulated if EMULATED in page.read_text() else ())
+        for page in PAGES
+    ],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
 def test_every_example_runs(page, tmp_path, source, monkeypatch):
     """In the order of the page, in one folder; `model` in it is a model to convert."""
     shown = [block for block in blocks(page.read_text()) if not block.not_run]
@@ -40,7 +49,7 @@ def test_every_example_runs(page, tmp_path, source, monkeypatch):
         for package in ("safetensors", "transformers", "accelerate", "gguf", "tokenizers"):
             pytest.importorskip(package)
         shutil.copytree(source("llama"), tmp_path / "model")
-    if 'backend="cutedsl"' in code:
+    if EMULATED in code:
         _skip_without_emulator()
     names: dict = {}
     for language, text, _ in shown:
@@ -217,6 +226,28 @@ def test_the_page_names_the_folders_that_read_a_variable():
             assert any(path.startswith(f"{folder}/") for path in in_code[name]), (name, folder)
         for path in in_code[name]:
             assert any(path.startswith(f"{folder}/") for folder in folders), (name, path)
+
+
+SETTINGS = "backends/environment.py"
+"""The one file that reads our own variables."""
+
+
+def test_our_variables_were_read_in_five_files():
+    for name, paths in _in_code().items():
+        if name.startswith("NVFP4_"):
+            assert paths == {SETTINGS}, name
+
+
+def test_each_of_our_variables_is_documented_where_it_is_read():
+    body = ast.parse((ROOT / SETTINGS).read_text()).body
+    after = dict(pairwise(body))
+    for node in body:
+        if isinstance(node, ast.Assign):
+            assert isinstance(after[node], ast.Expr), ast.unparse(node)
+            (said,) = sentences(ast.literal_eval(after[node].value))
+            assert len(said) > 3
+    ours = {name for name in _documented() if name.startswith("NVFP4_")}
+    assert set(_constants(ast.Module(body, [])).values()) == ours
 
 
 def test_every_name_that_looks_like_ours_is_on_the_page():

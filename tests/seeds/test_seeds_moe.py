@@ -82,6 +82,7 @@ def test_swiglu_gate_of_the_experts_was_clamped_after_silu(backend, device):
         torch.testing.assert_close(got, silu_of_limit.expand(1, 128), rtol=1e-5, atol=0)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("tokens", [1, 127, 128, 129])
 def test_scales_of_experts_were_not_padded_to_128_rows(device, tokens):
     """Every expert's start on a 128-row tile, and what is between is zero."""

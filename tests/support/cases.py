@@ -1,5 +1,6 @@
 """Inputs that several tests share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,3 +87,8 @@ def skip_if_it_cannot(backend: str, device: str = "cpu") -> None:
     for verdict in explain("mm", device, backend).stages[0].verdicts:
         if verdict.backend == backend and verdict.reasons:
             pytest.skip(f"{backend}: {verdict}")
+
+
+def every_backend(test: Callable) -> Callable:
+    """Marks a test that runs, in a loop, every backend that can run here."""
+    return pytest.mark.emulated(pytest.mark.interpreted(test))

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 os.environ["TRITON_INTERPRET"] = "0"
 
@@ -60,6 +60,11 @@ SHARED_MEMORY = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227,
 SHARED_MEMORY = {sm: kib * 1024 for sm, kib in SHARED_MEMORY.items()}
 """What one block may ask for (CUDA C++ programming guide, compute capabilities)."""
 
+TWINS = {110: 100, 121: 120}
+"""Architectures that compile what another does, tile for tile: the smallest and largest launches of
+each kernel show that it can be assembled for them.
+"""
+
 
 def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
@@ -86,10 +91,13 @@ def _gemms(sm: int) -> Iterator[tuple[str, Launch]]:
 
     n, alpha = 6144, _meta(1, 2)
     sizes = [(1, 576), (12, 576), (24, 7168), (64, 576), (300, 7168), (4096, 7168)]
-    for (m, k), dtype in zip(sizes, itertools.cycle(FLOAT_DTYPES)):
+    for (m, k), dtype, bare in zip(
+        sizes, itertools.cycle(FLOAT_DTYPES), itertools.cycle((1, 0, 0))
+    ):
         (a, a_scales), (b, b_scales) = operand(m, k), operand(n, k)
         out = _meta(m, n, dtype=dtype)
-        for row_scale, bias in [(None, None), (_meta(m), _meta(n, dtype=torch.bfloat16))]:
+        full = (_meta(m), _meta(n, dtype=torch.bfloat16))
+        for row_scale, bias in [full, (None, None)][: 1 + bare]:
             call = Mm(a, b, a_scales, b_scales, alpha, row_scale, bias)
             for launch in mm.plan(call, out, sm):
                 yield "mm", launch
@@ -97,7 +105,7 @@ def _gemms(sm: int) -> Iterator[tuple[str, Launch]]:
         for launch in weight_only_linear.plan(Linear(x, b, b_scales, p), out, sm):
             yield "weight_only_linear", launch
         if not multiplies_nvfp4(sm):
-            for x_p, bias in [(None, None), (_meta(1), _meta(n))]:
+            for x_p, bias in [(_meta(1), _meta(n)), (None, None)][: 1 + bare]:
                 for launch in linear.plan(Linear(x, b, b_scales, p, x_p, bias), out, sm):
                     yield "linear", launch
 
@@ -112,7 +120,7 @@ def _hopper_tiles(sm: int) -> Iterator[tuple[str, Launch]]:
     call = Mm(a, b, a_scales, b_scales, _meta(1, 2), _meta(m), _meta(n))
     out = _meta(m, n, dtype=torch.bfloat16)
     for config, split in itertools.product({*COST, *GROUPED.values()}, (False, True)):
-        tile = config._replace(split=split)
+        tile = config._replace(stream_k=split)
         yield "mm", mm.plan(call, out, sm, tile)[-1]
 
 
@@ -152,6 +160,14 @@ def _experts(sm: int) -> Iterator[tuple[str, Launch]]:
     yield "glu_quantize", glu_quantize.plan_row_scales(GluQuantize(gate_up, limit=7.0), _meta(rows))
 
 
+def _ends(launches: Iterable[tuple[str, Launch]]) -> list[tuple[str, Launch]]:
+    """The first launch and the last of each kernel: for few tokens and for many."""
+    found: dict[tuple[str, object], list[Launch]] = {}
+    for name, launch in launches:
+        found.setdefault((name, launch.kernel), []).append(launch)
+    return [(name, own[i]) for (name, _), own in found.items() for i in {0, len(own) - 1}]
+
+
 def _grouped(rows: int, experts: int, k: int) -> torch.Tensor:
     return _meta(*grouped_scales_shape(rows, experts, k), dtype=SCALE_DTYPE)
 
@@ -188,7 +204,8 @@ def main(sm: int) -> None:
     stack: dict[str, int] = collections.defaultdict(int)
     slots, early = 0, 0
     tiles = _hopper_tiles(sm) if sm == 90 else ()
-    for name, launch in itertools.chain(_quantizers(sm), _gemms(sm), tiles, _experts(sm)):
+    launches = itertools.chain(_quantizers(sm), _gemms(sm), tiles, _experts(sm))
+    for name, launch in _ends(launches) if sm in TWINS else launches:
         compiled = compile_launch(launch, sm)
         assert compiled.asm["cubin"]
         assert compiled.metadata.shared <= SHARED_MEMORY[sm], (name, compiled.metadata.shared)

@@ -7,15 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from nvfp4.backends import cutedsl
-from nvfp4.backends.contract import Problem, Target
 from nvfp4.backends.cutedsl.gemm.config import Tile
 from nvfp4.spec.grouped import swizzle_grouped_scales
 from nvfp4.spec.quantize import decode
 from nvfp4.spec.swizzle import swizzle_scales
 
-REASONS = cutedsl.BACKEND.reasons(Problem("grouped_mm", Target("cpu")))
-runs = pytest.mark.skipif(bool(REASONS), reason="; ".join(REASONS))
+runs = pytest.mark.usefixtures("emulated")
 
 POISON = 7.25
 BYTE = 0x5A

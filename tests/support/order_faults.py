@@ -120,7 +120,7 @@ ORDER_FAULTS = [
     Fault("several lanes' load", Kind.MANY_LANES, BULK, "@%q14 cp.async", "cp.async", "32 lanes"),
     Fault("several lanes' mbarriers", Kind.MANY_LANES, ONE + "mad.lo.u32 %r5,0,8,%s;\n"
           "@%q14 mbarrier.init.shared.b64 [%r5], 1;\n", "0,8,%s;\n@%q14", "%t,8,%s;\n",
-          "different"),
+          "differ in the mbarrier"),
     Fault("several addresses", Kind.MANY_LANES, TMEM, "[%r101];", "[%t];", "differ", "tcgen05.ld"),
     Fault("several sources", Kind.MANY_LANES, PUT, "[%r110], 128", "[%r90], 128", "the source",
           "cp.async"),

@@ -1,11 +1,11 @@
 """Ways in which tokens are routed to experts, the usual and the awkward."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import torch
 from cases import same_bits
-from nvfp4.ops.experts import ExpertRows
 from torch import Tensor
 
 import nvfp4
@@ -101,6 +101,19 @@ PATTERNS = [
 ]
 
 
+FEW = [p for p in PATTERNS if p.name in ("uniform", "empty experts", "slice, middle rank")]
+
+
+def in_turn(choices: Sequence, every: Sequence[Pattern] = ()) -> list[tuple]:
+    """Each pattern with one of the choices, in turn; each pattern of `every` with all of them.
+
+    What a pattern tests does not depend on the choice, and an interpreted or emulated case takes
+    seconds.
+    """
+    pairs = list(zip(PATTERNS, cycle(choices), strict=False))
+    return [*pairs, *((p, c) for p in every for c in choices if (p, c) not in pairs)]
+
+
 def exact_experts(experts: int, n: int, k: int, segments: int = 1) -> nvfp4.ExpertWeights:
     """Weights with scales of 1/2, 1 and 2 and global scales of powers of two, so that sums with
     such rows are exact in float32.
@@ -128,12 +141,12 @@ def exact_tokens(tokens: int, k: int) -> Tensor:
 
 def moved(value, device: str):
     """A tensor, rows or weights on the device."""
-    if isinstance(value, ExpertRows):
+    if isinstance(value, nvfp4.ExpertRows):
         parts = (value.data, value.scales, value.row_scale, value.offsets)
-        return ExpertRows(*(part.to(device) for part in parts))
+        return nvfp4.ExpertRows(*(part.to(device) for part in parts))
     return value if value is None else value.to(device)
 
 
-def same_rows(got: ExpertRows, want: ExpertRows) -> None:
+def same_rows(got: nvfp4.ExpertRows, want: nvfp4.ExpertRows) -> None:
     for g, w in zip(vars(got).values(), vars(want).values(), strict=True):
         same_bits(g, w)

@@ -13,7 +13,8 @@ import pytest
 from paths import ROOT
 
 from nvfp4.backends import triton
-from nvfp4.backends.contract import Problem, Target
+from nvfp4.backends.problem import Problem
+from nvfp4.backends.target import Target
 from nvfp4.backends.triton.runtime.architecture import (
     ASSEMBLED_SINCE,
     BLOCK_SCALED_SINCE,
@@ -32,7 +33,7 @@ def problem(op: str, sm: int) -> Problem:
 
 
 @pytest.fixture(autouse=True)
-def compiled_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+def compiled_triton(monkeypatch: pytest.MonkeyPatch, compiles: None) -> None:
     """Triton as on a machine with a GPU: not interpreted."""
     monkeypatch.setenv("TRITON_INTERPRET", "0")
 

@@ -6,11 +6,13 @@ import triton
 import triton.language as tl
 from cases import same_bits
 
-from nvfp4.backends.contract import target_of
+from nvfp4.backends.target import target_of
 from nvfp4.backends.triton.device import floats, tiles
 from nvfp4.spec import glu, packing, rounding
 
 COUNT = 1 << 14
+
+pytestmark = pytest.mark.usefixtures("interpreted")
 
 
 @triton.jit

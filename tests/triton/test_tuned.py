@@ -7,7 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 import nvfp4
-from nvfp4.backends.settings import BATCH_INVARIANT
+from nvfp4.backends.environment import BATCH_INVARIANT
 from nvfp4.backends.triton.gemm.config import HopperConfig, MmConfig, choose_config
 from nvfp4.backends.triton.gemm.tuned import TUNED, Pick, as_text, tuned_config
 from nvfp4.backends.triton.linear import plan
@@ -73,7 +73,7 @@ def test_a_gemm_runs_by_its_pick(tuned, monkeypatch):
     assert _tile(4) == (SMALL.BM, SMALL.BN, 1)
 
 
-def test_a_tuned_result_is_right(tuned, device):
+def test_a_tuned_result_is_right(tuned, device, interpreted):
     w = nvfp4.quantize(torch.randn(N, K), backend="reference").to(device)
     x = torch.randn(4, K, dtype=torch.bfloat16, device=device)
     args = x, w.data, w.scales, w.global_scale
@@ -98,6 +98,16 @@ def test_a_file_that_is_none_is_named(tmp_path, monkeypatch, text):
         path.write_text(text)
     monkeypatch.setenv(TUNED, str(path))
     with pytest.raises(ValueError, match=rf"{TUNED} needs a file .*{path.name}"):
+        _config(8)
+
+
+def test_a_file_of_an_earlier_version_is_refused(tmp_path, monkeypatch):
+    """Its tiles have other fields: MmConfig's maxnreg was most_registers."""
+    path = tmp_path / "earlier.json"
+    text = as_text({(N, K): [Pick(8, SMALL, SMALL)]}, CPU)
+    path.write_text(text.replace("maxnreg", "most_registers"))
+    monkeypatch.setenv(TUNED, str(path))
+    with pytest.raises(ValueError, match="this version's `python -m nvfp4 tune`.*most_registers"):
         _config(8)
 
 

@@ -12,14 +12,16 @@ from paths import ROOT
 from torch import Tensor
 
 import nvfp4
-from nvfp4.backends.contract import Compilation, Target, Workload, sm_of
+from nvfp4.backends.backend import Compilation
+from nvfp4.backends.target import Target, sm_of
 from nvfp4.backends.triton import warmup
+from nvfp4.backends.workload import Workload
 
 DENSE = Workload(96, 256, 3)
 
 
 @pytest.fixture
-def command(tmp_path):
+def command(tmp_path, compiles):
     """python -m nvfp4 warmup, with a cache of Triton's that is empty at first: in a process of its
     own, since in this one Triton interprets.
     """
@@ -76,7 +78,7 @@ def test_a_process_that_does_not_start_is_told(monkeypatch):
 
 SAME_KERNELS = """
 import torch
-from nvfp4.backends.contract import Workload
+from nvfp4.backends.workload import Workload
 from nvfp4.backends.triton import warmup
 from nvfp4.backends.triton.runtime.ahead import compile_launch
 
@@ -91,7 +93,7 @@ assert ahead and hashes() == ahead
 """
 
 
-def test_they_are_the_kernels_of_tensors_that_are_there(tmp_path):
+def test_they_are_the_kernels_of_tensors_that_are_there(tmp_path, compiles):
     caches = {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
     environment = {**os.environ, **caches, "PYTHONPATH": str(ROOT)}
     line = [sys.executable, "-c", SAME_KERNELS]
@@ -101,7 +103,7 @@ def test_they_are_the_kernels_of_tensors_that_are_there(tmp_path):
 
 SOURCES = """
 import sys
-from nvfp4.backends.contract import Workload
+from nvfp4.backends.workload import Workload
 from nvfp4.backends.triton import warmup
 
 launches = warmup.launches_for([Workload(96, 256, 300)], 90)
@@ -111,7 +113,7 @@ print([launch.kernel.cache_key for _, launch in launches])
 """
 
 
-def test_a_process_finds_what_another_has_compiled_whatever_it_ran_first():
+def test_a_process_finds_what_another_has_compiled_whatever_it_ran_first(compiles):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"}
     runs = [
         subprocess.run(

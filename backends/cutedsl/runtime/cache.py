@@ -17,9 +17,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from nvfp4.backends.cutedsl.runtime.cache_folder import ENVIRONMENT, directory, reason, warn_once
+from nvfp4.backends.cutedsl.runtime.cache_folder import directory, reason, warn_once
 
-__all__ = ["ENVIRONMENT", "Entry", "directory", "get", "read"]
+__all__ = ["Entry", "directory", "get", "read"]
 
 Entry = Mapping[str, bytes]
 

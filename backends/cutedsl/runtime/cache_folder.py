@@ -13,14 +13,13 @@ import warnings
 from multiprocessing.util import Finalize
 from pathlib import Path
 
-ENVIRONMENT = "NVFP4_CACHE_DIR"
-"""Names the folder; default ~/.cache/nvfp4."""
+from nvfp4.backends.environment import CACHE_DIR, cache_folder
 
 
 def directory() -> Path:
     """The folder, made if it is not there: the configured one, or a private one in its place."""
     try:
-        folder = _configured()
+        folder = cache_folder()
     except RuntimeError as error:  # the user has no home
         warn_once("~/.cache/nvfp4", str(error))
         return private()
@@ -52,12 +51,6 @@ def reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _configured() -> Path:
-    if named := os.environ.get(ENVIRONMENT):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nvfp4"
-
-
 def _problem(folder: Path) -> str:
     """Why code from the folder must not be run; empty if it may."""
     status = folder.stat()
@@ -79,7 +72,7 @@ def _private(pid: int) -> Path:
 @functools.cache
 def _warn(pid: int, folder: str, problem: str) -> None:
     warnings.warn(
-        f"nvfp4: compiled kernels are not kept in {folder}: {problem}. Set {ENVIRONMENT} to a "
+        f"nvfp4: compiled kernels are not kept in {folder}: {problem}. Set {CACHE_DIR} to a "
         "folder that you own and that nobody else may write to.",
         RuntimeWarning,
         stacklevel=2,

@@ -11,14 +11,14 @@ from multiprocessing import get_context
 
 import torch
 
-from nvfp4.backends.contract import Workload
 from nvfp4.backends.cutedsl import fused_needs
 from nvfp4.backends.cutedsl.gemm.choose import choose_config, choose_grouped_config
 from nvfp4.backends.cutedsl.gemm.config import Alpha, Kernel
 from nvfp4.backends.cutedsl.gemm.launch import kernel_of
 from nvfp4.backends.cutedsl.gemm.launch_grouped import glu_kernel_of, grouped_kernel_of
 from nvfp4.backends.cutedsl.runtime.compile import compiled, is_cached
-from nvfp4.backends.settings import may_split_k
+from nvfp4.backends.environment import may_split_k
+from nvfp4.backends.workload import Workload
 from nvfp4.spec.glu import ACTIVATIONS
 
 FORMS = ((Alpha.ONE, False), (Alpha.ROWS, False), (Alpha.ONE, True), (Alpha.SEGMENTS, True))

@@ -7,13 +7,11 @@ from typing import NamedTuple
 
 import torch
 
+from nvfp4.backends.workload import warmed_up
 from nvfp4.spec.swizzle import TILE_ROWS
 
 K_GROUP = 128
 """Elements of K that are summed together, whatever the tile; BK is a multiple of it."""
-
-TOKEN_STEP = 128
-"""Beyond this many tokens, warming up compiles for multiples of it (contract.Workload)."""
 
 
 class MmConfig(NamedTuple):
@@ -49,6 +47,9 @@ class HopperConfig(NamedTuple):
 HOPPER_BN = TILE_ROWS
 """Weight rows of a Hopper tile: the rows of one swizzled scale tile."""
 
+TMA_ALIGNMENT = 16
+"""Bytes that the address of an operand must be aligned to, for TMA to copy it."""
+
 SMS = 132
 """An H200's SMs. With fewer, the same tiles run in more waves and are still a good choice."""
 
@@ -64,7 +65,10 @@ def sms(device: torch.device) -> int:
 TILE_16X64 = MmConfig(16, 64, 256, 4, 4)
 TILE_32X64 = MmConfig(32, 64, 256, 4, 3)
 TILE_64X64 = MmConfig(64, 64, 128, 4, 4)
+TILE_64X128 = MmConfig(64, 128, 128, 4, 3)
 TILE_128X128 = MmConfig(128, 128, 128, 8, 3)
+DECODE_8X64 = MmConfig(8, 64, 256, 4, 3)
+DECODE_16X32 = MmConfig(16, 32, 256, 2, 3, splits=3)
 RELATIVE_SPEED = {TILE_64X64: 0.6, TILE_128X128: 1.0}
 """Relative throughput of the tiles on an H200 (bench/results/h200_linear_tiles.json).
 
@@ -76,7 +80,7 @@ DECODE_MAX_WEIGHTS = 20e6
 """Up to this many weights, 9 to 16 tokens use the decode tiles too."""
 
 RESIDENT_PROGRAMS = 5 * SMS
-"""Programs of the decode tile for 8 tokens that run at a time: their registers allow five an SM."""
+"""Programs of DECODE_8X64 that run at a time: their registers allow five an SM."""
 
 CAPPED_RESIDENT_PROGRAMS, CAPPED_MAXNREG = 6 * SMS, 80
 """Programs that run at a time if a thread is capped at 80 registers.
@@ -164,21 +168,20 @@ def _decode_config(m: int, n: int, k: int) -> MmConfig:
     split sums do: 2 of 49,152 did with Triton 3.6.
     """
     if m > 8:
-        return MmConfig(16, 32, 256, 2, 3, splits=3)
-    tiles, steps = -(-n // 64), -(-k // 256)
+        return DECODE_16X32
+    tiles, steps = -(-n // DECODE_8X64.BN), -(-k // DECODE_8X64.BK)
     capped = RESIDENT_PROGRAMS < 3 * tiles <= CAPPED_RESIDENT_PROGRAMS
     at_once = CAPPED_RESIDENT_PROGRAMS if capped else RESIDENT_PROGRAMS
     waves = -(-3 * tiles // at_once)  # with at least 3 splits, nearly full
     splits = min(8, waves * at_once // tiles)
     share = -(-steps // splits)
     registers = CAPPED_MAXNREG if capped else None
-    return MmConfig(8, 64, 256, 4, 3, splits=-(-steps // share), maxnreg=registers)
+    return DECODE_8X64._replace(splits=-(-steps // share), maxnreg=registers)
 
 
 def _choose_on_hopper(m: int, n: int, k: int, may_split: bool) -> HopperConfig:
     """Choose the tile and schedule that take the least time by COST."""
-    if m > TOKEN_STEP:  # choose as for the number of tokens that is warmed up
-        m = -(-m // TOKEN_STEP) * TOKEN_STEP
+    m = warmed_up(m)
 
     def time(config: HopperConfig) -> float:
         cost = COST[config._replace(stream_k=False)]
@@ -251,5 +254,5 @@ def choose_grouped_config(
     if mean <= 28:
         return TILE_32X64
     if mean <= 96:
-        return MmConfig(64, 128, 128, 4, 3)
+        return TILE_64X128
     return TILE_128X128

@@ -6,7 +6,6 @@ tiles. A file from another kind of GPU or from other versions of torch and Trito
 
 import functools
 import json
-import os
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from nvfp4.backends.settings import TUNED
+from nvfp4.backends.environment import TUNED, tuned_file
 from nvfp4.backends.triton.gemm.config import HopperConfig, MmConfig
 
 Config = MmConfig | HopperConfig
@@ -58,7 +57,7 @@ def tuned_config(m: int, n: int, k: int, device: torch.device, may_split: bool) 
 
     ValueError: NVFP4_TUNED does not name a file of picks.
     """
-    path = os.environ.get(TUNED, "")
+    path = tuned_file()
     if not path or device.type == "meta":
         return None
     pick = next((p for p in _picks(path, device).get((n, k), ()) if p.m >= m), None)

@@ -105,7 +105,7 @@ def _blocks_apart(bases):
 
 BLOCKS_LAYOUT = gl.constexpr(
     gl.DistributedLinearLayout(
-        *map(_blocks_apart, (_REGISTERS, _LANES, _WARPS)), [], [HOPPER_BN // 2, K_GROUP // 16, 4]
+        *map(_blocks_apart, (_REGISTERS, _LANES, _WARPS)), [], [HOPPER_BN // 2, K_GROUP // BLOCK, 4]
     )
 )
 
@@ -156,10 +156,12 @@ class Ring:
 
     @gluon.jit
     def stage(self, iteration):
+        """The stage of an iteration."""
         return (iteration % self.stages).to(gl.int32)
 
     @gluon.jit
     def phase(self, iteration):
+        """The phase of an iteration: 0 or 1, the parity of the stage's uses before it."""
         return (iteration // self.stages % 2).to(gl.int32)
 
     @gluon.jit

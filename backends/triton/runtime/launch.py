@@ -38,6 +38,7 @@ class Launch(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
+        """The compile options, by Triton's names."""
         # The spec rounds after every operation, so multiply-adds are not fused.
         return {
             "num_warps": self.num_warps,

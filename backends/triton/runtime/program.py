@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from nvfp4.backends.contract import RECORDING
+from nvfp4.backends.recording import RECORDING
 from nvfp4.backends.triton.runtime.compat import copy_descriptor
 from nvfp4.backends.triton.runtime.launch import Launch
 
@@ -95,6 +95,7 @@ class Described:
         self.known: dict[int, TensorDescriptor] = {}
 
     def at(self, address: int) -> TensorDescriptor:
+        """The descriptor of a tensor at this address."""
         descriptor = self.known.get(address)
         if descriptor is None:
             if len(self.known) == self.MOST:
@@ -109,6 +110,7 @@ Extent = tuple[int, int]
 
 
 def extent(x: Tensor) -> Extent:
+    """The bytes that a tensor's elements span."""
     begin = x.data_ptr()
     if not x.numel():
         return begin, begin
@@ -130,6 +132,7 @@ class Workspace:
         self.bytes = 0
 
     def offset(self, x: Tensor) -> int:
+        """The bytes from the workspace's start to a tensor's first element."""
         storage = x.untyped_storage()
         if storage.data_ptr() not in self.begins:
             self.begins[storage.data_ptr()] = self.bytes

@@ -1,4 +1,4 @@
-"""The mixture-of-experts demo on tiny sizes, as a user runs it, and what it is made of."""
+"""The benchmark of accuracy on tiny sizes, as a user runs it, and what it is made of."""
 
 import json
 from dataclasses import replace
@@ -6,17 +6,20 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+import typer
 from typer.testing import CliRunner
 
-from nvfp4.cli import app
-from nvfp4.demo import bf16, moe
+from nvfp4.bench.moe_accuracy import __main__ as command
+from nvfp4.bench.moe_accuracy import bf16, plan, real_model, run
+from nvfp4.bench.moe_accuracy.synthetic import GAUSSIAN, OUTLIERS, Source
 from nvfp4.demo.model import WEIGHTS_PACKAGE
-from nvfp4.demo.synthetic import GAUSSIAN, OUTLIERS, Source
 
-TINY = moe.Plan(
+TINY = plan.Plan(
     moe=((96, 64), (64, 32)), shared=((96, 64),), linear=((48, 96),), experts=2, experts_of=4,
     top_k=2, tokens=16, timed=(3, 8), rounds=2,
 )  # fmt: skip
+APP = typer.Typer()
+APP.command()(command.main)
 STAGES = (
     "moe_dispatch", "grouped_mm w13", "glu_quantize", "grouped_mm w2", "moe_combine",
     "grouped_mm_glu_quantize", "moe",
@@ -30,13 +33,13 @@ def no_model(monkeypatch):
     def missing():
         raise ValueError(f"needs the package {WEIGHTS_PACKAGE}")
 
-    monkeypatch.setattr(moe, "default_weights", missing)
-    monkeypatch.setattr(moe, "plan_here", lambda: TINY)
+    monkeypatch.setattr(real_model, "default_weights", missing)
+    monkeypatch.setattr(command, "plan_here", lambda: TINY)
 
 
-def test_demo_moe(no_model, tmp_path):
+def test_the_command(no_model, tmp_path):
     out = tmp_path / "moe.json"
-    result = CliRunner().invoke(app, ["demo", "--moe", "--json", "--out", str(out)])
+    result = CliRunner().invoke(APP, ["--json", "--out", str(out)])
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert report == json.loads(out.read_text())
@@ -56,8 +59,8 @@ def test_demo_moe(no_model, tmp_path):
     assert report["plan"]["experts"] == 2 and report["distributions"][1]["channel_factor"] == 20
 
 
-def test_demo_moe_as_tables(no_model):
-    result = CliRunner().invoke(app, ["demo", "--moe"], env={"COLUMNS": "200"})
+def test_the_command_prints_tables(no_model):
+    result = CliRunner().invoke(APP, [], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     for words in ("same weights", "shared expert 96/64", "linear 48x96", "8 tokens, us", *STAGES):
         assert words in result.stdout
@@ -65,17 +68,17 @@ def test_demo_moe_as_tables(no_model):
 
 def test_a_named_backend_runs_what_it_has(no_model):
     step = lambda title, total: lambda: None  # noqa: E731
-    report = moe.run(replace(TINY, moe=((64, 32),), timed=(3,)), None, "reference", step)
+    report = run.run(replace(TINY, moe=((64, 32),), timed=(3,)), None, "reference", step)
     assert set(report.backends.values()) == {"reference"}
     assert {row.backend for row in report.stages} == {"reference"}
 
 
 def test_a_run_can_be_repeated(no_model):
     step = lambda title, total: lambda: None  # noqa: E731
-    plan = replace(TINY, moe=((64, 32),), timed=())
-    first, again = (moe.run(plan, None, "", step).accuracy for _ in range(2))
+    small = replace(TINY, moe=((64, 32),), timed=())
+    first, again = (run.run(small, None, "", step).accuracy for _ in range(2))
     assert first == again
-    assert moe.run(replace(plan, seed=1), None, "", step).accuracy != first
+    assert run.run(replace(small, seed=1), None, "", step).accuracy != first
 
 
 def test_bf16_reference_is_the_sum_over_choices():

@@ -1,4 +1,4 @@
-"""Random weights and activations of a model's sizes, seeded."""
+"""Seeded random weights and activations at a model's sizes."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Distribution:
-    """Weights: Gaussian of variance 1/K, so that what they make of unit inputs has unit size; of
-    their entries a fraction `outlier_entries` is `entry_factor` times larger. Activations: Gaussian
-    of variance 1; of their channels a fraction `outlier_channels`, the same for all tokens, is
+    """A distribution of weights and activations.
+
+    Weights are Gaussian with variance 1/K, so that unit inputs give unit outputs. A fraction
+    `outlier_entries` of their entries is `entry_factor` times larger. Activations are Gaussian with
+    variance 1. A fraction `outlier_channels` of their channels, the same ones for all tokens, is
     `channel_factor` times larger.
     """
 
@@ -24,9 +26,10 @@ class Distribution:
 GAUSSIAN = Distribution("gaussian")
 
 OUTLIERS = Distribution("outliers", 1e-3, 8.0, 1e-3, 20.0)
-"""One channel in 1,000 at 20 times the others is what Dettmers et al. found in large language
-models' activations (LLM.int8(), arXiv:2208.07339: about 0.1 % of the features, up to 20 times
-larger). Trained weights are near Gaussian, with a few entries far out.
+"""Outliers as in large language models.
+
+Dettmers et al. (LLM.int8(), arXiv:2208.07339) found about 0.1 % of the features of activations to
+be up to 20 times larger. Trained weights are near Gaussian, with a few entries far out.
 """
 
 DISTRIBUTIONS = (GAUSSIAN, OUTLIERS)
@@ -41,7 +44,7 @@ class Source:
         self.generator = torch.Generator(device).manual_seed(seed)
 
     def weight(self, n: int, k: int) -> Tensor:
-        """[N, K]."""
+        """Make a weight [N, K]."""
         w = torch.randn(n, k, generator=self.generator, device=self.device) * k**-0.5
         count = int(n * k * self.distribution.outlier_entries)
         at = torch.randint(n * k, (count,), generator=self.generator, device=self.device)
@@ -49,11 +52,11 @@ class Source:
         return w.bfloat16()
 
     def weights(self, experts: int, n: int, k: int) -> Tensor:
-        """[E, N, K]."""
+        """Make the weights [E, N, K] of experts."""
         return torch.stack([self.weight(n, k) for _ in range(experts)])
 
     def gains(self, k: int) -> Tensor:
-        """How large each channel is, [K]; at least one is an outlier where there are any."""
+        """Draw the size of each channel, [K]; if there are outliers, at least one channel is."""
         share = self.distribution.outlier_channels
         count = max(1, round(k * share)) if share else 0
         gains = torch.ones(k, device=self.device)
@@ -62,12 +65,12 @@ class Source:
         return gains
 
     def activations(self, tokens: int, gains: Tensor) -> Tensor:
-        """[M, K], K channels of these sizes."""
+        """Make activations [M, K] whose K channels have these sizes."""
         shape = (tokens, gains.numel())
         return (torch.randn(shape, generator=self.generator, device=self.device) * gains).bfloat16()
 
     def routing(self, tokens: int, experts: int, top_k: int) -> tuple[Tensor, Tensor]:
-        """topk_weights and topk_ids [M, top_k] of a router that knows nothing."""
+        """Make random topk_weights and topk_ids [M, top_k]."""
         shape = (tokens, experts)
         scores = torch.randn(shape, generator=self.generator, device=self.device)
         scores, ids = torch.topk(scores, top_k)

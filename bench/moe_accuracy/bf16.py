@@ -1,6 +1,4 @@
-"""The same layers in bf16, as a model without NVFP4 runs them: what the NVFP4 ones are compared
-with.
-"""
+"""Layers in bf16, as a model without NVFP4 runs them, for comparison."""
 
 from collections.abc import Callable
 
@@ -9,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Expert = Callable[[int], tuple[Tensor, Tensor]]
-"""An expert's w13 [2I, H] and w2 [H, I]."""
+"""A function from an expert's index to its w13 [2I, H] and w2 [H, I]."""
 
 
 def hidden(x: Tensor, w13: Tensor) -> Tensor:
-    """silu(gate) * up of x [M, H]: [M, I]."""
+    """Compute silu(gate) * up, [M, I], of x [M, H]."""
     gate, up = F.linear(x, w13).chunk(2, dim=-1)
     return F.silu(gate) * up
 
@@ -23,7 +21,7 @@ def mlp(x: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
 
 
 def moe(x: Tensor, topk_weights: Tensor, topk_ids: Tensor, expert: Expert, experts: int) -> Tensor:
-    """The local experts 0 .. experts - 1; sums in float32."""
+    """Run a mixture of the local experts 0 .. experts - 1, with sums in float32."""
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for e in range(experts):
         token, choice = torch.nonzero(topk_ids == e, as_tuple=True)

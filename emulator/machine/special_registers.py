@@ -1,5 +1,6 @@
-"""Special registers (PTX ISA: Special Registers). Their values do not change while a warp runs, but
-for the clocks, which mov reads.
+"""Special registers (PTX ISA: Special Registers).
+
+Only the clocks change while a warp runs; mov reads them.
 """
 
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nvfp4.emulator.lanes import ALL, LANES
-from nvfp4.emulator.memory.global_memory import DYNAMIC_SHARED_BASE
+from nvfp4.emulator.memory.addresses import DYNAMIC_SHARED_BASE
 
 CLOCKS = ("%clock", "%clock64", "%globaltimer")
 _TRIPLES = (
@@ -26,7 +27,7 @@ def is_special(name: str) -> bool:
 
 
 def value(name: str, machine: Any, cta: Any, warp: int) -> Any:
-    """What a special register holds in the lanes of a CTA's warp."""
+    """Give the value of a special register in the lanes of a CTA's warp."""
     launch = machine.launch
     base, _, axis = name.partition(".")
     if base == "%tid":

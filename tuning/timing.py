@@ -1,12 +1,12 @@
-"""Timing variants of one job side by side.
+"""Timing of several variants of one job, interleaved and on cold data.
 
 A variant is a list of calls that do the same job on different copies of the data, so that the cache
-is cold. On a GPU a variant's calls are captured into one CUDA graph and replayed; the variants take
-turns within a round, so that a drift of the machine meets all of them alike.
+is cold. On a GPU its calls are captured into one CUDA graph and replayed. The variants take turns
+within a round, so that drift of the machine affects them all alike.
 
-Large GEMMs take all the power that a GPU may have, and it then lowers its clock, but not at once. A
-turn therefore lasts: else a variant would be timed at the clock that those before it leave, and one
-that takes less power would pay for others.
+Large GEMMs reach a GPU's power limit, and the clock then falls, but not at once. So each variant is
+replayed for a while before it is timed. Otherwise its clock would depend on the power that the
+variants before it took.
 """
 
 import math
@@ -21,14 +21,14 @@ import torch
 Call = Callable[[], object]
 
 TURN = 0.1
-"""Seconds that a variant is replayed before it is timed, at least, on a GPU."""
+"""The least number of seconds for which a variant is replayed before it is timed, on a GPU."""
 
 SHORTEST = 1e-3
-"""Seconds of one replay, at least: its start takes microseconds, which its calls share."""
+"""The least number of seconds of one replay, because starting it takes microseconds."""
 
 
 class Timing(NamedTuple):
-    """Seconds a call: the median of the rounds, and their least and greatest."""
+    """The seconds of one call: median, least and greatest of the rounds."""
 
     median: float
     least: float
@@ -44,7 +44,7 @@ def _captured(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
 
 
 def _seconds(graph: torch.cuda.CUDAGraph) -> float:
-    """Of one replay."""
+    """Time one replay of a graph."""
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     begin.record()
     graph.replay()
@@ -88,7 +88,7 @@ def _host_loop(calls: Sequence[Call]) -> Callable[[], float]:
 def compare(
     variants: Mapping[str, Sequence[Call]], device: str, rounds: int, turn: float = TURN
 ) -> dict[str, Timing]:
-    """Time every variant, interleaved."""
+    """Time the variants, interleaved; each is replayed for `turn` seconds before it is timed."""
     prepare = partial(_graph_replay, seconds=turn) if device == "cuda" else _host_loop
     timers = {name: prepare(calls) for name, calls in variants.items()}
     seconds: dict[str, list[float]] = {name: [] for name in timers}
@@ -101,8 +101,9 @@ def compare(
 
 
 def host_seconds(call: Call, repeats: int = 200) -> float:
-    """The CPU's time to issue one call, the device's own work not waited for: it is given a few
-    calls at a time, of which its queue holds more.
+    """The CPU's time to issue one call, without the device's work.
+
+    Calls are issued a few at a time, because the device's queue is limited.
     """
     few = min(repeats, 50)
     seconds = []
@@ -113,4 +114,4 @@ def host_seconds(call: Call, repeats: int = 200) -> float:
         seconds.append((time.perf_counter() - begin) / few)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-    return statistics.median(seconds[1:])  # the first warm up
+    return statistics.median(seconds[1:])  # the first ones warm up

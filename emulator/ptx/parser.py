@@ -1,119 +1,24 @@
-"""PTX text to kernels: parameters, registers, labels and instructions with their lines.
-
-PTX ISA 8.8, "Syntax" and "State Spaces, Types, and Variables"; of them what compilers emit.
-"""
+"""The parser of PTX text, for the syntax that compilers emit (PTX ISA 8.8, "Syntax")."""
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from nvfp4.emulator.hazards import UnsupportedInstruction
-
-
-@dataclass(frozen=True, slots=True)
-class Register:
-    name: str  # unique in its kernel: a name declared in an inner block carries its block's number
-    bits: int  # 1 for predicates
-
-
-@dataclass(frozen=True, slots=True)
-class Immediate:
-    value: int | float
-
-
-@dataclass(frozen=True, slots=True)
-class Symbol:
-    """A name that is no register: variable, parameter, label or special register."""
-
-    name: str
-    offset: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Sink:
-    """The operand `_`: a result that nobody wants."""
-
-
-@dataclass(frozen=True, slots=True)
-class Not:
-    register: Register
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """`%r|%p`: two results."""
-
-    first: "Operand"
-    second: "Operand"
-
-
-@dataclass(frozen=True, slots=True)
-class Vector:
-    items: tuple["Operand", ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """`[base + offset]`, or `[base, {coordinates}]` for tensors."""
-
-    base: "Register | Symbol | Immediate"
-    offset: int = 0
-    coordinates: Vector | None = None
-
-
-Operand = Register | Immediate | Symbol | Sink | Not | Pair | Vector | Address
-
-
-@dataclass(frozen=True, slots=True)
-class Instruction:
-    opcode: str
-    modifiers: tuple[str, ...]
-    operands: tuple[Operand, ...]
-    guard: Register | Not | None
-    line: int
-    text: str
-
-    def unsupported(self, why: str) -> UnsupportedInstruction:
-        return UnsupportedInstruction(self.line, self.text, why)
-
-
-@dataclass(frozen=True, slots=True)
-class Variable:
-    """A parameter or a shared variable. `size` 0: as large as the launch says."""
-
-    name: str
-    align: int
-    size: int
-
-
-@dataclass(slots=True)
-class Kernel:
-    name: str
-    parameters: list[Variable] = field(default_factory=list)
-    instructions: list[Instruction] = field(default_factory=list)
-    labels: dict[str, int] = field(default_factory=dict)  # to an index into instructions
-    required_threads: tuple[int, int, int] | None = None
-    required_cluster: tuple[int, int, int] | None = None
-
-    @property
-    def parameter_offsets(self) -> dict[str, int]:
-        offsets, end = {}, 0
-        for parameter in self.parameters:
-            offsets[parameter.name] = end = -(-end // parameter.align) * parameter.align
-            end += parameter.size
-        return offsets
-
-
-@dataclass(frozen=True, slots=True)
-class Module:
-    kernels: dict[str, Kernel]
-    shared: list[Variable]
-
-    def kernel(self, name: str) -> Kernel:
-        if name not in self.kernels:
-            raise KeyError(f"no kernel {name} in this PTX; it has {', '.join(self.kernels)}")
-        return self.kernels[name]
-
+from nvfp4.emulator.ptx.syntax import (
+    Address,
+    Immediate,
+    Instruction,
+    Kernel,
+    Module,
+    Not,
+    Operand,
+    Pair,
+    Register,
+    Sink,
+    Symbol,
+    Variable,
+    Vector,
+)
 
 _BITS = {"pred": 1, **{f"{t}{n}": n for t in "busf" for n in (8, 16, 32, 64, 128)}, "f16x2": 32}
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
@@ -125,7 +30,7 @@ _REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.*)$", re.S)
 _NAME = r"[A-Za-z_$%][\w$.]*"
 _HEADER = (".version", ".target", ".address_size")
 _IGNORED = (".pragma", ".loc", ".file", ".section")
-"""Directives that change no meaning: hints and debug information."""
+"""Directives that are hints or debug information, and change no meaning."""
 
 
 def _is_ignored(statement: str) -> bool:
@@ -133,7 +38,7 @@ def _is_ignored(statement: str) -> bool:
 
 
 def parse(text: str) -> Module:
-    """The kernels of a PTX module and its shared variables."""
+    """Read the kernels of a PTX module and its shared variables."""
     module = Module({}, [])
     text = _COMMENT.sub(lambda m: "\n" * m.group().count("\n"), text)
     statements = _statements(text)
@@ -150,7 +55,7 @@ def parse(text: str) -> Module:
 
 
 def _statements(text: str) -> Iterator[tuple[int, str]]:
-    """(line, text) of each statement; "{" and "}" when they open and close blocks, labels as "x:".
+    """Give (line, text) of each statement: braces of blocks alone, labels as "x:".
 
     A brace opens a block where a statement may start; elsewhere it belongs to a vector operand.
     """
@@ -286,7 +191,7 @@ def _instruction(line: int, text: str, scopes: list[dict[str, Register]]) -> Ins
 
 
 def _split(text: str) -> list[str]:
-    """Operands at the top level: commas inside braces and brackets do not part them."""
+    """Split a list of operands at its commas, except within braces and brackets."""
     parts, depth, current = [], 0, ""
     for character in text:
         depth += (character in "[{(") - (character in "]})")

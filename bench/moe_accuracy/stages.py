@@ -1,8 +1,7 @@
-"""A mixture of experts' time, stage by stage: the ops that torch.ops.nvfp4.moe is made of, each by
-itself, and the whole.
+"""The times of a mixture of experts: each stage of torch.ops.nvfp4.moe, and the whole.
 
-For orientation: data stay where the last call left them, in a GPU's cache if they fit; `nvfp4
-bench` is the benchmark.
+They are for orientation, because data may still be in a GPU's cache from the last call. `nvfp4
+bench` measures with a cold cache.
 """
 
 import time
@@ -23,11 +22,11 @@ from nvfp4.ops.moe_dispatch import moe_dispatch
 from nvfp4.tensors import ExpertRows
 
 CALLS = 5
-"""Of a graph that is timed."""
+"""The number of calls in a CUDA graph that is timed."""
 
 
 class StageTime(NamedTuple):
-    """Microseconds: the median of the rounds; who ran it."""
+    """The median time of a stage in microseconds, and the backend that ran it."""
 
     case: str
     tokens: int
@@ -39,7 +38,7 @@ class StageTime(NamedTuple):
 def stage_times(
     case: str, layer: MoE, inputs: tuple[Tensor, Tensor, Tensor], rounds: int
 ) -> list[StageTime]:
-    """Each stage of layer(*inputs), then the first layer as one op, and the whole."""
+    """Time each stage of layer(*inputs), then the fused first GEMM, then the whole."""
     x, topk_weights, topk_ids = inputs
     w13, w2 = layer.packed()
     known, glu = layer.h_global_scale, (layer.swiglu_limit, layer.activation)
@@ -103,8 +102,8 @@ def _wall_time(call: Callable[[], object]) -> float:
 
 
 def _replayed(call: Callable[[], object], rounds: int) -> float:
-    """Seconds of one of several calls in a CUDA graph: the host's time is not in it."""
-    call()  # which may compile
+    """Time one of several calls in a CUDA graph, in seconds, without the host's time."""
+    call()  # this may compile
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(CALLS):

@@ -1,0 +1,48 @@
+"""The variables of the environment that configure this package (NVFP4_*): all are read here."""
+
+import os
+from pathlib import Path
+
+BACKEND = "NVFP4_BACKEND"
+"""Names the backend of every call that does not name one itself."""
+
+BATCH_INVARIANT = "NVFP4_BATCH_INVARIANT"
+"""With 1, GEMMs never split the sum over K, so a token's bits do not depend on its batch."""
+
+TUNED = "NVFP4_TUNED"
+"""Names a file of tiles that `python -m nvfp4 tune` measured on this machine."""
+
+CACHE_DIR = "NVFP4_CACHE_DIR"
+"""Names the folder that keeps compiled sm_100 kernels and the emulator's C library."""
+
+
+def backend() -> str:
+    """The backend that the environment names; "" if it names none."""
+    return os.environ.get(BACKEND, "")
+
+
+def may_split_k() -> bool:
+    """Whether a GEMM may split the sum over K."""
+    return os.environ.get(BATCH_INVARIANT, "") in ("", "0")
+
+
+def tuned_file() -> str:
+    """The file of measured tiles; "" if there is none."""
+    return os.environ.get(TUNED, "")
+
+
+def cache_folder() -> Path:
+    """The configured cache folder; RuntimeError where none is and the user has no home."""
+    if named := os.environ.get(CACHE_DIR):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nvfp4"
+
+
+def call_settings() -> tuple[str | None, ...]:
+    """All that changes how a call runs: a recorded call is replayed only under equal settings."""
+    return tuple(map(os.environ.get, (BACKEND, BATCH_INVARIANT, TUNED)))
+
+
+def prefer_batch_invariance() -> None:
+    """Turn NVFP4_BATCH_INVARIANT on for this process, unless the user has set it."""
+    os.environ.setdefault(BATCH_INVARIANT, "1")

@@ -1,0 +1,19 @@
+"""What a backend is asked before a call: whether it can run it."""
+
+from typing import NamedTuple
+
+from nvfp4.backends.target import Target
+
+
+class Problem(NamedTuple):
+    """The facts that decide who can run a call.
+
+    There are no others in it, such as the number of tokens: a choice is cached for each problem.
+    """
+
+    op: str
+    target: Target
+    intermediate: int = 0
+    """For an op with a gated linear unit: how many columns of gate share a factor, all I of them or
+    a segment. 0 for other ops.
+    """

@@ -1,0 +1,35 @@
+"""Calls that kernels are compiled for before the first one."""
+
+from typing import NamedTuple
+
+import torch
+
+TOKEN_STEP = 128
+"""Up to so many tokens, each number may have a kernel of its own; beyond, each step of so many."""
+
+
+def warmed_up(m: int) -> int:
+    """The number of tokens, m or a little more, whose kernels a call with m tokens runs."""
+    return m if m <= TOKEN_STEP else -(-m // TOKEN_STEP) * TOKEN_STEP
+
+
+class Workload(NamedTuple):
+    """GEMMs out [M, n] with K = k, for every M from 1 to max_m."""
+
+    n: int
+    k: int
+    max_m: int
+    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16,)
+    """The outputs' dtypes; with `glu`, what gate and up are rounded to."""
+    bias: torch.dtype | None = None
+    """The bias's dtype; None for calls without one."""
+    experts: int = 0
+    """0 for mm and linear. Else grouped_mm with so many experts, where M counts all their rows."""
+    glu: bool = False
+    """Whether the n = 2I columns go into grouped_mm_glu_quantize with a known global scale."""
+
+    def token_counts(self) -> list[int]:
+        """Every M that another kernel may run."""
+        few = range(1, min(self.max_m, TOKEN_STEP) + 1)
+        many = range(TOKEN_STEP + 1, self.max_m + 1, TOKEN_STEP)
+        return [*few, *many, *{self.max_m} - set(many)]

@@ -1,0 +1,39 @@
+"""The options of a run, and its report."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is scheduled and what it checks."""
+
+    seed: int = 0
+    """The seed of every random choice."""
+    delay: int = 0
+    """The longest time that asynchronous work takes, in instructions."""
+    outputs: frozenset[str] = frozenset()
+    """Names of tensors that start uninitialised and must be written whole."""
+    max_steps: int = 200_000_000
+    """The number of instructions after which a run counts as a livelock."""
+    check: bool = True
+    """Whether hazards are looked for."""
+    tmem_load_waits: bool = True
+    """Whether a register that tcgen05.ld writes is usable only after tcgen05.wait::ld.
+
+    PTX ISA has it so. False is for kernels that leave the wait out, as those of CUTLASS do: they
+    rely on hardware that waits for registers.
+    """
+    quantum: int = 64
+    """The most instructions that a warp runs at a time."""
+    multiprocessors: int = 148
+    """The number of CTAs that run at once."""
+
+
+@dataclass
+class Report:
+    """What a run has executed: launches, instructions, and counts of TMA and tensor core work."""
+
+    launches: int = 0
+    instructions: int = 0
+    counts: Counter[str] = field(default_factory=Counter)

@@ -1,0 +1,104 @@
+"""The wall between ops and backends: what a launcher takes is declared, and mypy checks it."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from paths import ROOT
+
+from nvfp4 import calls
+from nvfp4.backends.backend import Backend
+from nvfp4.calls import Mm, schema_of
+from nvfp4.dispatch import BACKENDS, fill, registry, select
+
+RIGHT = """
+from torch import Tensor
+
+from nvfp4.calls import Mm, Packed, takes
+
+
+@takes(Mm.prepared)
+def mm(call: Mm, out: Tensor) -> None: ...
+"""
+
+WRONG = {
+    "another call": ("call: Mm, out: Tensor", "call: Packed, out: Tensor"),
+    "another order": ("call: Mm, out: Tensor", "out: Tensor, call: Mm"),
+    "other outputs": ("call: Mm, out: Tensor", "call: Mm, out: Packed"),
+    "an argument more": ("call: Mm, out: Tensor", "call: Mm, out: Tensor, tile: int"),
+    "no outputs": ("call: Mm, out: Tensor", "call: Mm"),
+}
+
+
+def mypy(source: str) -> str:
+    command = [sys.executable, "-m", "mypy", "--config-file", ROOT / "setup.cfg", "-c", source]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("fault", ["", *WRONG])
+def test_a_launcher_with_wrong_arguments_passed_the_type_check(fault):
+    pytest.importorskip("mypy")
+    said = mypy(RIGHT.replace(*WRONG[fault]) if fault else RIGHT)
+    assert ("Success" in said) == (not fault), said
+    assert not fault or "Argument 1 has incompatible type" in said, said
+
+
+@pytest.mark.parametrize("registered", BACKENDS, ids=lambda b: b.name)
+def test_every_launcher_declares_what_it_takes(registered):
+    """A linear layer's fused and W4A16 launchers take its own call; all others the op's."""
+    known = {"linear": "Linear", "weight_only_linear": "Linear"}
+    for op in registered.ops:
+        name = known.get(op, "".join(part.title() for part in op.split("_")))
+        try:
+            launcher = registered.launcher(op)
+        except ModuleNotFoundError:
+            pytest.skip(f"{registered.name} cannot be imported here")
+        assert launcher.takes == getattr(calls, name).prepared, op
+
+
+def test_a_new_op_is_a_declaration_and_a_launcher():
+    """A process of its own, since torch keeps a registered op."""
+    script = ROOT / "tests" / "support" / "toy_op.py"
+    done = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_new_backend_is_a_folder_and_a_line(monkeypatch, tmp_path):
+    """Here the folder is a module, and the line is the registry's tuple."""
+    package = tmp_path / "toy"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "mm.py").write_text(RIGHT.strip().replace(": ...", ":\n    out.fill_(7)") + "\n")
+    monkeypatch.setattr("nvfp4.backends.__path__", [*_backends_path(), str(tmp_path)])
+    toy = Backend("toy", ("mm",), needs=lambda problem: [], only_by_name=lambda problem: "")
+    monkeypatch.setattr(select, "BACKENDS", (toy, *registry.BACKENDS))
+    one = torch.ones(128, 4).to(torch.float8_e4m3fn)
+    data = torch.zeros(2, 32, dtype=torch.uint8)
+    out = torch.empty(2, 2)
+    fill(Mm(data, data, one, one, torch.ones(1), backend="toy"), out)
+    assert (out == 7).all()
+
+
+def _backends_path() -> list[str]:
+    import nvfp4.backends
+
+    return list(nvfp4.backends.__path__)
+
+
+def test_a_schema_is_derived_from_the_fields():
+    want = (
+        "(Tensor a, Tensor b, Tensor a_scales, Tensor b_scales, Tensor alpha, "
+        "Tensor? row_scale=None, Tensor? bias=None, ScalarType? out_dtype=None, "
+        'str backend="") -> Tensor'
+    )
+    assert schema_of(Mm) == want
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in calls.__all__ if hasattr(getattr(calls, n), "outputs")]
+)
+def test_activation_stands_before_backend_which_stands_last(name):
+    fields = getattr(calls, name)._fields
+    assert fields[-1] == "backend"
+    assert "activation" not in fields or fields[-2] == "activation"
