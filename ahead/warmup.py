@@ -60,8 +60,8 @@ def warmup_moe(
     dtypes: Iterable[torch.dtype] = (torch.bfloat16,),
     calibrated: bool = False,
     swiglu_limit: float | None = None,
-    activation: str = SILU,
     device: torch.device | str | None = None,
+    activation: str = SILU,
     backend: str = "",
 ) -> list[str]:
     """Compile, and on a GPU run once, what moe needs for experts of these shapes.

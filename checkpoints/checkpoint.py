@@ -221,9 +221,9 @@ class Checkpoint:
             weights[0] if len(weights) == 1 else concatenate(weights),
             torch.cat(biases) if biases else None,
             self._largest_input_scale(modules) if activation == W4A4 else None,
+            pre_quant_scale,
+            activation,
             backend,
-            pre_quant_scale=pre_quant_scale,
-            activation=activation,
         )
 
     def swiglu_mlp(
@@ -282,9 +282,9 @@ class Checkpoint:
             self._largest_input_scale([each for gate, up, _ in parts for each in (gate, up)]),
             torch.stack(known) if len(known) == count else None,
             first,
-            swiglu_limit,
-            activation,
-            backend,
+            swiglu_limit=swiglu_limit,
+            activation=activation,
+            backend=backend,
         )
 
     def _warn_of_activation(self, kinds: str, kind: type, modules: Sequence[str]) -> None:

@@ -35,10 +35,9 @@ def load_model(
     folder: Path | str,
     device: str = "cpu",
     dtype: torch.dtype = torch.bfloat16,
-    backend: str = "",
     step: Callable[[str, int], Callable[[], None]] = lambda title, total: lambda: None,
-    *,
     activation: str | None = None,
+    backend: str = "",
 ) -> Any:
     """Load an NVFP4 checkpoint as a causal language model of transformers.
 

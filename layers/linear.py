@@ -40,10 +40,9 @@ class Linear(PackedModule):
         weight: QuantizedTensor,
         bias: Tensor | None = None,
         input_global_scale: Tensor | None = None,
-        backend: str = "",
-        *,
         pre_quant_scale: Tensor | None = None,
         activation: str = W4A4,
+        backend: str = "",
     ) -> None:
         super().__init__(backend)
         self.activation = activation
@@ -66,13 +65,13 @@ class Linear(PackedModule):
         cls,
         linear: nn.Linear,
         input_global_scale: Tensor | None = None,
-        backend: str = "",
         activation: str = W4A4,
+        backend: str = "",
     ) -> "Linear":
         """Quantize an nn.Linear whose in_features is a multiple of 16."""
         weight = quantize_weight(linear.weight.detach(), backend=backend)
         bias = None if linear.bias is None else linear.bias.detach()
-        return cls(weight, bias, input_global_scale, backend, activation=activation)
+        return cls(weight, bias, input_global_scale, None, activation, backend)
 
     @classmethod
     def from_packed(
@@ -100,7 +99,7 @@ class Linear(PackedModule):
                 positive, or a shape that does not fit.
         """
         packed = QuantizedTensor(weight, weight_scale, weight_global_scale, scale_layout)
-        return cls(packed.validate(), bias, input_global_scale, backend)
+        return cls(packed.validate(), bias, input_global_scale, backend=backend)
 
     @classmethod
     def fused(
@@ -124,7 +123,7 @@ class Linear(PackedModule):
         if floats:
             bias = _biases(floats, bias)
             packed = [quantize_weight(p.weight.detach(), backend=backend) for p in floats]
-        return cls(concatenate(packed), bias, input_global_scale, backend)
+        return cls(concatenate(packed), bias, input_global_scale, backend=backend)
 
     def packed(self) -> QuantizedTensor:
         """Return the weight in the form that nvfp4.mm takes."""

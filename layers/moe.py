@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nvfp4.ahead.warmup import compile_ahead, moe_workloads, routed, run_once
-from nvfp4.layers.module import PackedModule
+from nvfp4.layers.gated import GatedModule
 from nvfp4.layers.swiglu_mlp import glu_repr
 from nvfp4.ops.quantize import quantize_weight
 from nvfp4.ops.quantize_experts import quantize_experts
@@ -14,7 +14,7 @@ from nvfp4.spec.glu import SILU
 from nvfp4.tensors import ExpertWeights, concatenate, stack_experts
 
 
-class MoE(PackedModule):
+class MoE(GatedModule):
     """The experts of a mixture, with NVFP4 weights: tokens [M, H] to [M, H] in their dtype (W4A4).
 
     It calls torch.ops.nvfp4.moe with topk_weights and topk_ids [M, top_k] from the model's router.
@@ -36,15 +36,6 @@ class MoE(PackedModule):
     that there are no others.
     """
 
-    w13: Tensor
-    w13_scales: Tensor
-    w13_global_scale: Tensor
-    w2: Tensor
-    w2_scales: Tensor
-    w2_global_scale: Tensor
-    x_global_scale: Tensor | None
-    h_global_scale: Tensor | None
-
     def __init__(
         self,
         w13: ExpertWeights,
@@ -52,26 +43,15 @@ class MoE(PackedModule):
         x_global_scale: Tensor | None = None,
         h_global_scale: Tensor | None = None,
         expert_offset: int = 0,
+        global_num_experts: int = 0,
         swiglu_limit: float | None = None,
         activation: str = SILU,
         backend: str = "",
-        global_num_experts: int = 0,
     ) -> None:
-        super().__init__(backend)
+        scales = x_global_scale, h_global_scale
+        super().__init__(w13, w2, scales, swiglu_limit, activation, backend)
         self.expert_offset = expert_offset
         self.global_num_experts = global_num_experts
-        self.swiglu_limit = swiglu_limit
-        self.activation = activation
-        self._register(
-            w13=w13.data,
-            w13_scales=w13.scales,
-            w13_global_scale=w13.global_scale,
-            w2=w2.data,
-            w2_scales=w2.scales,
-            w2_global_scale=w2.global_scale,
-            x_global_scale=x_global_scale,
-            h_global_scale=h_global_scale,
-        )
         none = torch.empty(0, 1, dtype=torch.int64)
         self._check(torch.empty(0, w13.shape[-1], dtype=torch.bfloat16), none.float(), none)
 
@@ -104,16 +84,8 @@ class MoE(PackedModule):
             ]
         )
         w2 = quantize_experts(down.detach(), backend=backend)
-        return cls(
-            w13,
-            w2,
-            x_global_scale,
-            h_global_scale,
-            expert_offset,
-            swiglu_limit,
-            activation,
-            backend,
-        )
+        scales = x_global_scale, h_global_scale
+        return cls(w13, w2, *scales, expert_offset, 0, swiglu_limit, activation, backend)
 
     @property
     def experts(self) -> int:
@@ -142,10 +114,10 @@ class MoE(PackedModule):
             self.x_global_scale,
             h if h is None or h.numel() == 1 else h[first : first + count].clone(),
             self.expert_offset + first,
+            self.global_num_experts or self.experts,
             self.swiglu_limit,
             self.activation,
             self.backend,
-            self.global_num_experts or self.experts,
         )
 
     def packed(self) -> tuple[ExpertWeights, ExpertWeights]:
@@ -160,14 +132,7 @@ class MoE(PackedModule):
             x,
             topk_weights,
             topk_ids,
-            self.w13,
-            self.w13_scales,
-            self.w13_global_scale,
-            self.w2,
-            self.w2_scales,
-            self.w2_global_scale,
-            self.x_global_scale,
-            self.h_global_scale,
+            *self._tensors(),
             self.expert_offset,
             self.global_num_experts,
             self.swiglu_limit,

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from nvfp4.ahead.warmup import compile_ahead, run_once, workload_of
-from nvfp4.layers.module import PackedModule
+from nvfp4.layers.gated import GatedModule
 from nvfp4.ops.quantize import quantize_weight
 from nvfp4.spec.glu import SILU
 from nvfp4.tensors import QuantizedTensor, concatenate
 
 
-class SwiGLUMLP(PackedModule):
+class SwiGLUMLP(GatedModule):
     """A gated MLP with NVFP4 weights (W4A4): x [..., H] to [..., N] in x's dtype.
 
     It computes (act(x gate^T) * (x up^T)) down^T by torch.ops.nvfp4.swiglu_mlp.
@@ -29,15 +29,6 @@ class SwiGLUMLP(PackedModule):
         h_global_scale: float32 [], the scale of act(gate) * up; None is dynamic, per token.
     """
 
-    w13: Tensor
-    w13_scales: Tensor
-    w13_global_scale: Tensor
-    w2: Tensor
-    w2_scales: Tensor
-    w2_global_scale: Tensor
-    x_global_scale: Tensor | None
-    h_global_scale: Tensor | None
-
     def __init__(
         self,
         w13: QuantizedTensor,
@@ -48,20 +39,9 @@ class SwiGLUMLP(PackedModule):
         activation: str = SILU,
         backend: str = "",
     ) -> None:
-        super().__init__(backend)
-        self.swiglu_limit = swiglu_limit
-        self.activation = activation
         w13, w2 = w13.swizzled(), w2.swizzled()
-        self._register(
-            w13=w13.data,
-            w13_scales=w13.scales,
-            w13_global_scale=w13.global_scale,
-            w2=w2.data,
-            w2_scales=w2.scales,
-            w2_global_scale=w2.global_scale,
-            x_global_scale=x_global_scale,
-            h_global_scale=h_global_scale,
-        )
+        scales = x_global_scale, h_global_scale
+        super().__init__(w13, w2, scales, swiglu_limit, activation, backend)
         self._check(torch.empty(0, w13.shape[-1], dtype=torch.bfloat16))
 
     @classmethod
@@ -87,15 +67,8 @@ class SwiGLUMLP(PackedModule):
         w1, w3, w2 = (
             quantize_weight(linear.weight.detach(), backend=backend) for linear in (gate, up, down)
         )
-        return cls(
-            concatenate([w1, w3]),
-            w2,
-            x_global_scale,
-            h_global_scale,
-            swiglu_limit,
-            activation,
-            backend,
-        )
+        w13, scales = concatenate([w1, w3]), (x_global_scale, h_global_scale)
+        return cls(w13, w2, *scales, swiglu_limit, activation, backend)
 
     def packed(self) -> tuple[QuantizedTensor, QuantizedTensor]:
         """Return w13 and w2 in the form that nvfp4.swiglu_mlp takes."""
@@ -105,20 +78,8 @@ class SwiGLUMLP(PackedModule):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.nvfp4.swiglu_mlp(
-            x,
-            self.w13,
-            self.w13_scales,
-            self.w13_global_scale,
-            self.w2,
-            self.w2_scales,
-            self.w2_global_scale,
-            self.x_global_scale,
-            self.h_global_scale,
-            self.swiglu_limit,
-            self.activation,
-            self.backend,
-        )
+        options = self.swiglu_limit, self.activation, self.backend
+        return torch.ops.nvfp4.swiglu_mlp(x, *self._tensors(), *options)
 
     def warmup(
         self, max_tokens: int, dtypes: Iterable[torch.dtype] = (torch.bfloat16,)

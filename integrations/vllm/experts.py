@@ -92,9 +92,9 @@ class NvFp4ExpertsMethod(FusedMoEMethodBase):
             self._x_global_scale(layer),
             self._h_global_scale(layer),
             _first_expert(layer),
+            layer.global_num_experts,
             self.moe.swiglu_limit,
             self.moe.activation.value,
-            global_num_experts=layer.global_num_experts,
         )
         f = self.format
         for shards in (GATE_UP, DOWN):

@@ -1,13 +1,16 @@
 """The wall between ops and backends: what a launcher takes is declared, and mypy checks it."""
 
+import inspect
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
 from paths import ROOT
 
-from nvfp4 import calls
+import nvfp4
+from nvfp4 import calls, checkpoints
 from nvfp4.backends.backend import Backend
 from nvfp4.calls import Mm, schema_of
 from nvfp4.dispatch import BACKENDS, fill, registry, select
@@ -102,3 +105,24 @@ def test_activation_stands_before_backend_which_stands_last(name):
     fields = getattr(calls, name)._fields
     assert fields[-1] == "backend"
     assert "activation" not in fields or fields[-2] == "activation"
+
+
+def _public() -> Iterator[tuple[str, list[str]]]:
+    """The parameters of each public function and method that has a backend."""
+    for room in (nvfp4, nvfp4.layers, checkpoints):
+        for name in room.__all__:
+            thing = getattr(room, name)
+            methods = vars(thing) if inspect.isclass(thing) else {"": thing}
+            for method, function in methods.items():
+                function = getattr(function, "__func__", function)
+                if not inspect.isfunction(function):
+                    continue
+                parameters = list(inspect.signature(function).parameters)
+                if "backend" in parameters:
+                    yield f"{name}.{method}", parameters
+
+
+@pytest.mark.parametrize("name, parameters", _public(), ids=str)
+def test_backend_stands_last_in_every_signature(name, parameters):
+    assert parameters[-1] == "backend"
+    assert "activation" not in parameters or parameters[-2] == "activation"
