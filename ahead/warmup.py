@@ -112,7 +112,7 @@ def workload_of(
     dtypes: Iterable[torch.dtype],
     bias: torch.dtype | None = None,
 ) -> Workload:
-    """Of mm and linear."""
+    """The workload of mm and linear with weights [n, k] and up to max_m rows."""
     if n < 1 or k < 16 or k % 16:
         need = "(N, K) with N positive and K a positive multiple of 16"
         raise ValueError(f"nvfp4.warmup: shapes needs {need}, got {(n, k)}")
@@ -129,7 +129,7 @@ def moe_workloads(
     dtypes: Iterable[torch.dtype],
     glu: bool,
 ) -> tuple[Workload, Workload]:
-    """Of moe's two grouped GEMMs; `glu` where the scale between them is known."""
+    """The workloads of moe's two grouped GEMMs; `glu`: the scale between them is known."""
     if experts < 1 or min(hidden, intermediate) < 16 or hidden % 16 or intermediate % 16:
         need = "(E, H, I) with E positive, H and I positive multiples of 16"
         got = (experts, hidden, intermediate)

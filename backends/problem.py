@@ -14,6 +14,4 @@ class Problem(NamedTuple):
     op: str
     target: Target
     intermediate: int = 0
-    """For an op with a gated linear unit: how many columns of gate share a factor, all I of them or
-    a segment. 0 for other ops.
-    """
+    """Columns of a gated linear unit's gate that share a factor: all I, or a segment; else 0."""

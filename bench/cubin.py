@@ -111,7 +111,7 @@ def _pick(names: list[str], kernel: str) -> str:
 
 
 def toolchain(cubin: bytes) -> str:
-    """The compiler's name: "ptxas, Cuda compilation tools, release 12.9, V12.9.83"."""
+    """The compiler of a cubin: "ptxas, Cuda compilation tools, release 12.9, V12.9.83"."""
     note = _disassemble(cubin)[0][".note.nv.tkinfo"]
     return f"{note['tki_toolName']}, {note['tki_toolVersion']}"
 

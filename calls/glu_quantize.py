@@ -19,8 +19,8 @@ class GluQuantize(NamedTuple):
     gate_up: Tensor
     """[..., 2I] bfloat16, float16 or float32, I a multiple of 16; with offsets [R, 2I]."""
     global_scale: Tensor | None = None
-    """Of the product: float32 [], [1], [M] for M rows, or [E] with offsets. None gives each row its
-    own, amax_row / 2688.
+    """The product's scale: float32 [], [1], [M] for M rows, or [E] with offsets. None gives each
+    row its own, amax_row / 2688.
     """
     offsets: Tensor | None = None
     """int32 [E + 1], where each expert's rows begin; the scales are then grouped."""
@@ -67,7 +67,7 @@ class SiluMulQuantize(NamedTuple):
     gate_up: Tensor
     """[..., 2I] bfloat16, float16 or float32, I a multiple of 16."""
     global_scale: Tensor
-    """Of the product: float32 [], [1], or [M], one for each row."""
+    """The product's scale: float32 [], [1], or [M], one for each row."""
     limit: float | None = None
     """A limit L: gate becomes min(gate, L) before SiLU, up is clamped to [-L, L]."""
     scale_layout: str = SWIZZLED

@@ -75,7 +75,8 @@ class GroupedMmGluQuantize(NamedTuple):
     row_scale: Tensor | None = None
     """float32 [R], multiplied with alpha; None is 1."""
     global_scale: Tensor | None = None
-    """Of the result: float32 [], [1], or [E]. A fused kernel needs it; None gives each row its own.
+    """The result's scale: float32 [], [1], or [E]; None gives each row its own, and no kernel
+    fuses.
     """
     limit: float | None = None
     """A limit L: gate becomes min(gate, L) before the activation, up is clamped to [-L, L]."""

@@ -1,6 +1,4 @@
-"""Who runs a call: the registry of backends, and the choice among them, made per call on real
-tensors.
-"""
+"""The registry of backends, and the choice among them, made per call on real tensors."""
 
 from nvfp4.dispatch.registry import BACKENDS
 from nvfp4.dispatch.replay import replayed

@@ -41,7 +41,7 @@ class Stage(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """Who runs an op on a target, and why; str() of it is a report."""
+    """The backends that run an op on a target, and why; str() of it is a report."""
 
     op: str
     target: Target

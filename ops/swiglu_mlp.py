@@ -42,7 +42,7 @@ def swiglu_mlp(
     w13, w2 = w13.swizzled(), w2.swizzled()
     return torch.ops.nvfp4.swiglu_mlp(
         x, w13.data, w13.scales, w13.global_scale, w2.data, w2.scales, w2.global_scale,
-        x_global_scale, h_global_scale, swiglu_limit, backend, activation=activation,
+        x_global_scale, h_global_scale, swiglu_limit, activation, backend,
     )  # fmt: skip
 
 

@@ -1,9 +1,9 @@
 """The GEMM in float64, which makes it the correctly rounded one.
 
-Every e2m1 * sf is a multiple of 2^-10 of magnitude at most 2688, so a product of two is a multiple
-of 2^-20 below 2^23, and float64's 53 bits hold any sum of them below 2^33 exactly: the result does
-not depend on the order of summation, nor a row's on its neighbours. The epilogue's fused
-multiply-add of the float32 sum is float64's, rounded to float32.
+Every e2m1 * sf is a multiple of 2^-10 of magnitude at most 2688. So a product of two is a multiple
+of 2^-20 below 2^23, and float64's 53 bits hold any sum below 2^33 exactly. The result does not
+depend on the order of summation, nor a row's on its neighbours. The epilogue's fused multiply-add
+of the float32 sum is computed in float64 and rounded to float32.
 """
 
 import torch

@@ -37,7 +37,7 @@ from nvfp4.spec.swizzle import scales_shape
 
 
 def launches_for(workloads: Iterable[Workload], sm: int) -> list[tuple[str, Launch]]:
-    """Of each kernel that they need one launch, by a name for it."""
+    """One launch of each kernel that the workloads need, with a name for it."""
     return [found for work in dict.fromkeys(workloads) for found in _launches_of(work, sm)]
 
 

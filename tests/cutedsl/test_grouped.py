@@ -120,7 +120,12 @@ def test_more_experts_are_refused():
     x = operands(Routing("513", (*[0] * 512, 1)), 8, 16)
     out = torch.zeros(1, 8)
     with pytest.raises(ValueError, match="needs up to 512 experts, got 513"):
-        grouped_mm(GroupedMm(x.a, x.b, x.a_scales, x.b_scales, eighths(513, 1), x.offsets), out)
+        grouped_mm(
+            GroupedMm(
+                *(x.a, x.b, x.a_scales, x.b_scales, eighths(513, 1), x.offsets), expected_rows=1
+            ),
+            out,
+        )
 
 
 @runs

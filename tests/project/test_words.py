@@ -14,12 +14,6 @@ MEDIAN_WORDS, MOST_WORDS = 15, 35
 CONTINUES = re.compile(r"(Of|By|As|For|Those|Who|That|The same)\b")
 """The first words of half a sentence, which continues the name above it."""
 
-NOT_YET = {"ahead", "backends", "calls", "dispatch"}
-"""Folders with docstrings that still begin so. This set can only shrink."""
-
-LONG = {"backends"}
-"""Folders with sentences that are still too long. This set can only shrink."""
-
 FOLDERS = sorted(path.name for path in (ROOT / "nvfp4").iterdir() if path.is_dir())
 
 
@@ -64,13 +58,13 @@ def _long(folder: str) -> list[tuple[str, str]]:
     return [where for where, words in _lengths(folder).items() if words > MOST_WORDS]
 
 
-@pytest.mark.parametrize("folder", ["nvfp4", *(f for f in FOLDERS if f not in NOT_YET)])
+@pytest.mark.parametrize("folder", ["nvfp4", *FOLDERS])
 def test_a_docstring_continued_the_name_above_it(folder):
     assert _found(folder)
     assert not _continuing(folder)
 
 
-@pytest.mark.parametrize("folder", ["nvfp4", *(f for f in FOLDERS if f not in LONG)])
+@pytest.mark.parametrize("folder", ["nvfp4", *FOLDERS])
 def test_a_sentence_of_a_docstring_was_long(folder):
     assert not _long(folder)
 
@@ -78,12 +72,6 @@ def test_a_sentence_of_a_docstring_was_long(folder):
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_half_of_the_sentences_are_shorter(folder):
     assert median(_lengths(folder).values()) <= MEDIAN_WORDS
-
-
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_a_folder_that_is_done_leaves_its_list(folder):
-    assert bool(_continuing(folder)) == (folder in NOT_YET)
-    assert bool(_long(folder)) == (folder in LONG)
 
 
 def test_what_a_docstring_and_a_sentence_are(tmp_path):

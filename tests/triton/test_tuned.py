@@ -101,6 +101,16 @@ def test_a_file_that_is_none_is_named(tmp_path, monkeypatch, text):
         _config(8)
 
 
+def test_a_file_of_an_earlier_version_is_refused(tmp_path, monkeypatch):
+    """Its tiles have other fields: MmConfig's maxnreg was most_registers."""
+    path = tmp_path / "earlier.json"
+    text = as_text({(N, K): [Pick(8, SMALL, SMALL)]}, CPU)
+    path.write_text(text.replace("maxnreg", "most_registers"))
+    monkeypatch.setenv(TUNED, str(path))
+    with pytest.raises(ValueError, match="this version's `python -m nvfp4 tune`.*most_registers"):
+        _config(8)
+
+
 def test_the_command_writes_picks_that_are_used(tmp_path, monkeypatch, device, interpreted):
     path = tmp_path / "tuned.json"
     args = ["tune", "--shape", f"{N}x128", "--tokens", "3", "--out", str(path)]

@@ -1,5 +1,7 @@
-"""The tile for a problem: the one whose predicted time is least. A pure function of the problem,
-and of a grouped one of what the host knows of it: how many rows and experts, not whose which is.
+"""Choose a tile: the one whose predicted time is least.
+
+The choice is a pure function of the problem. Of a grouped problem it uses what the host knows: how
+many rows and experts there are, not which rows are whose.
 
 The prediction is a roofline: the MMAs (or the shared memory that they read), L2 and HBM, in whole
 waves of clusters. Its constants are NVIDIA's published figures of B200 or stated assumptions, and
@@ -19,7 +21,7 @@ B200_SMS = 148
 CLOCK = 1.85e9
 """Hz under load: 9.0 dense FP4 PFLOP/s at FLOPS_PER_CLOCK on all SMs."""
 FLOPS_PER_CLOCK = 32768
-"""Of dense FP4 MMA, an SM."""
+"""Operations of dense FP4 MMA that an SM does in a clock."""
 HBM = 8.0e12 * 0.92
 """Bytes a second: 8 TB/s, of which copies reach nine tenths."""
 L2_BYTES = 64
@@ -27,7 +29,7 @@ L2_BYTES = 64
 SHARED_BYTES = 128
 """Bytes a clock that an MMA reads from its SM's shared memory."""
 VALUE_BYTES = 1 / 2 + 1 / BLOCK
-"""Of a value and its part of a scale."""
+"""Bytes of a value and its part of a scale."""
 LAUNCH = 2.5e-6
 """Seconds until the first MMA and after the last: launch, first loads, last stores (assumed)."""
 EXCHANGE = 0.5e-6
@@ -91,7 +93,7 @@ def predict_grouped(
 
 
 def _predict(tile: Tile, tiles: int, moved: float, k: int, sms: int) -> Prediction:
-    """Of so many cluster tiles, which move so many bytes from and to HBM."""
+    """The time of `tiles` cluster tiles that move `moved` bytes from and to HBM."""
     waves = -(-tiles // max(1, sms // tile.cluster))
     stages = -(-k // STAGE_K)
     steps = -(-stages // tile.split_k)

@@ -1,7 +1,7 @@
-"""What the accumulators are multiplied by and what is added: from global memory to registers.
+"""Factors and bias of the epilogue: from global memory to registers.
 
-What all rows of a tile share (factors by segment of N, the bias) is staged in shared memory, as
-float32, once per tile; what a row has is read by the threads that have the row.
+What all rows of a tile share (factors by segment of N, the bias) is prefetched to shared memory, as
+float32, once per tile. What a row has is read by the threads that have the row.
 """
 
 from typing import NamedTuple
@@ -19,8 +19,10 @@ BARRIER = 1
 
 
 class Factors(NamedTuple):
-    """Where they are: alpha float32 (see Epilogue.alpha), its rows' stride, columns of N a segment;
-    row_scale float32 and its stride, 0 or 1; bias. Grouped, alpha's rows are experts, and biases
+    """Where the factors and the bias are.
+
+    alpha: float32 (see config.Alpha), with its rows' stride, and `segment` columns of N each;
+    row_scale: float32, with a stride of 0 or 1. Grouped, alpha's rows are experts, and their biases
     are bias_stride apart.
     """
 
@@ -41,7 +43,7 @@ def element(pointer: cute.Pointer, index) -> Float32:
 
 @cute.jit
 def of_expert(factors: Factors, expert: Int32) -> Factors:
-    """An expert's own."""
+    """The factors and bias of one expert."""
     alpha = factors.alpha + Int64(expert) * factors.alpha_stride
     bias = factors.bias + Int64(expert) * factors.bias_stride
     return factors._replace(alpha=alpha, bias=bias)
@@ -86,23 +88,35 @@ def of_element(factors: Factors, token: Int32, n: Int32) -> Float32:
 
 
 @cute.jit
-def stage(
+def of_rows(layout: cutlass.Constexpr[Layout], factors: Factors, same: Float32, place, rows):
+    """The factor of each of a thread's rows, `rows` from the tile's first of its warp on.
+
+    It is `same` where one number multiplies everything.
+    """
+    if const_expr(layout.same_factor):
+        return [same] * len(rows)
+    # Rows beyond the last read it again; what they compute is not stored.
+    return [of_row(layout, factors, cutlass.min(place.row + i, place.row_end - 1)) for i in rows]
+
+
+@cute.jit
+def prefetch(
     layout: cutlass.Constexpr[Layout], factors: Factors, vectors: Int32, slot: Int32, r: Int32,
-    column: Int32, columns: Int32,
+    place,
 ):  # fmt: skip
     """Write the factors, then the bias, of a tile's columns to shared memory at `vectors`.
 
     Thread r writes those of columns r and r + 128, at `slot` (of 4 bytes) and 128 beyond it.
     """
-    width = layout.tile.columns
-    for part in cutlass.range_constexpr(0, width, 128):
-        if const_expr(part + 128 <= width) or r < width - part:
+    width, threads = layout.tile.columns, 32 * EPILOGUE_WARPS
+    for part in cutlass.range_constexpr(0, width, threads):
+        if const_expr(part + threads <= width) or r < width - part:
             # Columns beyond the last read it again; what they compute is not stored.
-            index = cutlass.min(column + r + part, columns - 1)
+            index = cutlass.min(place.column + r + part, place.column_end - 1)
             to = vectors + 4 * slot
-            if const_expr(layout.stages_factors):
+            if const_expr(layout.prefetches_factors):
                 ptx.store_shared(to, [of_column(layout, factors, index)], 4 * part)
-            if const_expr(layout.stages_bias):
+            if const_expr(layout.prefetches_bias):
                 bias = element(factors.bias, index)
                 ptx.store_shared(to, [bias], layout.bias_offset + 4 * part)
-    cute.arch.barrier(barrier_id=BARRIER, number_of_threads=32 * EPILOGUE_WARPS)
+    cute.arch.barrier(barrier_id=BARRIER, number_of_threads=threads)

@@ -1,5 +1,6 @@
-"""Arithmetic on float32 by PTX instruction: each rounded once, to nearest even, and not contracted
-with another; and conversions to narrower floats.
+"""Arithmetic on float32 by PTX instruction, and conversions to narrower floats.
+
+Each operation is rounded once, to nearest even, and is not contracted with another.
 """
 
 from collections.abc import Sequence
@@ -134,7 +135,7 @@ def max_nan(a: Float32, b: Float32, *, loc=None, ip=None) -> Float32:
 
 @dsl_user_op
 def largest_magnitude(values: Sequence[Float32], *, loc=None, ip=None) -> Float32:
-    """Of all; NaN if one is."""
+    """The largest magnitude of all; NaN if one is NaN."""
     text = "{\n.reg .f32 a, b;\nabs.f32 a, $1;\n"
     for i in range(1, len(values)):
         text += f"abs.f32 b, ${i + 1};\nmax.NaN.f32 a, a, b;\n"
@@ -143,7 +144,7 @@ def largest_magnitude(values: Sequence[Float32], *, loc=None, ip=None) -> Float3
 
 @dsl_user_op
 def smallest_magnitude(values: Sequence[Float32], *, loc=None, ip=None) -> Float32:
-    """Of all that are not NaN."""
+    """The smallest magnitude of all that are not NaN."""
     text = "{\n.reg .f32 a, b;\nabs.f32 a, $1;\n"
     for i in range(1, len(values)):
         text += f"abs.f32 b, ${i + 1};\nmin.f32 a, a, b;\n"

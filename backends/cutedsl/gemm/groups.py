@@ -1,4 +1,4 @@
-"""Grouped: which expert's each tile is, found on the device.
+"""Grouped scheduling: the device finds which expert each tile belongs to.
 
 Tiles are counted expert after expert, in each along its tokens first: clusters that run together
 share weights. Before the roles begin a warp of each CTA reads the offsets, once, and writes a table
@@ -29,8 +29,10 @@ LAST_EDGE = EDGES + 4 * MAX_EXPERTS
 
 
 class Place(NamedTuple):
-    """A tile: its first row and column in D, and where D ends; its first row in A and in B, and the
-    scale tiles that these are in; b_group: B's group of 32 rows within the scale tile; its expert.
+    """A tile's coordinates: its first row and column in D, and where D ends for its expert.
+
+    a_row, b_row: its first rows in A and B, which lie in a_scale_tile and b_scale_tile; b_group:
+    B's group of 32 rows within the scale tile.
     """
 
     row: Int32
@@ -46,8 +48,9 @@ class Place(NamedTuple):
 
 
 class Experts(NamedTuple):
-    """What the host knows of them: their offsets' address and number; of each expert's weights the
-    rows, the scale tiles, and the tiles that a row of tiles takes.
+    """What the host knows of the experts: the address of their offsets, and how many there are.
+
+    weight_rows, weight_scale_tiles: of each expert's weights; weight_tiles: tiles across them.
     """
 
     offsets: cute.Pointer
@@ -58,8 +61,9 @@ class Experts(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """The schedule: the table, all tiles, which cluster this is of how many; weights as Experts has
-    them; of a part of the cluster's tile its (row, column) in it.
+    """The schedule of grouped tiles: the table, all tiles, and which cluster this is of how many.
+
+    The weights are as Experts has them; offset: (row, column) of a part in the cluster's tile.
     """
 
     table: Int32

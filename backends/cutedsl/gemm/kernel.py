@@ -1,7 +1,7 @@
 """The GEMM kernel: host function, tensor maps, roles.
 
-Six warps: four drain the accumulators (epilogue.py), one issues the MMAs and one loads
-(mainloop.py). Everything that a call changes (addresses, sizes, strides, offsets of experts) is a
+Six warps: four drain the accumulators (epilogue.py), one issues the MMAs (mainloop.py) and one
+loads (load.py). Everything that a call changes (addresses, sizes, strides, offsets of experts) is a
 run-time argument: one compiled function serves them all.
 """
 
@@ -26,6 +26,8 @@ from nvfp4.backends.cutedsl.gemm.layouts import (
     WARP_ROWS,
     Layout,
 )
+from nvfp4.backends.cutedsl.gemm.load import load
+from nvfp4.backends.cutedsl.gemm.output import Output
 from nvfp4.backends.cutedsl.gemm.schedule import Grid
 from nvfp4.backends.cutedsl.gemm.store_elements import DTYPES
 from nvfp4.backends.cutedsl.gemm.store_quantized import Quantized
@@ -41,9 +43,9 @@ def operand_map(data: cute.Pointer, rows: Int32, k: Int32, stride: Int64, box_ro
     layout = cute.make_layout((rows, k // 2), stride=(cute.assume(stride, 16), 1))
     rows_of_box = cute.make_layout((box_rows, ROW_BYTES), stride=(ROW_BYTES, 1))
     box = cute.make_composed_layout(cute.make_swizzle(3, 4, 3), 0, rows_of_box)
-    load = cpasync.CopyBulkTensorTileG2SOp()
+    copy = cpasync.CopyBulkTensorTileG2SOp()
     tensor = cute.make_tensor(data, layout)
-    return cpasync.make_tiled_tma_atom(load, tensor, box, (box_rows, ROW_BYTES)).atom
+    return cpasync.make_tiled_tma_atom(copy, tensor, box, (box_rows, ROW_BYTES)).atom
 
 
 @cute.jit
@@ -52,11 +54,11 @@ def scale_map(scales: cute.Pointer, tiles: Int32, k: Int32, k_blocks, row_tiles)
     words = (k + MMA_K - 1) // MMA_K * SCALE_WORDS
     shape = (row_tiles, k_blocks * SCALE_WORDS)
     box = cute.make_layout(shape, stride=(k_blocks * SCALE_WORDS, 1))
-    load = cpasync.CopyBulkTensorTileG2SOp()
+    copy = cpasync.CopyBulkTensorTileG2SOp()
     tensor = cute.make_tensor(
         scales, cute.make_layout((tiles, words), stride=(cute.assume(words, SCALE_WORDS), 1))
     )
-    return cpasync.make_tiled_tma_atom(load, tensor, box, shape).atom
+    return cpasync.make_tiled_tma_atom(copy, tensor, box, shape).atom
 
 
 @cute.jit
@@ -200,15 +202,16 @@ def kernel(
         schedule = Grid(rows, columns, grid[0], grid[1], cluster, clusters)
 
     if warp == LOAD_WARP:
-        mainloop.load(layout, maps, smem, rank, k_stages, schedule)
+        load(layout, maps, smem, rank, k_stages, schedule)
     leads = warp == MMA_WARP
     if const_expr(tile.ctas == 2):
         leads = leads and rank % 2 == 0
     if leads:
         mainloop.multiply(layout, smem, tmem, rank, k_stages, schedule)
     if warp < EPILOGUE_WARPS:
+        output = Output(out_map, out, out_stride)
         epilogue.drain(
-            layout, out_map, out, out_stride, factors, quantized, smem, tmem, warp, rank, schedule
+            layout, output, factors, quantized, smem, tmem, warp, rank, schedule
         )  # fmt: skip
 
     ptx.tmem_fence_before()

@@ -1,4 +1,4 @@
-"""Calling a compiled kernel: arguments from tensors, and functions loaded once per device."""
+"""Launch a compiled kernel: arguments from tensors, and functions loaded once per device."""
 
 import functools
 from collections.abc import Callable
@@ -14,8 +14,9 @@ from nvfp4.calls import Mm
 
 
 class Launch(NamedTuple):
-    """What to call, and with what: the kernel's run-time arguments but the stream. outputs: the
-    tensors that it writes whole.
+    """A kernel and its run-time arguments but the stream.
+
+    outputs: names of the tensors that it writes whole.
     """
 
     kernel: Kernel

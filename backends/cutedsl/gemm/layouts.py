@@ -1,18 +1,18 @@
-"""Where everything is: shared memory, tensor memory, descriptors. All of it plain integers, known
-when a kernel is compiled.
+"""Where everything is: shared memory, tensor memory, descriptors.
+
+All of it is plain integers, known when a kernel is compiled.
 
 Shared memory, from a 1024-byte boundary:
 
     stage 0 .. stages-1   A | B | A's scales | B's scales
-    outputs               a warp's 32 rows x 128 bytes, on its way out by TMA; x 4 warps, x 1 or 2
+    outputs               a warp's 32 rows x 128 bytes, which TMA stores; x 4 warps, x 1 or 2
     partials              split-K: the CTA's float32 sums [columns][128 rows]
     accumulators          x 2: factors and bias of the tile's columns, float32, and two barriers
     barriers
     table                 grouped: which tiles are which expert's (groups.py)
 
-A stage holds K = 256: operand rows of 128 bytes, swizzled by 128 bytes in groups of 8 rows; scales
-as the spec's 512-byte tiles of 128 rows x K = 64, the K of a slice (see `Layout.scale_offset`)
-within the row tiles.
+A stage holds K = 256. Operand rows have 128 bytes, swizzled by 128 bytes in groups of 8 rows.
+Scales are the spec's 512-byte tiles of 128 rows x K = 64, slice by slice (Layout.scale_offset).
 
 Tensor memory, 512 columns of 128 lanes x 32 bits:
 
@@ -159,28 +159,28 @@ class Layout:
     # shared memory
 
     @cached_property
-    def stages_factors(self) -> bool:
+    def prefetches_factors(self) -> bool:
         """Whether factors differ by column of D: of the token if swapped, of the segment if not."""
         by_token = self.epilogue.alpha is Alpha.ROWS or self.epilogue.row_scale
         return by_token if self.tile.swapped else self.epilogue.alpha is Alpha.SEGMENTS
 
     @cached_property
-    def stages_bias(self) -> bool:
+    def prefetches_bias(self) -> bool:
         return self.epilogue.bias and not self.tile.swapped
 
     @cached_property
     def vectors(self) -> int:
-        """float32 vectors staged per tile: factors by column, bias by column."""
-        return int(self.stages_factors) + int(self.stages_bias)
+        """float32 vectors prefetched per tile: factors by column, bias by column."""
+        return int(self.prefetches_factors) + int(self.prefetches_bias)
 
     @cached_property
     def bias_offset(self) -> int:
-        return int(self.stages_factors) * self.vector_bytes
+        return int(self.prefetches_factors) * self.vector_bytes
 
     @cached_property
     def same_factor(self) -> bool:
         """Whether one number multiplies everything."""
-        by_column = self.stages_factors
+        by_column = self.prefetches_factors
         return self.epilogue.alpha is Alpha.ONE and not self.epilogue.row_scale and not by_column
 
     @cached_property
@@ -204,7 +204,7 @@ class Layout:
 
     @cached_property
     def stages(self) -> int:
-        """As many as fit beside one set of output buffers."""
+        """Stages of the operands' ring: all that fit beside one set of output buffers."""
         return (SHARED_BYTES - self._fixed_bytes - self.output_bytes) // self.stage_pitch
 
     @cached_property
@@ -323,9 +323,7 @@ class Layout:
 
     @cached_property
     def scale_copies(self) -> tuple[tuple[int, int], ...]:
-        """For each scale tile of a stage: where it is in the stage, and its columns in tensor
-        memory.
-        """
+        """Where each scale tile of a stage is: its offset there, its tensor memory columns."""
         a = [
             (
                 self.a_scales + self.scale_offset(k, 0, 1, self.a_sharers),

@@ -1,8 +1,8 @@
-"""Which tiles a cluster computes, one after the other: static persistent scheduling.
+"""Static persistent scheduling: which tiles a cluster computes, one after the other.
 
 Tiles are counted along M first: clusters that run together share few tiles of B, and all of A,
 which fits in L2 (126 MB: 16 k rows of K = 8192 are 75). A cluster takes every `clusters`-th tile.
-All roles count alike, by additions; grouped, by looking up whose a tile is (groups.py).
+All roles count alike, by additions; grouped, by looking a tile's expert up (groups.py).
 """
 
 from typing import NamedTuple
@@ -27,9 +27,10 @@ class Grid(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """How a cluster gets from tile to tile, in rows and columns of D: `rows` of tiles in all;
-    backward: the step in rows, less all of them; forward: the step in columns, and one tile more;
-    one tile's columns; where the columns end. height, width: D's.
+    """How a cluster gets from tile to tile, in rows and columns of D.
+
+    rows: rows of all tiles; backward: the step in rows, less `rows`; forward: the step in columns,
+    and one tile more; end: where the columns of tiles end; height, width: D's.
     """
 
     rows: Int32
@@ -42,9 +43,7 @@ class Walk(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A tile of D, A's and B's rows being D's rows and columns: what groups.Place is to a D of
-    each expert.
-    """
+    """A tile's coordinates in an ungrouped D: A's and B's rows are D's rows and columns."""
 
     row: Int32
     column: Int32
@@ -109,7 +108,7 @@ def remains(layout: cutlass.Constexpr[Layout], tile, walk) -> Boolean:
 
 @cute.jit
 def place_of(layout: cutlass.Constexpr[Layout], tile, walk):
-    """Where the tile is: a Place, grouped groups.Place."""
+    """The tile's coordinates: a Place, or groups.Place where grouped."""
     if const_expr(layout.grouped):
         return groups.place_of(layout, tile[0], walk)
     return Place(tile[0], tile[1], walk.height, walk.width)

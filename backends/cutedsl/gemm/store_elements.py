@@ -1,5 +1,7 @@
-"""A tile's way out element by element: for outputs that TMA cannot write, for transposed ones
-(swapped operands), and for split-K, whose sums are first added across the cluster.
+"""The epilogue that stores element by element.
+
+It serves outputs that TMA cannot write, transposed ones (swapped operands), and split-K, whose
+partial sums are first added across the cluster.
 
 tcgen05.ld.32x32b gives a thread one row of D: of swapped operands, threads of a warp are neighbours
 in the output.
@@ -11,9 +13,16 @@ import torch
 from cutlass import Float32, Int32, Int64, const_expr
 
 from nvfp4.backends.cutedsl.gemm import floats, ptx
+from nvfp4.backends.cutedsl.gemm.accumulators import (
+    Accumulator,
+    release,
+    subtile_offset,
+    wait_full,
+)
 from nvfp4.backends.cutedsl.gemm.config import CTA_ROWS, Alpha
-from nvfp4.backends.cutedsl.gemm.factors import Factors, of_element
+from nvfp4.backends.cutedsl.gemm.factors import Factors, element, of_element, of_rows
 from nvfp4.backends.cutedsl.gemm.layouts import Layout
+from nvfp4.backends.cutedsl.gemm.output import EpilogueWarp, Output
 
 DTYPES = {
     torch.bfloat16: cutlass.BFloat16,
@@ -23,33 +32,86 @@ DTYPES = {
 
 
 @cute.jit
-def store(
-    layout: cutlass.Constexpr[Layout], sums, vectors: Int32, row_factor: Float32,
-    row_bias: Float32, factors: Factors, out: cute.Pointer, out_stride: Int64, row: Int32,
-    column: Int32, rows: Int32, columns: Int32,
+def drain(
+    layout: cutlass.Constexpr[Layout], own: EpilogueWarp, accumulator: Accumulator, output: Output,
+    factors: Factors, same: Float32, place,
 ):  # fmt: skip
-    """A thread's sums, of row `row` of D from `column` on; `vectors`: what is staged for them."""
+    """A tile, subtile by subtile, from its accumulator to D."""
+    terms = terms_of(layout, own, factors, same, place)
+    wait_full(layout, accumulator)
+    for s in cutlass.range_constexpr(layout.subtiles):
+        offset = subtile_offset(layout, accumulator, s)
+        sums = ptx.tmem_load(accumulator.tmem + offset, layout.subtile)
+        ptx.tmem_wait()
+        if const_expr(s == layout.release_after):
+            release(layout, accumulator, own.smem, own.rank)
+        store(layout, own, accumulator, output, factors, terms, place, sums, offset)
+
+
+@cute.jit
+def drain_split_k(
+    layout: cutlass.Constexpr[Layout], own: EpilogueWarp, accumulator: Accumulator, output: Output,
+    factors: Factors, same: Float32, place, tiles_begun: Int32,
+):  # fmt: skip
+    """Split-K: a tile's partial sums to shared memory, then this CTA's share of all CTAs' to D."""
+    terms = terms_of(layout, own, factors, same, place)
+    wait_full(layout, accumulator)
+    ptx.mbarrier_wait_cluster(own.smem + layout.partial_empty, tiles_begun & 1 ^ 1)
+    for s in cutlass.range_constexpr(layout.subtiles):
+        offset = subtile_offset(layout, accumulator, s)
+        sums = ptx.tmem_load(accumulator.tmem + offset, layout.subtile)
+        ptx.tmem_wait()
+        if const_expr(s == layout.release_after):
+            release(layout, accumulator, own.smem, own.rank)
+        store_partial(layout, sums, own.smem, own.r, s * layout.subtile)
+    share = own.rank * (layout.tile.columns // layout.tile.split_k)
+    sums = reduce_partials(layout, own.smem, own.r, own.rank, tiles_begun)
+    store(layout, own, accumulator, output, factors, terms, place, sums, share)
+
+
+@cute.jit
+def terms_of(
+    layout: cutlass.Constexpr[Layout], own: EpilogueWarp, factors: Factors, same: Float32, place
+):
+    """The factor and the bias of the thread's row; 1.0 and 0.0 where rows have none."""
+    row = place.row + own.lane
+    factor = of_rows(layout, factors, same, place, [own.lane])[0]
+    bias = Float32(0.0)
+    if const_expr(layout.epilogue.bias and layout.tile.swapped):
+        bias = element(factors.bias, cutlass.min(row, place.row_end - 1))
+    return factor, bias
+
+
+@cute.jit
+def store(
+    layout: cutlass.Constexpr[Layout], own: EpilogueWarp, accumulator: Accumulator, output: Output,
+    factors: Factors, terms, place, sums, offset: Int32,
+):  # fmt: skip
+    """Scale a thread's sums, of the tile's columns from `offset` on, and store them."""
+    vectors = accumulator.block + 4 * offset
+    row, column = place.row + own.lane, place.column + offset
+    row_factor, row_bias = terms
     dtype, swapped = DTYPES[layout.epilogue.out_dtype], layout.tile.swapped
     for i in cutlass.range_constexpr(len(sums)):
-        if row < rows and column + i < columns:
+        if row < place.row_end and column + i < place.column_end:
             token, n = (column + i, row) if const_expr(swapped) else (row, column + i)
             factor = row_factor
-            if const_expr(layout.stages_factors):
+            if const_expr(layout.prefetches_factors):
                 factor = factor * ptx.load_shared(vectors, 1, Float32, 4 * i)[0]
             if const_expr(layout.epilogue.alpha is Alpha.MATRIX):
                 factor = factor * of_element(factors, token, n)
             bias = row_bias
-            if const_expr(layout.stages_bias):
+            if const_expr(layout.prefetches_bias):
                 bias = ptx.load_shared(vectors, 1, Float32, layout.bias_offset + 4 * i)[0]
             if const_expr(layout.epilogue.bias):
                 value = floats.fma(sums[i], factor, bias)
             else:
                 value = sums[i] * factor
-            (out + (Int64(token) * out_stride + n)).store(dtype(value))
+            (output.pointer + (Int64(token) * output.stride + n)).store(dtype(value))
 
 
 @cute.jit
-def keep_partials(
+def store_partial(
     layout: cutlass.Constexpr[Layout], sums, smem: Int32, r: Int32, first: cutlass.Constexpr[int]
 ):
     """Split-K: a thread's sums of columns from `first` on, to `partials`."""
@@ -58,14 +120,14 @@ def keep_partials(
 
 
 @cute.jit
-def add_partials(
-    layout: cutlass.Constexpr[Layout], smem: Int32, r: Int32, rank: Int32, turn: Int32
+def reduce_partials(
+    layout: cutlass.Constexpr[Layout], smem: Int32, r: Int32, rank: Int32, tiles_begun: Int32
 ):
     """Split-K: this CTA's share of the tile's columns, added in the order of the CTAs' ranks."""
     split = layout.tile.split_k
     share = layout.tile.columns // split
     arrive_at_all(layout, smem + layout.partial_full)
-    ptx.mbarrier_wait_cluster(smem + layout.partial_full, turn & 1)
+    ptx.mbarrier_wait_cluster(smem + layout.partial_full, tiles_begun & 1)
     at = smem + layout.partials + (rank * share * CTA_ROWS + r) * 4
     sums = [ptx.load_cluster(ptx.map_to_cta(at, Int32(0)), 4 * CTA_ROWS * i) for i in range(share)]
     for q in cutlass.range_constexpr(1, split):

@@ -1,8 +1,8 @@
-"""A gated linear unit's way out: gate and up from tensor memory -> act(gate) * up, quantized.
+"""The epilogue of a gated linear unit: gate and up from tensor memory -> act(gate) * up, quantized.
 
-tcgen05.ld.32x32b gives a thread one row, of gate and of up alike: four blocks of 16 results are its
-own, so that a block's largest magnitude needs no other thread, and what it stores are 32 bytes of
-codes and one word, the scales of K = 64 in the swizzled layout.
+tcgen05.ld.32x32b gives a thread one row of gate and the same row of up. Its 64 results are four
+blocks, so a block's largest magnitude needs no other thread. A thread stores 32 bytes of codes and
+one word: the four scales, which lie side by side in the swizzled layout.
 
 The arithmetic is that of spec/glu.py and spec/quantize.py to the bit: every operation is rounded
 once, by name, and none is contracted (see floats.multiply2_ftz).
@@ -16,9 +16,16 @@ import torch
 from cutlass import Float32, Int32, Int64, const_expr
 
 from nvfp4.backends.cutedsl.gemm import floats, ptx
+from nvfp4.backends.cutedsl.gemm.accumulators import (
+    Accumulator,
+    release,
+    subtile_offset,
+    wait_full,
+)
 from nvfp4.backends.cutedsl.gemm.factors import Factors, element
 from nvfp4.backends.cutedsl.gemm.groups import Groups, Place
-from nvfp4.backends.cutedsl.gemm.layouts import MMA_K, SCALE_LANES, SCALE_TILE, Layout
+from nvfp4.backends.cutedsl.gemm.layouts import MMA_K, SCALE_LANES, SCALE_TILE, WARP_ROWS, Layout
+from nvfp4.backends.cutedsl.gemm.output import EpilogueWarp
 from nvfp4.backends.cutedsl.gemm.store_tma import PACKED
 from nvfp4.spec.format import BLOCK, FLOAT32_MAX, ONE_SIXTH
 from nvfp4.spec.glu import (
@@ -40,9 +47,11 @@ be clamped: a block's divisions need no case of their own.
 
 
 class Quantized(NamedTuple):
-    """Where the result goes: data, its rows' stride; grouped scales, their row tiles' pitch; bytes,
-    both. p: the global scale, p_stride 1 if each expert has its own; global_scale: it, for each
-    row. limit: of gate and up.
+    """Where a gated linear unit's quantized result goes; strides and pitches are in bytes.
+
+    scales: grouped, their row tiles scale_pitch apart; p: the global scale to quantize with,
+    p_stride 1 if each expert has its own; global_scale: where each row's is written; limit: the
+    bound of gate and up.
     """
 
     data: cute.Pointer
@@ -53,6 +62,37 @@ class Quantized(NamedTuple):
     p_stride: Int32
     global_scale: cute.Pointer
     limit: Float32
+
+
+@cute.jit
+def drain(
+    layout: cutlass.Constexpr[Layout], own: EpilogueWarp, accumulator: Accumulator,
+    quantized: Quantized, factors: Factors, place: Place, groups: Groups,
+):  # fmt: skip
+    """A tile: gate and up of the thread's row, `subtile` results at a time.
+
+    The loop is not unrolled: its body is more than a thousand instructions.
+    """
+    row = place.row + own.lane
+    own_row = cutlass.min(row, place.row_end - 1)
+    row_scale = layout.epilogue.row_scale
+    gate_up_factors = factors_of(factors, own_row, place.column, groups, row_scale)
+    p = scale_of(quantized, place, row)
+    wait_full(layout, accumulator)
+    # Of the CTA's scale tile the expert has rows.
+    in_tile = place.row - own.warp * WARP_ROWS < place.row_end
+    for s in cutlass.range(layout.subtiles, unroll=1):
+        offset = subtile_offset(layout, accumulator, s)
+        gates = ptx.tmem_load(accumulator.tmem + offset, layout.subtile)
+        ups = ptx.tmem_load(accumulator.tmem + offset + layout.drained, layout.subtile)
+        ptx.tmem_wait()
+        if s == layout.release_after:
+            release(layout, accumulator, own.smem, own.rank)
+        column = place.column + offset
+        if row < place.row_end:
+            store(layout, gates, ups, gate_up_factors, quantized, p, place, row, own.r, column)
+        elif in_tile:
+            store_padding(quantized, place, own.r, column)
 
 
 @cute.jit

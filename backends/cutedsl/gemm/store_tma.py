@@ -1,9 +1,13 @@
-"""A tile's way out by TMA: tensor memory -> registers -> swizzled shared memory -> global memory.
+"""The epilogue that stores by TMA.
+
+A tile goes from tensor memory through registers and swizzled shared memory to global memory.
 
 tcgen05.ld.16x256b gives a thread columns 8 j + 2 q and the next, q = lane % 4, of rows lane / 4 and
 8 more: a thread has few columns of many rows, so that a bias is loaded once for four rows, and
 stmatrix takes the pairs as they are.
 """
+
+from typing import NamedTuple
 
 import cutlass
 import cutlass.cute as cute
@@ -11,7 +15,15 @@ import torch
 from cutlass import Float32, Int32, Int64, const_expr
 
 from nvfp4.backends.cutedsl.gemm import floats, ptx
+from nvfp4.backends.cutedsl.gemm.accumulators import (
+    Accumulator,
+    release,
+    subtile_offset,
+    wait_full,
+)
+from nvfp4.backends.cutedsl.gemm.factors import Factors, of_rows
 from nvfp4.backends.cutedsl.gemm.layouts import STORE_BYTES, WARP_ROWS, Layout
+from nvfp4.backends.cutedsl.gemm.output import EpilogueWarp, Output
 
 PACKED = {torch.bfloat16: "bf16", torch.float16: "f16"}
 HALF = 16
@@ -20,12 +32,62 @@ ROWS = (0, 8, 16, 24)
 """A thread's rows, from its first on."""
 
 
+class Staging(NamedTuple):
+    """A thread's rows, from its warp's first on, where its prefetched vectors start, and its warp's
+    output buffers.
+
+    places: the addresses in the buffer that the thread stores to.
+    """
+
+    rows: list[Int32]
+    vectors: Int32
+    buffer: Int32
+    places: list[Int32]
+
+
 def slot_of(column: Int32) -> Int32:
-    """Where a column's staged factor and bias are, in words: 16 columns' as four threads read them,
-    each two pairs at a time.
+    """Where a column's prefetched factor and bias are, in words.
+
+    The 16 columns of a group lie as four threads read them, each two pairs at a time.
     """
     group, pair, quad = column // 16, column // 8 % 2, column % 8 // 2
     return group * 16 + quad * 4 + pair * 2 + column % 2
+
+
+@cute.jit
+def staging_of(layout: cutlass.Constexpr[Layout], own: EpilogueWarp) -> Staging:
+    """The warp's output buffers, and where in them this thread stores."""
+    vectors = own.lane % 4 * 16
+    rows = [own.lane // 4 + i for i in ROWS]
+    buffer = own.smem + layout.outputs + own.warp * (WARP_ROWS * STORE_BYTES)
+    return Staging(rows, vectors, buffer, places_of(layout, buffer, own.lane))
+
+
+@cute.jit
+def drain(
+    layout: cutlass.Constexpr[Layout], own: EpilogueWarp, accumulator: Accumulator, output: Output,
+    staging: Staging, factors: Factors, same: Float32, place,
+):  # fmt: skip
+    """A tile, subtile by subtile: from its accumulator through an output buffer to D."""
+    row_factors = of_rows(layout, factors, same, place, staging.rows)
+    wait_full(layout, accumulator)
+    for s in cutlass.range_constexpr(layout.subtiles):
+        offset = subtile_offset(layout, accumulator, s)
+        vectors = accumulator.block + 4 * offset + staging.vectors
+        buffers, pending = layout.output_buffer(s)
+        cute.arch.cp_async_bulk_wait_group(pending, read=True)
+        cute.arch.sync_warp()
+        move(layout, accumulator.tmem + offset, vectors, row_factors, staging.places, buffers)
+        if const_expr(s == layout.release_after):
+            release(layout, accumulator, own.smem, own.rank)
+        cute.arch.fence_proxy("async.shared", space="cta")
+        cute.arch.sync_warp()
+        corner = [place.column + offset, place.row]
+        if const_expr(not layout.grouped) or place.row + WARP_ROWS <= place.row_end:
+            ptx.tma_store(ptx.tensor_map(output.atom), corner, staging.buffer + buffers)
+        elif place.row < place.row_end:  # the rest of the box is the next expert's
+            store_rows(layout, staging.buffer + buffers, output, corner, place, own.lane)
+        cute.arch.cp_async_bulk_commit_group()
 
 
 @cute.jit
@@ -48,7 +110,7 @@ def places_of(layout: cutlass.Constexpr[Layout], buffer: Int32, lane: Int32):
 
 @cute.jit
 def pairs_of(layout: cutlass.Constexpr[Layout], vectors: Int32, offset: cutlass.Constexpr[int]):
-    """The thread's pairs of a staged vector of a subtile: one pair for every 8 columns."""
+    """The thread's pairs of a prefetched vector of a subtile: one pair for every 8 columns."""
     pairs = []
     for i in cutlass.range_constexpr(layout.subtile // 16):
         a, b, c, d = ptx.load_shared(vectors, 4, Float32, offset + 64 * i)
@@ -61,17 +123,17 @@ def move(
     layout: cutlass.Constexpr[Layout], acc: Int32, vectors: Int32, row_factors, places,
     buffers: cutlass.Constexpr[int],
 ):  # fmt: skip
-    """A subtile: from tensor memory at `acc`, multiplied and added to, to the output buffer.
+    """Move a subtile from tensor memory at `acc` to the output buffer; scale it, add the bias.
 
-    vectors: where the thread's first staged factor is; buffers: of the subtile's output buffers,
-    where they start.
+    vectors: where the thread's first prefetched factor is; buffers: where the subtile's output
+    buffers start.
     """
     out_dtype = layout.epilogue.out_dtype
     factors: list = []
     biases: list = []
-    if const_expr(layout.stages_factors):
+    if const_expr(layout.prefetches_factors):
         factors = pairs_of(layout, vectors, 0)
-    if const_expr(layout.stages_bias):
+    if const_expr(layout.prefetches_bias):
         biases = pairs_of(layout, vectors, layout.bias_offset)
     for half in cutlass.range_constexpr(2):
         values = ptx.tmem_load_16x256b(acc + (half * HALF << 16), layout.subtile)
@@ -81,10 +143,10 @@ def move(
             j, low = i // 2, i % 2  # the i-th pair: columns 8 j.., rows 0.. or 8..
             row_factor = row_factors[2 * half + low]
             factor = (row_factor, row_factor)
-            if const_expr(layout.stages_factors):
+            if const_expr(layout.prefetches_factors):
                 factor = floats.multiply2(factors[j], factor)
             pair = (values[2 * i], values[2 * i + 1])
-            if const_expr(layout.stages_bias):
+            if const_expr(layout.prefetches_bias):
                 pair = floats.fma2(pair, factor, biases[j])
             else:
                 pair = floats.multiply2(pair, factor)
@@ -101,22 +163,22 @@ def move(
 
 @cute.jit
 def store_rows(
-    layout: cutlass.Constexpr[Layout], buffer: Int32, out: cute.Pointer, out_stride: Int64, corner,
-    rows: Int32, columns: Int32, lane: Int32,
+    layout: cutlass.Constexpr[Layout], buffer: Int32, output: Output, corner, place, lane: Int32,
 ):  # fmt: skip
-    """A warp's output buffer as TMA would store it at `corner`, (column, row), but no row from
-    `rows` on: four rows at a time, 16 bytes a thread.
+    """Store a warp's output buffer as TMA would at `corner`, (column, row), up to the expert's end.
+
+    The warp stores four rows at a time, 16 bytes a thread.
     """
-    column, row = corner
+    (column, row), out, out_stride = corner, output.pointer, output.stride
     chunk, r = lane % 8, lane // 8
     column = column + chunk * (128 // out.value_type.width)
     at = buffer + r * STORE_BYTES
     to = (out + (Int64(row + r) * out_stride + column)).toint()
     pitch = out_stride * (4 * out.value_type.width // 8)
-    if column < columns:
+    if column < place.column_end:
         for i in cutlass.range_constexpr(WARP_ROWS // 4):
-            if row + r + 4 * i < rows:
+            if row + r + 4 * i < place.row_end:
                 # Rows 4 further swap the swizzle's upper half.
-                place = at + ((chunk ^ r ^ (4 * i % 8)) << 4)
-                words = ptx.load_shared(place, 4, Int32, 4 * i * STORE_BYTES)
+                source = at + ((chunk ^ r ^ (4 * i % 8)) << 4)
+                words = ptx.load_shared(source, 4, Int32, 4 * i * STORE_BYTES)
                 ptx.store_global(to + i * pitch, words)

@@ -57,7 +57,7 @@ def _read(path: Path, key: str) -> Entry | None:
             entry = {name: archive.read(name) for name in archive.namelist()}
     except Exception:  # a damaged archive fails in many ways
         return None
-    # Two keys may share a file name only by a collision; a file may be somebody's by accident.
+    # Two keys may share a file name only by a collision; a file may lie there by accident.
     return entry if entry.pop("key", b"").decode(errors="replace") == key else None
 
 

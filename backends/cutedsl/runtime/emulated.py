@@ -1,4 +1,4 @@
-"""Running a kernel without the GPU it is for: on CPU tensors, by the emulator.
+"""Run a kernel on CPU tensors, in the emulator.
 
 The object code, the tensor maps and the PTX are those that a B200 would be given.
 """

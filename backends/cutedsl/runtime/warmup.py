@@ -1,4 +1,4 @@
-"""Compiling ahead of the first call: which kernels a workload needs, and making them, in parallel.
+"""Compile ahead of the first call: which kernels a workload needs, and making them, in parallel.
 
 No GPU is needed to compile: a cache filled elsewhere, for the right architecture, serves as well.
 """
@@ -58,9 +58,11 @@ def grouped_kernels_for(
     glu: bool = False,
     bias: torch.dtype | None = None,
 ) -> list[Kernel]:
-    """Those of grouped_mm, or with `glu` of grouped_mm_glu_quantize, for weights [experts, n, k]
-    and up to max_rows rows of all experts together: rows that have a scale each, as dispatched
-    tokens do; weights that have one, or gate and up their own; with `glu` each activation.
+    """Every kernel of grouped_mm, or with `glu` of grouped_mm_glu_quantize, for weights
+    [experts, n, k] and up to max_rows rows of all experts together.
+
+    Rows have a scale each, as dispatched tokens do. Weights have one scale, or gate and up have
+    their own. With `glu` each activation has a kernel.
     """
     fused = glu and not fused_needs(n // 2)
     found: dict[Kernel, None] = {}

@@ -1,0 +1,24 @@
+"""What the epilogue's warps are given: their place in the CTA, and where D goes."""
+
+from typing import Any, NamedTuple
+
+import cutlass.cute as cute
+from cutlass import Int32, Int64
+
+
+class EpilogueWarp(NamedTuple):
+    """An epilogue warp of CTA `rank` of the cluster; r: the thread's row in the CTA's tile."""
+
+    smem: Int32
+    rank: Int32
+    warp: Int32
+    lane: Int32
+    r: Int32
+
+
+class Output(NamedTuple):
+    """D's address and row stride in elements; `atom` carries its tensor map, if TMA stores it."""
+
+    atom: Any
+    pointer: cute.Pointer
+    stride: Int64
