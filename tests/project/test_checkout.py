@@ -100,6 +100,7 @@ def test_coverage_counted_the_package_twice_or_not_at_all(tracked, tmp_path):
     assert files["bench/plot.py"]["summary"]["num_statements"] > 10
 
 
+@pytest.mark.slow
 def test_no_file_is_imported_under_two_names():
     loaded = "{m.__file__ for name, m in sys.modules.items() if name.startswith('nvfp4')}"
     done = _python("-c", f"import sys, nvfp4.cli; print(*{loaded}, sep='\\n')", cwd=ROOT)

@@ -135,6 +135,7 @@ for case in itertools.product(dtypes, layouts, (True, False)):
 """
 
 
+@pytest.mark.slow
 def test_out_of_memory_in_the_quantizer():
     """It used to take 32 times the input; the whole peak is at most 2, here far less: measured by
     the kernel.
