@@ -37,7 +37,7 @@ def subtile_offset(layout: cutlass.Constexpr[Layout], accumulator: Accumulator, 
     if const_expr(layout.overlap > 0):
         # The columns that the next tile's accumulator overlaps are emptied first.
         last = layout.drained - layout.subtile
-        offset = offset + (1 - accumulator.second) * (last - 2 * s * layout.subtile)
+        offset = offset + (1 - accumulator.second) * (last - 2 * offset)
     return offset
 
 

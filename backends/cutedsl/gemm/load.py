@@ -159,14 +159,16 @@ def load_stage(
     if const_expr(ctas == 2):
         full = full & LEADER
     a, b, a_scales, b_scales = parts.a, parts.b, parts.a_scales, parts.b_scales
-    to, row = a.to + at, parts.y * (CTA_ROWS // layout.a_sharers)
-    ptx.tma_load(to, a_map, [k * ROW_BYTES, place.a_row + row], full, ctas, a.mask)
+    a_part = CTA_ROWS // layout.a_sharers
+    to, box = a.to + at, [k * ROW_BYTES, place.a_row + parts.y * a_part]
+    ptx.tma_load(to, a_map, box, full, ctas, a.mask)
     for half in cutlass.range_constexpr(layout.b_boxes):
         to = b.to + at + half * GLU_COLUMNS * ROW_BYTES
-        row = place.b_row + parts.b_row + half * parts.half_rows
-        ptx.tma_load(to, b_map, [k * ROW_BYTES, row], full, ctas, b.mask)
-    to, word = a_scales.to + at, parts.y * (K_BLOCKS // layout.a_sharers) * SCALE_WORDS
-    box = [k * STAGE_WORDS + word, place.a_scale_tile]
+        box = [k * ROW_BYTES, place.b_row + parts.b_row + half * parts.half_rows]
+        ptx.tma_load(to, b_map, box, full, ctas, b.mask)
+    a_k_blocks = K_BLOCKS // layout.a_sharers
+    to, word = a_scales.to + at, k * STAGE_WORDS + parts.y * a_k_blocks * SCALE_WORDS
+    box = [word, place.a_scale_tile]
     ptx.tma_load(to, a_scale_map, box, full, ctas, a_scales.mask)
     for half in cutlass.range_constexpr(layout.b_boxes):
         to = b_scales.to + at + half * HALF_SCALES

@@ -73,14 +73,14 @@ def drain(
 
     The loop is not unrolled: its body is more than a thousand instructions.
     """
-    row = place.row + own.lane
-    own_row = cutlass.min(row, place.row_end - 1)
+    own_row = cutlass.min(place.row + own.lane, place.row_end - 1)
     row_scale = layout.epilogue.row_scale
     gate_up_factors = factors_of(factors, own_row, place.column, groups, row_scale)
-    p = scale_of(quantized, place, row)
+    p = scale_of(quantized, place, place.row + own.lane)
     wait_full(layout, accumulator)
     # Of the CTA's scale tile the expert has rows.
     in_tile = place.row - own.warp * WARP_ROWS < place.row_end
+    row = place.row + own.lane
     for s in cutlass.range(layout.subtiles, unroll=1):
         offset = subtile_offset(layout, accumulator, s)
         gates = ptx.tmem_load(accumulator.tmem + offset, layout.subtile)
