@@ -4,6 +4,8 @@ With experts, the programs go by the scale tiles that the experts' rows take, pa
 these tiles are written whole. The grouped buffer's other tiles are never written and never read.
 """
 
+from enum import Enum
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -41,6 +43,21 @@ from nvfp4.spec import swizzle
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, SWIZZLED
 
 
+class ScaleOf(Enum):
+    """What a global scale of the product belongs to."""
+
+    ROW_FOUND = "row_found"
+    """Each row, and the kernel finds it."""
+    ROW = "row"
+    EXPERT = "expert"
+    ALL = "all"
+
+
+ROW_FOUND = tl.constexpr(ScaleOf.ROW_FOUND.value)
+ROW = tl.constexpr(ScaleOf.ROW.value)
+EXPERT = tl.constexpr(ScaleOf.EXPERT.value)
+
+
 @triton.jit
 def _values(
     gate_up, rows, row_mask, column, K, stride, limit, ACTIVATION: tl.constexpr,
@@ -60,8 +77,8 @@ def _values(
 def _glu_quantize_kernel(
     gate_up, global_scale, group_offsets, limit, data, scales, row_scales, M, E, K, stride,
     all_scale_rows, scale_columns,
-    ACTIVATION: tl.constexpr, LIMITED: tl.constexpr, SWIZZLED: tl.constexpr, P: tl.constexpr,
-    KEEP_P: tl.constexpr, EXPERTS: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+    ACTIVATION: tl.constexpr, LIMITED: tl.constexpr, SWIZZLED: tl.constexpr, SCALE_OF: tl.constexpr,
+    KEEP_ROW_SCALE: tl.constexpr, EXPERTS: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
     SM: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * R + tl.arange(0, R)
@@ -85,13 +102,13 @@ def _glu_quantize_kernel(
         scale_row = rows
         in_scales = rows < all_scale_rows
     values = _values(gate_up, rows, row_mask, column, K, stride, limit, ACTIVATION, LIMITED, R, C)
-    if P == "own":
+    if SCALE_OF == ROW_FOUND:
         p = row_global_scale(values)
-    elif P == "row":
+    elif SCALE_OF == ROW:
         p = tl.load(global_scale + rows, mask=row_mask, other=1.0)
     else:
-        p = tl.load(global_scale + tl.zeros_like(rows) + (expert if P == "expert" else 0))
-    if KEEP_P and column == 0:
+        p = tl.load(global_scale + tl.zeros_like(rows) + (expert if SCALE_OF == EXPERT else 0))
+    if KEEP_ROW_SCALE and column == 0:
         tl.store(row_scales + rows, p, mask=row_mask)
     words, sf = quantize_tile(values, p, R, C, SM)
     store_words(words, data, rows, row_mask, column, K, C)
@@ -148,8 +165,8 @@ def plan(
             "ACTIVATION": call.activation,
             "LIMITED": call.limit is not None,
             "SWIZZLED": call.scale_layout == SWIZZLED,
-            "P": "row" if scale_per_row else _owner_of(p, experts),
-            "KEEP_P": row_scale is not None,
+            "SCALE_OF": (ScaleOf.ROW if scale_per_row else _scale_of(p, experts)).value,
+            "KEEP_ROW_SCALE": row_scale is not None,
             "EXPERTS": experts_vector(experts) if experts else 0,
             "R": tile.rows,
             "C": tile.columns,
@@ -159,12 +176,12 @@ def plan(
     )
 
 
-def _owner_of(p: Tensor | None, experts: int) -> str:
+def _scale_of(p: Tensor | None, experts: int) -> ScaleOf:
     if p is None:
-        return "own"
+        return ScaleOf.ROW_FOUND
     if p.numel() == 1:
-        return "one"
-    return "expert" if experts else "row"
+        return ScaleOf.ALL
+    return ScaleOf.EXPERT if experts else ScaleOf.ROW
 
 
 def plan_row_scales(call: GluQuantize, row_scale: Tensor) -> Launch:

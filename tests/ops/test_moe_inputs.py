@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from arguments import arguments
+from cases import skip_if_it_cannot
 
 import nvfp4
 from nvfp4.backends.triton import grouped_mm
@@ -105,6 +106,7 @@ def test_fewer_experts_in_all_than_here():
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("of, expected", [(0, 12), (5, 12), (15, 4)])
 def test_tiles_are_chosen_for_a_rank_s_share_of_the_rows(monkeypatch, of, expected):
+    skip_if_it_cannot("triton", "cpu")
     seen = []
 
     def choose(rows: int, *rest: int):

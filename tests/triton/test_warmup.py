@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cases import skip_if_it_cannot
 from paths import ROOT
 from torch import Tensor
 
@@ -146,6 +147,7 @@ def test_what_cannot_be_compiled_ahead_is_an_error_where_nothing_else_will_tell(
 
 def test_an_interpreter_compiles_nothing(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
+    skip_if_it_cannot("triton", "cpu")
     assert nvfp4.warmup([(96, 256)], 3, device="cpu", backend="triton") == []
 
 
