@@ -24,8 +24,8 @@ def moe_dispatch(
             num_experts) take no row.
         x_global_scale: float32 [] or [1], calibrated; None: each token its own, amax / 2688.
 
-    Returns the rows [R, H], R = M * top_k, those from offsets[E] on nobody's and zero; and
-    positions int32 [M, top_k], the row of each choice, -1 for none.
+    Returns the rows [R, H], R = M * top_k, and positions int32 [M, top_k]: the row of each
+    choice, -1 for none. Rows from offsets[E] on are unassigned: padding, and zero.
     """
     data, scales, p, offsets, positions = torch.ops.nvfp4.moe_dispatch(
         x, topk_ids, num_experts, x_global_scale, expert_offset, backend

@@ -63,7 +63,7 @@ class ExpertRows:
     """NVFP4 rows [R, K], expert after expert (spec/grouped.py).
 
     data: uint8 [R, K/2]; scales: float8_e4m3fn, grouped; row_scale: float32 [R], each row's global
-    scale; offsets: int32 [E+1]. Rows from offsets[E] on are nobody's.
+    scale; offsets: int32 [E+1]. Rows from offsets[E] on are unassigned.
     """
 
     data: Tensor
@@ -81,11 +81,11 @@ class ExpertRows:
         return self.offsets.shape[0] - 1
 
     def linear_scales(self) -> Tensor:
-        """The block scales as [R, K/16]; nobody's are zero."""
+        """The block scales as [R, K/16]; unassigned rows have zeros."""
         return unswizzle_grouped_scales(self.scales, self.offsets, *self.shape)
 
     def dequantize(self, out_dtype: torch.dtype = torch.bfloat16, backend: str = "") -> Tensor:
-        """The values, [R, K] in out_dtype; nobody's are zero."""
+        """The values, [R, K] in out_dtype; unassigned rows have zeros."""
         # A scale of 1 where there is none: the op wants scales that are positive.
         p = torch.where(self.row_scale > 0, self.row_scale, 1.0)
         return torch.ops.nvfp4.dequantize(
