@@ -272,8 +272,8 @@ def test_glu_quantize_of_rows_longer_than_a_program_holds(backend, device, monke
         longest = 4096  # what one pass of plan_row_scales reads
         monkeypatch.setattr("nvfp4.backends.triton.glu_quantize.LONGEST_ROW", longest)
     columns = 2 * (longest + 48)
-    gate_up, offsets = activations(4, columns), torch.tensor([0, 1, 3], dtype=torch.int32)
-    gate_up *= torch.tensor([1.0, 2.0, 3.0, 0.5])[:, None]  # no row has its neighbour's scale
+    gate_up = activations(7, columns)[3:]  # none of zeros: each row has a scale of its own
+    offsets = torch.tensor([0, 1, 3], dtype=torch.int32)
     want = nvfp4.glu_quantize(gate_up, backend="reference")
     got = nvfp4.glu_quantize(gate_up.to(device), backend=backend)
     same_bits(got.data, want.data)
