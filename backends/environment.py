@@ -13,7 +13,7 @@ TUNED = "NVFP4_TUNED"
 """Names a file of tiles that `python -m nvfp4 tune` measured on this machine."""
 
 CACHE_DIR = "NVFP4_CACHE_DIR"
-"""Names the folder that keeps compiled sm_100 kernels and the emulator's C library."""
+"""Names the folder that keeps compiled sm_100 kernels."""
 
 
 def backend() -> str:

@@ -55,8 +55,10 @@ def test_every_launcher_declares_what_it_takes(registered):
         name = known.get(op, "".join(part.title() for part in op.split("_")))
         try:
             launcher = registered.launcher(op)
-        except ModuleNotFoundError:
-            pytest.skip(f"{registered.name} cannot be imported here")
+        except ModuleNotFoundError as error:
+            if str(error.name).startswith("nvfp4"):
+                raise  # a module of our own, which a package may lack
+            pytest.skip(f"{registered.name} needs {error.name}, got none")
         assert launcher.takes == getattr(calls, name).prepared, op
 
 
@@ -122,7 +124,7 @@ def _public() -> Iterator[tuple[str, list[str]]]:
                     yield f"{name}.{method}", parameters
 
 
-@pytest.mark.parametrize("name, parameters", _public(), ids=str)
+@pytest.mark.parametrize("name, parameters", list(_public()), ids=str)
 def test_backend_stands_last_in_every_signature(name, parameters):
     assert parameters[-1] == "backend"
     assert "activation" not in parameters or parameters[-2] == "activation"

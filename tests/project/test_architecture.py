@@ -108,7 +108,7 @@ def test_no_modules_of_the_emulator_import_each_other_in_a_circle():
 
 
 def test_tune_imported_the_benchmarks():
-    """Of the commands, bench alone imports the room of that name."""
+    """No command but bench itself imports the benchmarks."""
     commands = [path for path in _files("cli") if path.name not in ("__init__.py", "bench.py")]
     assert len(commands) > 5
     for path in commands:
