@@ -1,8 +1,8 @@
 """Tile sizes of the quantizers and of the kernels that prepare activations.
 
-Tiles for many rows were measured on an H200 (bench/results/h200_tiles.json). Few rows use one block
-per thread, which finishes first; `python -m nvfp4.bench.sweep quantizers --shapes 1x7168,64x7168`
-times them.
+Tiles for many rows were measured on an H200 (bench/results/h200_quantizer_tiles.json). Few rows use
+one block per thread, which finishes first; `python -m nvfp4.bench.sweep quantizers --shapes
+1x7168,64x7168` times them.
 """
 
 from typing import NamedTuple
