@@ -126,6 +126,7 @@ def _body(kernel: Kernel, statements: Iterator[tuple[int, str]]) -> None:
     label_scopes: list[str] = []
     blocks = 0
     branches: list[tuple[int, tuple[str, ...]]] = []
+    label = ""  # the last one
     for line, statement in statements:
         if statement == "{":
             scopes.append({})
@@ -141,7 +142,11 @@ def _body(kernel: Kernel, statements: Iterator[tuple[int, str]]) -> None:
         elif _is_ignored(statement):
             continue
         elif statement.endswith(":"):
-            kernel.labels[statement[:-1] + label_scopes[-1]] = len(kernel.instructions)
+            label = statement[:-1] + label_scopes[-1]
+            kernel.labels[label] = len(kernel.instructions)
+        elif statement.startswith(".branchtargets"):
+            names = statement.removeprefix(".branchtargets").split(",")
+            kernel.targets[label] = tuple(name.strip() + label_scopes[-1] for name in names)
         elif statement.startswith("."):
             raise UnsupportedInstruction(line, statement, "a directive that is not known")
         else:
