@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from nvfp4.emulator.isa import (
     accesses,
     arithmetic,
+    atomics,
     barriers,
     bits,
     control,
@@ -26,6 +27,7 @@ DECODERS: Mapping[str, Decoder] = {
     **conversions.DECODERS,
     **control.DECODERS,
     **accesses.DECODERS,
+    **atomics.DECODERS,
     **matrices.DECODERS,
     **mbarriers.DECODERS,
     **barriers.DECODERS,
