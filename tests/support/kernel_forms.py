@@ -11,7 +11,6 @@ import torch
 from cases import activations, specials
 from torch import Tensor
 
-import nvfp4
 from nvfp4.backends.emulation import emulated_sm
 from nvfp4.backends.triton import (
     glu_quantize,
@@ -36,7 +35,7 @@ from nvfp4.backends.triton.gemm.config import (
     HopperConfig,
     MmConfig,
 )
-from nvfp4.backends.triton.runtime.architecture import is_blackwell, multiplies_nvfp4
+from nvfp4.backends.triton.runtime.architecture import multiplies_nvfp4
 from nvfp4.backends.triton.runtime.program import run
 from nvfp4.calls import GluQuantize, GroupedMm, Linear, Mm, Quantize, QuantizeDynamic
 from nvfp4.spec.format import FLOAT_DTYPES, SCALE_DTYPE
@@ -364,9 +363,7 @@ def _grouped(
     row_scale = 2.0 ** torch.randint(-3, 1, (rows,)) if factors else None
     bias = torch.randint(-8, 9, (experts, n)).to(BF16) if factors else None
     grouped = swizzle_grouped_scales(a_scales, offsets)
-    call = GroupedMm(
-        a, b, grouped, b_scales, alpha, offsets, row_scale, bias, dtype, expected_rows
-    )
+    call = GroupedMm(a, b, grouped, b_scales, alpha, offsets, row_scale, bias, dtype, expected_rows)
     if config is None or backend == "reference":
         return OPS.grouped_mm(*call[:10], backend=backend)
     out = call.outputs()
@@ -471,5 +468,3 @@ for dtype, top_k, weights in ((BF16, 1, F32), (F16, 8, BF16), (F32, 2, F16)):
 
 def forms_on(sm: int) -> Iterator[Form]:
     return (each for each in FORMS if each.on(sm))
-
-
