@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib.util import find_spec
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 103, 110, 120, 121)
 """The NVIDIA architectures whose code the emulator runs."""
@@ -18,6 +19,15 @@ def emulated_sm() -> int:
 def emulated_slowly(sm: int) -> str:
     """Why a backend that emulates an architecture is chosen by name only."""
     return f"emulated: sm_{sm} code run by the CPU, slowly"
+
+
+def emulator_needs(sm: int) -> list[str]:
+    """What stands in the way of emulation, besides what compiles the kernels."""
+    if find_spec("numpy") is None:
+        return [f"needs the package numpy to emulate sm_{sm}, got none"]
+    from nvfp4.emulator import c_compiler  # imports numpy
+
+    return [] if c_compiler() else [f"needs a C compiler to emulate sm_{sm}, got none"]
 
 
 @contextmanager

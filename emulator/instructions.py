@@ -16,7 +16,7 @@ from nvfp4.emulator.isa import (
     moves,
 )
 from nvfp4.emulator.isa.builder import Decoder
-from nvfp4.emulator.tensor_cores import tcgen05
+from nvfp4.emulator.tensor_cores import tcgen05, warp_mma
 from nvfp4.emulator.tma import instructions as tma
 
 DECODERS: Mapping[str, Decoder] = {
@@ -33,4 +33,5 @@ DECODERS: Mapping[str, Decoder] = {
     **barriers.DECODERS,
     **tma.DECODERS,
     **tcgen05.DECODERS,
+    **warp_mma.DECODERS,
 }

@@ -3,13 +3,11 @@
 Elsewhere, on CPU tensors and if asked for by name, the same compiled code runs in an emulator.
 """
 
-import os
-import shutil
 from collections.abc import Iterable
 from importlib.util import find_spec
 
 from nvfp4.backends.backend import Backend, Compilation
-from nvfp4.backends.emulation import emulated_slowly
+from nvfp4.backends.emulation import emulated_slowly, emulator_needs
 from nvfp4.backends.problem import Problem
 from nvfp4.backends.target import Target
 from nvfp4.backends.workload import Workload
@@ -22,7 +20,6 @@ DEFAULT_SM = 100
 """The architecture that a CPU emulates without nvfp4.emulate."""
 
 PACKAGES = {"cutlass": "nvidia-cutlass-dsl", "tvm_ffi": "apache-tvm-ffi"}
-C_COMPILERS = ("cc", "gcc", "clang", os.environ.get("CC", "cc"))
 
 
 def _emulates(problem: Problem) -> bool:
@@ -31,8 +28,8 @@ def _emulates(problem: Problem) -> bool:
 
 def _needs(problem: Problem) -> list[str]:
     needs = []
-    if _emulates(problem) and not any(shutil.which(name) for name in C_COMPILERS):
-        needs.append("needs a C compiler to emulate sm_100, got none")
+    if _emulates(problem):
+        needs += emulator_needs(problem.target.sm or DEFAULT_SM)
     if problem.target != Target("cpu") and problem.target.sm not in ARCHITECTURES:
         needs.append(f"needs sm_100 or sm_103, or the CPU to emulate it, got {problem.target}")
     for module, package in PACKAGES.items():

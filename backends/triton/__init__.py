@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from nvfp4.backends.backend import Backend, Compilation
-from nvfp4.backends.emulation import emulated_slowly
+from nvfp4.backends.emulation import emulated_slowly, emulator_needs
 from nvfp4.backends.problem import Problem
 from nvfp4.backends.recording import Replay
 from nvfp4.backends.target import sm_of
@@ -34,6 +34,8 @@ def _needs(problem: Problem) -> list[str]:
         needs.append("needs the package triton, got none")
     elif triton < OLDEST:
         needs.append(f"needs triton >= {OLDEST[0]}.{OLDEST[1]}, got {installed('triton')}")
+    if problem.target.emulated:
+        needs += emulator_needs(problem.target.sm)
     if interpreting() and not problem.target.emulated:
         if not numpy:
             needs.append("needs the package numpy to interpret kernels, got none")

@@ -23,7 +23,7 @@ _MAY_WAIT = frozenset(
     {
         "mbarrier", "bar", "barrier", "shfl", "vote", "elect", "redux", "activemask", "tcgen05",
         "setmaxnreg", "cp", "nanosleep", "griddepcontrol", "bra", "ret", "exit", "stmatrix",
-        "ldmatrix",
+        "ldmatrix", "mma",
     }
 )  # fmt: skip
 

@@ -6,6 +6,7 @@ The object code, the tensor maps and the PTX are those that a B200 would be give
 import functools
 
 from nvfp4.backends.cutedsl import DEFAULT_SM
+from nvfp4.backends.cutedsl.gemm.choose import B200_SMS
 from nvfp4.backends.cutedsl.gemm.config import Kernel
 from nvfp4.backends.cutedsl.gemm.launch import Launch
 from nvfp4.backends.cutedsl.runtime.compile import FUNCTION, compiled
@@ -15,7 +16,7 @@ from nvfp4.emulator import Emulated, Options, Report, load
 
 def run(launch: Launch, options: Options | None = None) -> Report:
     """Run a launch on CPU tensors; every hazard that the emulator sees is an error."""
-    options = options or Options(outputs=launch.outputs)
+    options = options or Options(outputs=launch.outputs, multiprocessors=B200_SMS)
     stream = 0
     arch = f"sm_{emulated_sm() or DEFAULT_SM}a"
     return _loaded(launch.kernel, arch)(
