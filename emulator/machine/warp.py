@@ -231,6 +231,17 @@ class Warp:
             self.seen |= 1 << self.span
         return self.span
 
+    def atomic_event(self, instruction: ptx.Instruction) -> int:
+        """Give the event of the warp's atomics, which do not wait for those of other warps."""
+        span = self.event(instruction)
+        known, number = self.state.get("atomics", (0, 0))
+        if known != span:
+            number = self.new_event("atomics from here on", instruction, generic=True)
+            self.cluster.events.atomic |= 1 << number
+            self.seen |= 1 << number
+            self.state["atomics"] = (span, number)
+        return number
+
     def release(self) -> tuple[int, int]:
         """Give (observed, fenced) to pass on to those that wait for what the warp does now."""
         self.span = self.init_span = 0
