@@ -15,7 +15,7 @@ from nvfp4.emulator.machine.outcomes import YIELD
 from nvfp4.emulator.machine.program import Program, Step
 from nvfp4.emulator.machine.special_registers import is_special
 from nvfp4.emulator.machine.warp import Warp
-from nvfp4.emulator.ptx.registers import block_locals
+from nvfp4.emulator.ptx.registers import block_locals, written_by
 
 Decoder = Callable[[ptx.Instruction, "Builder"], Step]
 """Makes an instruction's step."""
@@ -46,7 +46,10 @@ def _step(
         raise instruction.unsupported(f"the operands are not understood: {error}") from error
     if instruction.guard is None or instruction.opcode == "bra":
         return step
-    return _guarded(step, *builder.predicate(instruction.guard))
+    undefined = {}
+    if instruction.opcode in ("ld", "atom"):
+        undefined = {builder.result(r, 32): (1 << r.bits) - 1 for r in written_by(instruction)}
+    return _guarded(step, *builder.predicate(instruction.guard), undefined)
 
 
 class Builder:
@@ -144,8 +147,12 @@ class Builder:
         return put
 
 
-def _guarded(step: Step, predicate: int, flip: int) -> Step:
-    """Run a step in the lanes whose predicate is true."""
+def _guarded(step: Step, predicate: int, flip: int, undefined: Mapping[int, int]) -> Step:
+    """Run a step in the lanes whose predicate is true.
+
+    Compilers use what a load leaves in the other lanes, if no result depends on it. So a register
+    without a value gets an undefined one there, by its slot: a NaN of every format.
+    """
 
     def guarded(warp: Warp) -> int | None:
         mask = warp.mask
@@ -153,6 +160,9 @@ def _guarded(step: Step, predicate: int, flip: int) -> Step:
         if lanes == mask:
             return step(warp)
         if not lanes:
+            for slot, value in undefined.items():
+                if warp.registers[slot] is None:
+                    warp.registers[slot] = value
             return None
         full, warp.mask, warp.full = warp.full, lanes, False
         try:

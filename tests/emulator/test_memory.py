@@ -37,7 +37,7 @@ from emulated_values import (
     tensor,
 )
 
-from nvfp4.emulator import execute
+from nvfp4.emulator import Hazard, Kind, execute
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
@@ -73,6 +73,20 @@ def test_narrow_loads_extend():
         body = f"cvt.u64.u32 %d5,%t; add.s64 %d5,%d5,%x; ld.global.{kind} %r0,[%d5]; {STORE}"
         run(body, {"x": tensor(data), "out": out}, outputs="out")
         assert out.tolist() == want.tolist()
+
+
+@pytest.mark.parametrize("reads", ["none", "some"])
+def test_lanes_that_do_not_load_have_an_undefined_value(reads):
+    """They may use it; it is a NaN of every format."""
+    body = f"setp.lt.u32 %q0,%t,{0 if reads == 'none' else 8};\n"
+    body += "mul.wide.u32 %d1,%t,4; add.s64 %d2,%d1,%x; @%q0 ld.global.b32 %r0,[%d2];\n" + STORE
+    x, out = torch.arange(32, dtype=torch.int32), torch.zeros(32, dtype=torch.int32)
+    run(body, {"x": x, "out": out}, outputs="out")
+    x[0 if reads == "none" else 8 :] = -1
+    assert out.tolist() == x.tolist()
+    with pytest.raises(Hazard) as raised:
+        run(body.replace("@%q0 ld.global.b32 %r0", "@%q0 ld.global.b32 %r1"), {"x": x, "out": out})
+    assert raised.value.kind is Kind.UNINITIALISED
 
 
 def test_parameters_are_read_by_width():
