@@ -7,7 +7,7 @@ import numpy as np
 
 from nvfp4.emulator import ptx
 from nvfp4.emulator.hazards import Event, Hazard, Kind, Unsupported, UnsupportedInstruction
-from nvfp4.emulator.lanes import Loading, flags, spread, uniform
+from nvfp4.emulator.lanes import Loading, flags, spread, undefined, uniform
 from nvfp4.emulator.machine.outcomes import BLOCKED, DIVERGED, YIELD
 from nvfp4.emulator.ptx.registers import named_by, read_by
 
@@ -119,7 +119,7 @@ class Warp:
         elif value.__class__ is int and (old is None or old.__class__ is int and value == old):
             pass  # the value of all lanes: one number is enough
         else:
-            old = (1 << bits) - 1 if old is None else old  # undefined: a NaN of every format
+            old = undefined(bits) if old is None else old
             value = np.where(flags(self.mask), spread(value, bits), spread(old, bits))
         self.registers[slot] = value
 
@@ -280,9 +280,14 @@ class Warp:
             self.seen |= 1 << event
             cluster.grid_waits |= 1 << event
 
-    def access_global(self) -> None:
-        """Refuse global memory before griddepcontrol.wait, if the kernel has it."""
+    def access_global(self, tensor: Any = None) -> None:
+        """Refuse global memory before griddepcontrol.wait, if the kernel has it.
+
+        A tensor that Options.constants names may be accessed earlier.
+        """
         if self.machine.waits_for_grids and not self.seen & self.cluster.grid_waits:
+            if tensor is not None and tensor.name in self.machine.options.constants:
+                return
             raise Hazard(
                 Kind.GRID_DEPENDENCY, "global memory is accessed without waiting for"
                 " griddepcontrol.wait, which this kernel has"

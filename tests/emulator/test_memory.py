@@ -89,6 +89,21 @@ def test_lanes_that_do_not_load_have_an_undefined_value(reads):
     assert raised.value.kind is Kind.UNINITIALISED
 
 
+@pytest.mark.parametrize(
+    "instruction",
+    ["mov.b32 %r0,{%h1,%h9};", "cvt.rn.satfinite.e4m3x2.f32 %h2,%r99,%r98; cvt.u32.u16 %r0,%h2;"],
+)
+def test_a_part_that_is_never_written_is_undefined(instruction):
+    """Compilers pack values in pairs and leave the other half out; other uses are refused."""
+    out = torch.zeros(32, dtype=torch.int32)
+    start = "mov.u16 %h1,7; mov.u32 %r98,0f40E00000;\n"  # 7, which is 0x4E as E4M3
+    run(start + instruction + STORE, {"out": out}, outputs="out")
+    assert out[0].item() & ALL == (0xFFFF0007 if "mov.b32" in instruction else 0x7F4E)
+    with pytest.raises(Hazard) as raised:
+        run("add.u32 %r0,%r97,1;" + STORE, {"out": out})
+    assert raised.value.kind is Kind.UNINITIALISED
+
+
 def test_parameters_are_read_by_width():
     text = """.version 8.8
     .target sm_100a
