@@ -89,7 +89,11 @@ def store(warp: Any, space: str, addresses: np.ndarray, values: np.ndarray, ins:
         for cta, offsets, chosen in _shared_parts(warp, addresses & _WINDOW_MASK, width):
             if warp.machine.options.check:
                 cells = offsets[:, None] + np.arange(width)
-                cta.shared.shadow.write(cells, warp.event(ins), warp.seen)
+                new = values[chosen].view(np.uint8)
+                old = cta.shared.bytes.data
+                cta.shared.shadow.store(
+                    cells, warp.event(ins), warp.seen, lambda c=cells, n=new, o=old: o[c] == n
+                )
             cta.shared.bytes.scatter(offsets, values[chosen])
     else:
         raise ins.unsupported(f"no stores to the state space {space}")
