@@ -15,15 +15,18 @@ of its rooms imports only rooms that stand below it here:
     ptx           the parser, and PTX as values
     lanes         values in the 32 lanes of a warp
     hazards       the faults and how they are reported
+    c_library     C sources compiled and loaded
 
 It does not see ptxas and SASS, register budgets, the order of summation within an MMA, data races
 within a CTA on global memory, and speed.
 """
 
+from nvfp4.emulator.c_library import c_compiler
 from nvfp4.emulator.hazards import Deadlock, Hazard, Kind, UnsupportedInstruction
 from nvfp4.emulator.launch.host import Emulated, load
 from nvfp4.emulator.launch.session import execute
 from nvfp4.emulator.machine.options import Options, Report
+from nvfp4.emulator.tma.tensor_map import encode as encode_tensor_map
 
 __all__ = [
     "Deadlock",
@@ -33,6 +36,8 @@ __all__ = [
     "Options",
     "Report",
     "UnsupportedInstruction",
+    "c_compiler",
+    "encode_tensor_map",
     "execute",
     "load",
 ]

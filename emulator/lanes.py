@@ -19,18 +19,21 @@ Value = int | np.ndarray
 
 
 class Loading:
-    """A register's content between tcgen05.ld and tcgen05.wait::ld, which nothing can use yet."""
+    """A register's content that nothing can use yet, because an instruction still brings it."""
 
-    __slots__ = ("value", "line")
+    __slots__ = ("value", "line", "what", "wait")
 
-    def __init__(self, value: np.ndarray, line: int) -> None:
-        self.value, self.line = value, line
+    def __init__(
+        self,
+        value: np.ndarray,
+        line: int,
+        what: str = "tcgen05.ld",
+        wait: str = "tcgen05.wait::ld (Options.tmem_load_waits)",
+    ) -> None:
+        self.value, self.line, self.what, self.wait = value, line, what, wait
 
     def __str__(self) -> str:
-        return (
-            f"a register of the tcgen05.ld in PTX line {self.line} is used without tcgen05.wait::ld"
-            " (Options.tmem_load_waits)"
-        )
+        return f"a register of the {self.what} in PTX line {self.line} is used without {self.wait}"
 
 
 DTYPES: Mapping[int, Any] = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}

@@ -8,7 +8,7 @@ import numpy as np
 from nvfp4.emulator import ptx
 from nvfp4.emulator.isa.builder import Builder, Decoder
 from nvfp4.emulator.isa.elementwise import elementwise
-from nvfp4.emulator.isa.floats import decode
+from nvfp4.emulator.isa.floats import decode, is_float
 from nvfp4.emulator.isa.modifiers import Modifiers
 from nvfp4.emulator.lanes import DTYPES, SIGNED, signed
 from nvfp4.emulator.machine.program import Step
@@ -16,7 +16,7 @@ from nvfp4.emulator.machine.program import Step
 
 def _decode_add(instruction: ptx.Instruction, builder: Builder) -> Step:
     """Decode add and sub."""
-    if instruction.modifiers[-1][0] == "f":
+    if is_float(instruction):
         return decode(instruction, builder)
     modifiers = Modifiers(instruction)
     _, bits = modifiers.type()
@@ -27,7 +27,7 @@ def _decode_add(instruction: ptx.Instruction, builder: Builder) -> Step:
 
 def _decode_mul(instruction: ptx.Instruction, builder: Builder) -> Step:
     """Decode mul and mad with .lo, .hi and .wide."""
-    if instruction.modifiers[-1] in ("f16", "f32", "f64", "f32x2", "f16x2", "bf16", "bf16x2"):
+    if is_float(instruction):
         return decode(instruction, builder)
     modifiers = Modifiers(instruction)
     letter, bits = modifiers.type()
@@ -63,7 +63,7 @@ def _decode_mul(instruction: ptx.Instruction, builder: Builder) -> Step:
 
 
 def _decode_minmax(instruction: ptx.Instruction, builder: Builder) -> Step:
-    if instruction.modifiers[-1][0] == "f":
+    if is_float(instruction):
         return decode(instruction, builder)
     modifiers = Modifiers(instruction)
     letter, bits = modifiers.type()
@@ -103,7 +103,7 @@ def _decode_sign(instruction: ptx.Instruction, builder: Builder) -> Step:
 
 def _decode_divide(instruction: ptx.Instruction, builder: Builder) -> Step:
     """Decode div and rem, which truncate towards zero."""
-    if instruction.modifiers[-1][0] == "f":
+    if is_float(instruction):
         return decode(instruction, builder)
     modifiers = Modifiers(instruction)
     letter, bits = modifiers.type()

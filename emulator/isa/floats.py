@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nvfp4.emulator import ptx
+from nvfp4.emulator.isa import halves
 from nvfp4.emulator.isa.builder import Builder, Decoder
 from nvfp4.emulator.isa.modifiers import Modifiers
 from nvfp4.emulator.lanes import DTYPES, spread
@@ -105,23 +106,28 @@ _SOURCES = {
 }
 """The number of operands of an operation, where it is not one."""
 _APPROXIMATE = ("rcp", "sqrt", "rsqrt", "ex2", "lg2", "tanh", "div")
-"""Operations whose .approx forms are inexact; here they are correctly rounded."""
+"""Operations whose .approx and .full forms are inexact; here they are correctly rounded."""
+
+
+def is_float(instruction: ptx.Instruction) -> bool:
+    return instruction.modifiers[-1].startswith(("f", "bf"))
 
 
 def decode(instruction: ptx.Instruction, builder: Builder) -> Step:
-    """Decode an arithmetic instruction on f32, f64 or packed f32x2."""
+    """Decode an arithmetic instruction on floats; those of 16 bits go to halves.py."""
+    if instruction.modifiers[-1] in halves.KINDS:
+        return halves.decode(instruction, builder)
     modifiers = Modifiers(instruction)
     name = instruction.opcode
     kind = modifiers.need("f32", "f64", "f32x2")
     if not modifiers.take("rn") and name in _APPROXIMATE:
-        modifiers.take("approx")
+        modifiers.take("approx", "full")
     ftz = bool(modifiers.take("ftz"))
     if name in ("min", "max") and kind == "f32" and modifiers.take("NaN"):
         name += ".NaN"
     modifiers.done()
-    flushes = ftz and name == "mul" and kind != "f64"
-    if ftz and not flushes and name not in _APPROXIMATE:
-        raise instruction.unsupported("flushing denormals is not known")
+    if ftz and kind == "f64":
+        raise instruction.unsupported("denormals of f64 are not flushed")
     bits = 64 if kind in ("f64", "f32x2") else 32
     dtype = np.float64 if kind == "f64" else np.float32
     into, *operands = instruction.operands
@@ -132,7 +138,7 @@ def decode(instruction: ptx.Instruction, builder: Builder) -> Step:
 
     def result(words: list[np.ndarray]) -> np.ndarray:
         floats = [word.view(dtype) for word in words]
-        if flushes:
+        if ftz:
             return _flushed(_arithmetic(name, [_flushed(f) for f in floats])).view(DTYPES[bits])
         return _arithmetic(name, floats).view(DTYPES[bits])
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from nvfp4.emulator import ptx
+from nvfp4.emulator.isa import halves
 from nvfp4.emulator.isa.builder import Builder, Decoder
 from nvfp4.emulator.isa.modifiers import Modifiers
 from nvfp4.emulator.lanes import (
@@ -126,6 +127,8 @@ _COMBINE: Mapping[str, Any] = {"and": operator.and_, "or": operator.or_, "xor": 
 
 
 def _decode_setp(instruction: ptx.Instruction, builder: Builder) -> Step:
+    if instruction.modifiers[-1] in halves.KINDS[1:]:
+        return halves.decode_setp(instruction, builder)
     modifiers = Modifiers(instruction)
     letter, bits = modifiers.type()
     unordered = ""

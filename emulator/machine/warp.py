@@ -19,6 +19,7 @@ _ACCESSES = {
     Access.PEER_SHARED: "ordinary accesses to another CTA's shared memory from here on",
     Access.GLOBAL: "ordinary accesses to global memory from here on",
     Access.TENSOR: "accesses to tensor memory from here on",
+    Access.ATOMIC: "atomics from here on",
 }
 
 
@@ -295,7 +296,7 @@ class Warp:
         seen, fenced = self.release()
         if own_shared:
             of = self.cluster.events.of
-            seen &= ~(of[Access.PEER_SHARED] | of[Access.GLOBAL])
+            seen &= ~(of[Access.PEER_SHARED] | of[Access.GLOBAL] | of[Access.ATOMIC])
         self.released |= to_all(seen, fenced) if wide else Passed(seen, fenced)
 
     def fence_acquire(self, wide: bool, shared: bool) -> None:

@@ -35,6 +35,8 @@ class Access(IntEnum):
     GLOBAL = 2
     TENSOR = 3
     """Tensor memory, by tcgen05.ld and st."""
+    ATOMIC = 4
+    """Any memory, by atomics, which may race with one another."""
 
 
 class Events:
@@ -132,6 +134,13 @@ class Shadow:
         `fenced` are the generic writes behind a proxy fence, if the async proxy reads.
         """
         self._check_writer(index, seen, fenced, reading=True)
+        self._add_reader(index, event, seen)
+
+    def _other(self, group: int, seen: int) -> int:
+        """Give the readers of a group that are not waited for and are no ordinary loads."""
+        return self._events.group(group) & ~seen & ~self._events.generic
+
+    def _add_reader(self, index: Index, event: int, seen: int) -> None:
         cells = self.readers[index]
         groups = _distinct(cells)
         bit = 1 << event
@@ -156,6 +165,33 @@ class Shadow:
         self.check_readers(index, seen)
         self.writer[index] = event
         self.readers[index] = 0
+
+    def store(
+        self, cells: np.ndarray, event: int, seen: int, unchanged: Callable[[], np.ndarray]
+    ) -> None:
+        """Check and record an ordinary store, as write does.
+
+        Bytes that it leaves as another ordinary store made them need not wait for that store, nor
+        for ordinary loads: compilers let several warps store the same values. Such a store counts
+        as a load, since a store of something else has to wait for it. `unchanged` finds the bytes.
+        """
+        try:
+            self.write(cells, event, seen)
+        except Hazard:
+            writers = self.writer[cells]
+            generic = [e for e in _distinct(writers) if e > 0 and self._events.generic >> e & 1]
+            groups = [g for g in _distinct(self.readers[cells]) if not self._other(g, seen)]
+            same = np.isin(writers, generic) & np.isin(self.readers[cells], groups) & unchanged()
+            if not same.any():
+                raise
+            if not same.all():
+                self.write(cells[~same], event, seen)
+            self._add_reader(cells[same], event, seen)
+
+    def atomic(self, index: Index, event: int, seen: int) -> None:
+        """Check and record an atomic's read and write, which need not wait for other atomics."""
+        self._check_writer(index, seen | self._events.of[Access.ATOMIC], None, reading=True)
+        self.write(index, event, seen | self._events.of[Access.ATOMIC])
 
     def check_readers(self, index: Index, seen: int) -> None:
         cells = self.readers[index]

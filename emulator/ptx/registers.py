@@ -17,19 +17,22 @@ _NO_RESULT = frozenset(
     {
         "st", "red", "bra", "ret", "exit", "trap", "bar", "barrier", "nanosleep", "fence", "membar",
         "setmaxnreg", "cp", "prefetch", "griddepcontrol",
+        "brx",
     }
 )  # fmt: skip
 _MAY_WAIT = frozenset(
     {
         "mbarrier", "bar", "barrier", "shfl", "vote", "elect", "redux", "activemask", "tcgen05",
         "setmaxnreg", "cp", "nanosleep", "griddepcontrol", "bra", "ret", "exit", "stmatrix",
+        "ldmatrix", "mma", "wgmma", "brx",
     }
 )  # fmt: skip
 
 
 def read_by(instruction: Instruction) -> list[Register]:
     """List the registers that an instruction reads, its predicate included."""
-    operands = instruction.operands[_has_result(instruction) :]
+    accumulates = instruction.opcode == "wgmma"  # and so reads what it writes
+    operands = instruction.operands[_has_result(instruction) and not accumulates :]
     return [r for operand in (*operands, instruction.guard) for r in _registers(operand)]
 
 

@@ -31,6 +31,7 @@ for room, below in {
 
 EMULATOR = {
     # room or file of the emulator: the others it may import
+    "c_library": set(),
     "hazards": set(),
     "lanes": set(),
     "ptx": {"hazards"},
@@ -40,7 +41,7 @@ EMULATOR = {
     "tma": {"hazards", "lanes", "ptx", "memory", "machine", "isa"},
     "tensor_cores": {"hazards", "lanes", "ptx", "memory", "machine", "isa"},
     "instructions": {"isa", "tma", "tensor_cores"},
-    "launch": {"hazards", "ptx", "memory", "machine", "isa", "instructions"},
+    "launch": {"c_library", "hazards", "ptx", "memory", "machine", "isa", "instructions"},
 }
 
 

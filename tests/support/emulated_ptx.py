@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from nvfp4.emulator import Options, Report, execute
+from nvfp4.emulator import Options, Report, encode_tensor_map, execute
 
 HEAD = """
 .version 8.8
@@ -134,14 +134,8 @@ def tensor_map(
         strides, pitch = (), sizes[0] * bits // 8
         for size in sizes[1:]:
             strides, pitch = (*strides, pitch), pitch * size
-    word1 = (len(sizes) - 1) << 4 | ELEMENT[bits] << 7 | swizzle << 13 | 1 << 18 | 2
-    words = [tensor.data_ptr() & 0xFFFFFFFF, tensor.data_ptr() >> 32, word1]
-    words += [*(s // 16 for s in strides), *[0] * (4 - len(strides))]
-    words += [0]
-    words += [*(n - 1 for n in sizes), *[0] * (5 - len(sizes))]
-    data = bytearray(struct.pack("<13I", *words) + bytes(76))
-    data[55 : 55 + len(box)] = bytes(n - 1 for n in box)
-    return bytes(data)
+    element = ELEMENT[bits]
+    return encode_tensor_map(tensor.data_ptr(), element, swizzle, sizes, strides, box)
 
 
 MATRIX = 1 << 46 | 0x10 << 32 | 0x08 << 16 | 0x80
