@@ -175,7 +175,8 @@ def _start(warp: Any, instruction: ptx.Instruction, offsets: np.ndarray, data: n
     cta.shared.bound(int(offsets.min()), int(offsets.max()) + size)
     group = copies.groups[-1]
     if not group.open:
-        group.open = warp.new_event("cp.async from here on", instruction, generic=True)
+        group.open = warp.new_event("cp.async from here on", instruction)
+        warp.cluster.events.generic |= 1 << group.open
         group.events |= 1 << group.open
     if machine.options.check:
         cells = offsets[:, None] + np.arange(size)

@@ -239,7 +239,8 @@ class Warp:
         span = self.event(instruction)
         known, number = self.state.get("atomics", (0, 0))
         if known != span:
-            number = self.new_event("atomics from here on", instruction, generic=True)
+            number = self.new_event("atomics from here on", instruction)
+            self.cluster.events.generic |= 1 << number
             self.cluster.events.atomic |= 1 << number
             self.seen |= 1 << number
             self.state["atomics"] = (span, number)
