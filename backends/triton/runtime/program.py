@@ -24,11 +24,10 @@ ALIGNMENT = 256
 
 def run(*launches: Launch) -> None:
     """Launch in order, on a GPU, emulated or interpreted; record if a recording is active."""
-    sm = emulated_sm() if launches[0].device.type == "cpu" else 0
-    for launch in launches:
-        if sm:
-            emulated.run(launch, sm)
-        else:
+    if launches[0].device.type == "cpu" and (sm := emulated_sm()):
+        emulated.run(launches, sm)
+    else:
+        for launch in launches:
             launch.run()
     recording = RECORDING.get()
     if recording is not None:
