@@ -58,6 +58,7 @@ class Machine:
         self.released = 0  # the CTAs (bits) that have released to the whole GPU
         self.waits_for_grids = options.check and program.uses("griddepcontrol.wait")
         self.tmem_load_waits = options.check and options.tmem_load_waits
+        self.tcgen05_fences = options.check and options.tcgen05_fences
         self._template: list[Any] = [None] * len(program.bits)
         for slot, value in program.constants.items():
             self._template[slot] = value

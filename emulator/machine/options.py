@@ -29,6 +29,11 @@ class Options:
     PTX ISA has it so. False is for kernels that leave the wait out, as those of CUTLASS do: they
     rely on hardware that waits for registers.
     """
+    tcgen05_fences: bool = True
+    """Whether tcgen05.fence alone orders accesses to tensor memory around barriers.
+
+    PTX ISA has it so. False is for kernels that leave the fences out, as those of CUTLASS do.
+    """
     quantum: int = 64
     """The most instructions that a warp runs at a time."""
     multiprocessors: int = 128

@@ -9,9 +9,18 @@ from nvfp4.emulator import ptx
 from nvfp4.emulator.hazards import Event, Hazard, Kind, Unsupported, UnsupportedInstruction
 from nvfp4.emulator.lanes import Loading, flags, spread, undefined, uniform
 from nvfp4.emulator.machine.outcomes import BLOCKED, DIVERGED, YIELD
+from nvfp4.emulator.machine.passed import NOTHING, Passed, to_all
+from nvfp4.emulator.memory.shadow import Access
 from nvfp4.emulator.ptx.registers import named_by, read_by
 
 _FAR = 1 << 60
+_ACCESSES = {
+    Access.OWN_SHARED: "ordinary accesses to shared memory from here on",
+    Access.PEER_SHARED: "ordinary accesses to another CTA's shared memory from here on",
+    Access.GLOBAL: "ordinary accesses to global memory from here on",
+    Access.TENSOR: "accesses to tensor memory from here on",
+    Access.ATOMIC: "atomics from here on",
+}
 
 
 class Warp:
@@ -19,8 +28,9 @@ class Warp:
 
     __slots__ = (
         "registers", "program", "steps", "pc", "mask", "full", "live", "limit", "fragments", "cta",
-        "cluster", "machine", "index", "parked", "seen", "fenced", "released", "span", "init_span",
-        "inits", "batch", "pipe_seen", "bulk", "bulk_groups", "loading", "acquired", "state",
+        "cluster", "machine", "index", "parked", "seen", "fenced", "released", "pending", "spans",
+        "init_span", "inits", "unfenced", "unwaited", "unentered", "batch", "pipe_seen", "bulk",
+        "bulk_groups", "loading", "acquired", "state",
     )  # fmt: skip
 
     def __init__(self, cta: Any, index: int, live: int, registers: list[Any]) -> None:
@@ -35,11 +45,20 @@ class Warp:
         self.limit = _FAR
         self.fragments: list[list[int]] = []  # of the other lanes: [pc, lanes, blocked]
         self.parked = False
-        # Sets of events: those it has observed, the generic writes among them that lie behind a
-        # proxy fence, and those that its fences have released.
-        self.seen = self.fenced = self.released = 0
-        # The events of its ordinary accesses and of its mbarrier.init now; all of the latter.
-        self.span = self.init_span = self.inits = 0
+        # Sets of events: those it has observed, and the generic writes among them that lie behind a
+        # proxy fence.
+        self.seen = self.fenced = 0
+        # What its fences have released to relaxed arrivals, and what its relaxed waits have left to
+        # a fence.
+        self.released = self.pending = NOTHING
+        # The events of its accesses now, one of each kind, and of its mbarrier.init; all of these.
+        self.spans = [0] * len(Access)
+        self.init_span = self.inits = 0
+        # Events of tensor memory: its own without a tcgen05.fence::before_thread_sync yet, and of
+        # those the ones before tcgen05.wait::ld and ::st; others' that it has observed, without a
+        # tcgen05.fence::after_thread_sync since.
+        self.unfenced = self.unentered = 0
+        self.unwaited = {"ld": 0, "st": 0}
         # The event of the tensor core work it issues now, and what that work has observed.
         self.batch = self.pipe_seen = 0
         self.bulk: list[Any] = []  # bulk stores not yet in a group
@@ -221,38 +240,89 @@ class Warp:
 
     # What others wait for
 
-    def new_event(self, what: str, instruction: ptx.Instruction, generic: bool = False) -> int:
+    def new_event(self, what: str, instruction: ptx.Instruction) -> int:
         """Number something that others may have to wait for."""
-        event = Event(what, instruction.line, self.where)
-        return self.cluster.events.new(event, generic)
+        return self.cluster.events.new(Event(what, instruction.line, self.where))
 
-    def event(self, instruction: ptx.Instruction) -> int:
-        """Give the event of the warp's ordinary accesses, a new one after each release."""
-        if not self.span:
-            what = "ordinary accesses from here on"
-            self.span = self.new_event(what, instruction, generic=True)
-            self.seen |= 1 << self.span
-        return self.span
-
-    def atomic_event(self, instruction: ptx.Instruction) -> int:
-        """Give the event of the warp's atomics, which do not wait for those of other warps."""
-        span = self.event(instruction)
-        known, number = self.state.get("atomics", (0, 0))
-        if known != span:
-            number = self.new_event("atomics from here on", instruction, generic=True)
-            self.cluster.events.atomic |= 1 << number
+    def event(self, instruction: ptx.Instruction, access: Access = Access.OWN_SHARED) -> int:
+        """Give the event of the warp's accesses of a kind, a new one after each release."""
+        number = self.spans[access]
+        if not number:
+            event = Event(_ACCESSES[access], instruction.line, self.where)
+            number = self.spans[access] = self.cluster.events.new_access(event, access)
             self.seen |= 1 << number
-            self.state["atomics"] = (span, number)
+            if access is Access.TENSOR and self.machine.tcgen05_fences:
+                self.unfenced |= 1 << number
         return number
 
     def release(self) -> tuple[int, int]:
         """Give (observed, fenced) to pass on to those that wait for what the warp does now."""
-        self.span = self.init_span = 0
-        return self.seen, self.fenced
+        self.spans = [0] * len(Access)
+        self.init_span = 0
+        return self.seen & ~self.unfenced, self.fenced
 
-    def acquire(self, seen: int, fenced: int) -> None:
+    def arrival(self, releases: bool, wide: bool, here: bool) -> Passed:
+        """Give what an arrival passes on.
+
+        wide: whether its scope is the cluster or more; here: whether the barrier is in its own CTA.
+        Without a release it passes on what fences have released. Between CTAs only a scope that
+        holds both counts.
+        """
+        always = self.seen & self.cluster.events.always & ~self.unfenced
+        if releases:
+            seen, fenced = self.release()
+            cta = (seen, fenced) if here else (0, 0)
+            cluster = (seen, fenced) if here or wide else (0, 0)
+            return Passed(*cta, *cluster, always)
+        released = self.released
+        cta = (released.cta, released.cta_fenced) if here else (0, 0)
+        cluster = (released.cluster, released.cluster_fenced) if wide else (0, 0)
+        if here:
+            cluster = cta
+        return Passed(*cta, *cluster, always)
+
+    def acquire(self, passed: Passed, acquires: bool = True, wide: bool = False) -> None:
+        """Observe what arrivals pass on; a relaxed wait leaves the rest to a later fence."""
+        seen, fenced = (passed.cluster, passed.cluster_fenced) if wide else passed[:2]
+        if not acquires:
+            near = (passed.cta, passed.cta_fenced)
+            self.pending |= passed if wide else Passed(*near, *near)
+            seen = fenced = 0
+        seen |= passed.always
+        if self.machine.tcgen05_fences:
+            self.unentered |= seen & self.cluster.events.tensor & ~self.seen
         self.seen |= seen
         self.fenced |= fenced
+
+    def fence_release(self, wide: bool, own_shared: bool) -> None:
+        """Release to later relaxed arrivals; `own_shared`: accesses to shared::cta alone."""
+        seen, fenced = self.release()
+        if own_shared:
+            of = self.cluster.events.of
+            seen &= ~(of[Access.PEER_SHARED] | of[Access.GLOBAL] | of[Access.ATOMIC])
+        self.released |= to_all(seen, fenced) if wide else Passed(seen, fenced)
+
+    def fence_acquire(self, wide: bool, shared: bool) -> None:
+        """Acquire from earlier relaxed waits; `shared`: accesses to shared memory alone."""
+        passed = self.pending
+        if shared:
+            without = ~self.cluster.events.of[Access.GLOBAL]
+            passed = passed._replace(cta=passed.cta & without, cluster=passed.cluster & without)
+        self.acquire(passed, wide=wide)
+
+    @property
+    def tensor_seen(self) -> int:
+        """The events that its accesses to tensor memory are ordered after."""
+        return self.seen & ~self.unentered
+
+    def fence_tensor_before(self) -> None:
+        """Order its finished accesses to tensor memory before what it does next."""
+        self.unfenced &= self.unwaited["ld"] | self.unwaited["st"]
+        self.spans[Access.TENSOR] = 0
+
+    def fence_tensor_after(self) -> None:
+        """Order its next accesses to tensor memory after what it has observed."""
+        self.unentered = 0
 
     def release_to_gpu(self) -> None:
         """Release the global writes of the warp's CTA to every later acquire on the GPU."""

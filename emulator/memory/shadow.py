@@ -11,6 +11,7 @@ shows a missing wait under every schedule.
 """
 
 from collections.abc import Callable
+from enum import IntEnum
 
 import numpy as np
 
@@ -24,22 +25,50 @@ MBARRIER = -1
 """The writer of an mbarrier's own bytes, which only mbarrier instructions may touch."""
 
 
+class Access(IntEnum):
+    """What a warp itself accesses: fences and releases order some of it alone."""
+
+    OWN_SHARED = 0
+    """Shared memory of its own CTA (.shared::cta)."""
+    PEER_SHARED = 1
+    """Shared memory of another CTA of the cluster."""
+    GLOBAL = 2
+    TENSOR = 3
+    """Tensor memory, by tcgen05.ld and st."""
+    ATOMIC = 4
+    """Any memory, by atomics, which may race with one another."""
+
+
 class Events:
     """The events of a cluster, numbered from 1."""
 
     def __init__(self) -> None:
         self._log: list[Event] = [Event("nothing", 0, "")]
         self.generic = 0  # the events that are ordinary loads and stores (the generic proxy)
-        self.atomic = 0  # the events that are atomics, which may race with one another
+        self.of = [0] * len(Access)  # the events of each kind of access by a warp
+        self.tensor = 0  # the events that access tensor memory
+        self.always = 0  # the events that every arrival passes on (machine/passed.py)
         self._groups: list[int] = [0]
         self._group_numbers: dict[int, int] = {0: 0}
 
-    def new(self, event: Event, generic: bool = False) -> int:
-        number = len(self._log)
+    def new(self, event: Event) -> int:
         self._log.append(event)
-        if generic:
+        return len(self._log) - 1
+
+    def new_access(self, event: Event, access: Access) -> int:
+        """Number a warp's own accesses of a kind."""
+        number = self.new(event)
+        self.of[access] |= 1 << number
+        if access is Access.TENSOR:
+            self.mark_tensor(number)
+        else:
             self.generic |= 1 << number
         return number
+
+    def mark_tensor(self, number: int) -> None:
+        """Say that an event accesses tensor memory."""
+        self.tensor |= 1 << number
+        self.always |= 1 << number
 
     def __getitem__(self, number: int) -> Event:
         return self._log[number]
@@ -161,8 +190,8 @@ class Shadow:
 
     def atomic(self, index: Index, event: int, seen: int) -> None:
         """Check and record an atomic's read and write, which need not wait for other atomics."""
-        self._check_writer(index, seen | self._events.atomic, None, reading=True)
-        self.write(index, event, seen | self._events.atomic)
+        self._check_writer(index, seen | self._events.of[Access.ATOMIC], None, reading=True)
+        self.write(index, event, seen | self._events.of[Access.ATOMIC])
 
     def check_readers(self, index: Index, seen: int) -> None:
         cells = self.readers[index]

@@ -11,6 +11,7 @@ from nvfp4.emulator.isa.builder import Builder, Operation
 from nvfp4.emulator.isa.modifiers import Modifiers
 from nvfp4.emulator.lanes import Loading, spread
 from nvfp4.emulator.machine.program import Step
+from nvfp4.emulator.memory.shadow import Access
 
 
 def _ld(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -> Step:
@@ -40,8 +41,8 @@ def _ld(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) ->
             return blocked
         first, where = _columns(warp, base, offset, columns, lanes)
         if warp.machine.options.check:
-            event = warp.event(instruction)
-            warp.cta.tensor.shadow.read((first // 32, where), event, warp.seen)
+            event = warp.event(instruction, Access.TENSOR)
+            warp.cta.tensor.shadow.read((first // 32, where), event, warp.tensor_seen)
         block = warp.cta.tensor.words[first : first + lanes, where]
         if lanes == 16:
             # [high row, row, group, pair, column] -> a register of each group, row half, column
@@ -52,6 +53,8 @@ def _ld(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) ->
         for put, row in zip(puts, block, strict=True):
             put(warp, row)
         if warp.machine.tmem_load_waits:
+            if warp.machine.tcgen05_fences:
+                warp.unwaited["ld"] |= 1 << event
             for slot in slots:
                 value = Loading(warp.registers[slot], instruction.line)
                 warp.registers[slot] = value
@@ -75,8 +78,10 @@ def _st(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) ->
             return blocked
         first, columns = _columns(warp, base, offset, count, 32)
         if warp.machine.options.check:
-            event = warp.event(instruction)
-            warp.cta.tensor.shadow.write((first // 32, columns), event, warp.seen)
+            event = warp.event(instruction, Access.TENSOR)
+            warp.cta.tensor.shadow.write((first // 32, columns), event, warp.tensor_seen)
+            if warp.machine.tcgen05_fences:
+                warp.unwaited["st"] |= 1 << event
         lanes = slice(first, first + 32)
         block = np.stack([spread(warp.registers[slot], 32) for slot in slots], 1)
         warp.cta.tensor.words[lanes, columns] = block
@@ -105,16 +110,21 @@ def _columns(warp: Any, base: int, offset: int, count: int, lanes: int) -> tuple
 
 
 def _wait(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -> Step:
-    """Decode wait::ld, which gives registers their values, and wait::st, which does nothing."""
+    """Decode wait::ld, which gives registers their values, and wait::st.
+
+    What a warp has waited for, tcgen05.fence can order before a barrier.
+    """
     modifiers.need("sync")
     modifiers.need("aligned")
     modifiers.done()
-    loads = instruction.modifiers[0] == "wait::ld"
+    kind = instruction.modifiers[0].removeprefix("wait::")
 
     def step(warp: Any) -> int | None:
         if (blocked := warp.converge()) is not None:
             return blocked
-        if loads and warp.loading:
+        if warp.unwaited[kind]:
+            warp.unwaited[kind] = warp.spans[Access.TENSOR] = 0
+        if kind == "ld" and warp.loading:
             for slot, value in warp.loading:
                 if warp.registers[slot] is value:
                     warp.registers[slot] = value.value
@@ -125,9 +135,17 @@ def _wait(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) 
 
 
 def _fence(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -> Step:
-    """Decode tcgen05.fence, which does nothing: barriers order tensor memory accesses here."""
+    """Decode tcgen05.fence, which orders accesses to tensor memory around barriers."""
     modifiers.done()
-    return lambda warp: None
+    before = instruction.modifiers[0] == "fence::before_thread_sync"
+
+    def step(warp: Any) -> None:
+        if before:
+            warp.fence_tensor_before()
+        else:
+            warp.fence_tensor_after()
+
+    return step
 
 
 OPERATIONS: Mapping[str, Operation] = {

@@ -1,6 +1,7 @@
 """Faults in what is read and written, when, and where."""
 
 from emulated_ptx import (
+    AFTER,
     ALLOCATE,
     AT,
     FILL,
@@ -109,7 +110,7 @@ MEMORY_FAULTS = [
         "freed while read", Kind.OVERWRITE,
         ALLOCATE.format(group=1, columns=32) + OWN_LANES + WRITE_TMEM + READ_TMEM + LOADED + STORE
         + FREE.format(group=1, columns=32),
-        "bar.sync 0; @!%q15 bra FREED", "@!%q15 bra FREED", "", "tcgen05.dealloc", WARPS,
+        f"bar.sync 0; {AFTER}@!%q15 bra FREED", "@!%q15 bra FREED", "", "tcgen05.dealloc", WARPS,
     ),
     # the generic and the async proxy
     Fault("bulk store", Kind.PROXY, PUT, "fence.proxy.async.shared::cta;", "", "", STORE_BYTES),
