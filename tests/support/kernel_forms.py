@@ -192,7 +192,7 @@ def _(backend: str) -> Outputs:
 
 @form("glu_quantize of long rows: their scales")
 def _(backend: str) -> Outputs:
-    call = GluQuantize(activations(2, 2 * (4096 + 48)), limit=7.0)
+    call = GluQuantize(activations(2, 2 * (4096 + 48)), swiglu_limit=7.0)
     if backend == "reference":
         return (OPS.glu_quantize(*call[:4], backend=backend)[2],)
     row_scale = torch.empty(2)
