@@ -196,7 +196,7 @@ def alternates(PER_SM):
 
 @gluon.jit
 def _barriers(N: gl.constexpr, COUNT: gl.constexpr, USED: gl.constexpr = True):
-    """Allocate N barriers. Triton gives the memory of unused ones away, so they stay no barriers."""
+    """Allocate N barriers. Those not USED stay plain memory, which Triton gives to others."""
     barriers = gl.allocate_shared_memory(gl.int64, [N, 1], mbarrier.MBarrierLayout())
     if USED:
         for i in gl.static_range(N):
