@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nvfp4.backends.cutedsl.gemm.choose import B200_SMS
 from nvfp4.backends.cutedsl.gemm.config import Alpha, Epilogue, Kernel, Tile
+from nvfp4.backends.cutedsl.gemm.layouts import sized
 from nvfp4.backends.cutedsl.runtime.compile import FUNCTION, compiled
 from nvfp4.calls import Mm
 
@@ -50,6 +51,7 @@ def plan(call: Mm, out: Tensor, tile: Tile, sms: int) -> Launch:
         operands, rows, columns = (b, a, b_scales, a_scales), n, m
     if problems := tile.unfit(rows, columns, k):
         raise ValueError(f"tile {tile}: {'; '.join(problems)}")
+    kernel = sized(kernel, rows, columns, k, sms)
     unused = alpha.data_ptr()
     args = (
         *(operand.data_ptr() for operand in operands),
