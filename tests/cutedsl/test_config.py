@@ -14,6 +14,7 @@ from nvfp4.backends.cutedsl.gemm.choose import (
     predict,
 )
 from nvfp4.backends.cutedsl.gemm.config import Alpha, Epilogue, Kernel, Tile
+from nvfp4.backends.cutedsl.gemm.launch import BAND_BYTES, band_of
 from nvfp4.backends.cutedsl.gemm.layouts import (
     SHARED_BYTES,
     TMEM_COLUMNS,
@@ -122,6 +123,21 @@ def test_without_splitting_k():
     for n, k in SERVED:
         for m in (1, 8, 33, 64):
             assert choose_config(m, n, k, splits=False).tile.split_k == 1
+
+
+@pytest.mark.parametrize("m, k", [(8192, 8192), (16384, 4096), (32768, 8192), (100_000, 16384)])
+def test_the_rows_of_a_band_stay_in_l2(m, k):
+    """All of A was walked for each column of tiles: 141 MB of it for 32768 x 8192, and L2 has 126,
+    so that each wave read it again.
+    """
+    tile = Tile(256, 256, 2)
+    tiles = -(-m // 256)
+    band = band_of(tile, m, k)
+    bands = -(-tiles // band)
+    assert band * 256 * k * 9 / 16 <= 1.05 * BAND_BYTES
+    assert (bands == 1) == (m * k * 9 / 16 <= BAND_BYTES)
+    assert bands * band - tiles < bands, "bands of nearly the same height"
+    assert band_of(tile, 1, k) == 1
 
 
 def exchange(prediction):

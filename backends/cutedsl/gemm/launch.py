@@ -68,8 +68,24 @@ def plan(call: Mm, out: Tensor, tile: Tile, sms: int) -> Launch:
         n // segments,
         int(row_scale is not None and row_scale.numel() > 1),
         tile.clusters(rows, columns, sms),
+        band_of(tile, rows, k),
     )
     return Launch(kernel, args, tensors)
+
+
+BAND_BYTES = 48 << 20
+"""Bytes of A, with its scales, that tiles of a band share: well within a B200's L2 of 126 MB, which
+B and D pass through meanwhile."""
+
+
+def band_of(tile: Tile, rows: int, k: int) -> int:
+    """Rows of cluster tiles that are walked together, before the next ones are (GROUP_M): all, if
+    their A stays in L2; else bands of nearly the same height whose A does.
+    """
+    high = tile.cluster_tile[0]
+    tiles = max(1, -(-rows // high))
+    bands = -(-tiles * high * k * 9 // (16 * BAND_BYTES))
+    return -(-tiles // max(1, bands))
 
 
 @functools.cache
