@@ -173,7 +173,7 @@ def test_plans_launch_what_the_gpu_holds(monkeypatch):
     scales = torch.zeros(1024, 8).to(torch.float8_e4m3fn)
     alpha, offsets = torch.ones(1, 1), torch.tensor([0, 1024], dtype=torch.int32)
     dense = launch.plan(Mm(data, data, scales, scales, alpha), out, Tile(128, 128), SMS)
-    assert dense.sizes[-1] == 3
+    assert dense.sizes[-2] == 3  # the band of tiles stands last
     operands = data, data[None], scales, scales[None], alpha, offsets
     grouped = launch_grouped.plan_grouped(GroupedMm(*operands), out, Tile(128, 128), SMS)
     assert grouped.sizes[-2] == 3  # the limit of a gated linear unit stands last
