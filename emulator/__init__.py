@@ -11,8 +11,10 @@ of its rooms imports only rooms that stand below it here:
     tma           tensor maps, and bulk copies by them
     isa           the other instructions, and how each becomes a step of a program
     machine       warps, CTAs, clusters, barriers, and the scheduler with its options
+    engine        a warp's registers, and the C interpreter of what touches nothing else
     memory        global, shared and tensor memory, and the shadow: who wrote and read each byte
     ptx           the parser, and PTX as values
+    compiled      C code, built by the system's compiler and kept
     lanes         values in the 32 lanes of a warp
     hazards       the faults and how they are reported
 

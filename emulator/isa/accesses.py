@@ -7,15 +7,15 @@ import numpy as np
 
 from nvfp4.emulator import ptx
 from nvfp4.emulator.hazards import Hazard, Kind
-from nvfp4.emulator.isa.builder import Builder, Decoder
+from nvfp4.emulator.isa.builder import Builder, Decoded, Decoder
 from nvfp4.emulator.isa.modifiers import Modifiers
 from nvfp4.emulator.lanes import (
     ALL,
     DTYPES,
     FLOATS,
     SIGNED,
-    lowest,
     members,
+    pick,
     signed,
     spread,
     uniform,
@@ -197,12 +197,6 @@ def _decode_st(instruction: ptx.Instruction, builder: Builder) -> Step:
         if releases:
             warp.release_to_gpu()
         address = registers[base]
-        if address.__class__ is int:  # all lanes write to one place, and one of them wins
-            lane = lowest(mask)
-            row = [v if (v := registers[s]).__class__ is int else int(v[lane]) for s in slots]
-            values = np.array([[v & ((1 << bits) - 1) for v in row]], DTYPES[bits])
-            store(warp, space, np.array([address + offset]), values, instruction)
-            return
         columns = np.empty((32, len(slots)), DTYPES[bits])
         for i, slot in enumerate(slots):
             columns[:, i] = spread(registers[slot], bits)
@@ -227,11 +221,6 @@ def _decode_mapa(instruction: ptx.Instruction, builder: Builder) -> Step:
 
     def step(warp: Any) -> None:
         address, to = warp.registers[source], warp.registers[rank]
-        if address.__class__ is int and to.__class__ is int:
-            if to >= len(warp.cluster.ctas):
-                raise Hazard(Kind.OUT_OF_BOUNDS, f"no CTA {to} in the cluster")
-            put(warp, address & OFFSET_MASK | to << RANK_SHIFT | window)
-            return
         wide = spread(to, 64)
         if (wide[members(warp.mask)] >= len(warp.cluster.ctas)).any():
             raise Hazard(Kind.OUT_OF_BOUNDS, "no such CTA in the cluster")
@@ -241,7 +230,7 @@ def _decode_mapa(instruction: ptx.Instruction, builder: Builder) -> Step:
     return step
 
 
-def _decode_cvta(instruction: ptx.Instruction, builder: Builder) -> Step:
+def _decode_cvta(instruction: ptx.Instruction, builder: Builder) -> Decoded:
     """Convert an address between its state space and generic: add or remove a window's base."""
     modifiers = Modifiers(instruction)
     _, bits = modifiers.type()
@@ -249,15 +238,17 @@ def _decode_cvta(instruction: ptx.Instruction, builder: Builder) -> Step:
     space = modifiers.need(*_SPACES)
     modifiers.done()
     window = {"global": 0, "const": 0, "param": PARAMETER_WINDOW}.get(space, SHARED_WINDOW)
-    put = builder.put(instruction.operands[0], bits)
-    source = builder.source(instruction.operands[1], bits)
+    into, operand = instruction.operands
+    if not window:
+        return builder.lanes(f"mov_u{bits}", into, bits, (operand,), (bits,))
+    put, source = builder.put(into, bits), builder.source(operand, bits)
 
     def step(warp: Any) -> None:
         address = warp.registers[source]
-        one = address if address.__class__ is int else int(address[0])
+        one = pick(address, warp.mask)
         if to and bool(one & window) != bool(window):
             raise Hazard(Kind.OUT_OF_BOUNDS, f"generic address {one:#x} is not in .{space}")
-        put(warp, address & ~window if to and address.__class__ is int else address ^ window)
+        put(warp, address ^ DTYPES[bits](window))
 
     return step
 

@@ -3,7 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from nvfp4.emulator import ptx
+from nvfp4.emulator.engine.registers import Layout
 from nvfp4.emulator.machine.warp import Warp
 
 Step = Callable[[Warp], int | None]
@@ -21,10 +24,14 @@ class Program:
     shared: Sequence[ptx.Variable]
     """The shared variables of the kernel's module."""
     steps: Sequence[Step]
-    bits: Sequence[int]
-    """The size of each slot; 1 for predicates."""
-    constants: Mapping[int, int]
-    """The slots that hold constants."""
+    records: np.ndarray
+    """What the engine runs of it (engine/records.py)."""
+    starts: np.ndarray
+    """The first record of each instruction."""
+    compiled: Sequence[bool]
+    """Whether the engine runs an instruction; its step then runs where the engine cannot."""
+    layout: Layout
+    """The places of the slots, and the constants among them."""
     symbols: Mapping[int, ptx.Symbol]
     """The slots that hold special registers and addresses, filled when a warp starts."""
     registers: Mapping[str, int]

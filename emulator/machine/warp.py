@@ -6,12 +6,18 @@ from typing import Any
 import numpy as np
 
 from nvfp4.emulator import ptx
+from nvfp4.emulator.engine import library
+from nvfp4.emulator.engine.registers import Loading, Registers
 from nvfp4.emulator.hazards import Event, Hazard, Kind, Unsupported, UnsupportedInstruction
-from nvfp4.emulator.lanes import Loading, flags, spread, uniform
+from nvfp4.emulator.lanes import uniform
 from nvfp4.emulator.machine.outcomes import BLOCKED, DIVERGED, YIELD
 from nvfp4.emulator.ptx.registers import named_by, read_by
 
 _FAR = 1 << 60
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
 
 
 class Warp:
@@ -21,14 +27,19 @@ class Warp:
         "registers", "program", "steps", "pc", "mask", "full", "live", "limit", "fragments", "cta",
         "cluster", "machine", "index", "parked", "seen", "fenced", "released", "span", "init_span",
         "inits", "batch", "pipe_seen", "bulk", "bulk_groups", "loading", "acquired", "state",
+        "compiled", "_pointers", "_control",
     )  # fmt: skip
 
-    def __init__(self, cta: Any, index: int, live: int, registers: list[Any]) -> None:
+    def __init__(self, cta: Any, index: int, live: int, registers: Registers) -> None:
         self.cta, self.cluster, self.machine = cta, cta.cluster, cta.cluster.machine
         self.index = index
         self.program = self.machine.launch.program
         self.steps = self.program.steps
+        self.compiled = self.program.compiled
         self.registers = registers
+        arrays = (self.program.records, self.program.starts, registers.file, registers.states)
+        self._pointers = np.array([_address(array) for array in arrays], np.uint64)
+        self._control = _address(self._pointers)
         self.pc = 0
         self.mask = self.live = live
         self.full = True
@@ -44,7 +55,7 @@ class Warp:
         self.batch = self.pipe_seen = 0
         self.bulk: list[Any] = []  # bulk stores not yet in a group
         self.bulk_groups: list[list[Any]] = []  # the stores of each group, oldest first
-        self.loading: list[tuple[int, Loading]] = []  # results of tcgen05.ld before the wait
+        self.loading: list[tuple[Loading, list[int]]] = []  # of each tcgen05.ld before the wait
         self.acquired = 0  # the CTAs (bits) whose releases it has acquired at .gpu scope
         self.state: dict[Any, Any] = {}
 
@@ -53,10 +64,24 @@ class Warp:
         return f"CTA {self.cta.index} warp {self.index}"
 
     def run(self, budget: int) -> int:
-        """Run up to `budget` instructions, and return how many ran."""
-        steps, pc, left = self.steps, self.pc, budget
+        """Run about `budget` instructions, and return how many ran.
+
+        The engine runs those that touch registers only, and may run over the budget with them.
+        """
+        steps, compiled, pc, left = self.steps, self.compiled, self.pc, budget
+        engine, control = library.run(), self._control
         try:
             while left > 0:
+                if compiled[pc]:
+                    split = bool(self.fragments)
+                    done = engine(control, pc, left, self.mask, self.limit, self.full, split)
+                    left -= done >> 32
+                    pc = done >> 1 & 0x7FFFFFFF
+                    if not done & 1:
+                        if pc >= self.limit:
+                            self._select(pc)
+                            pc = self.pc
+                        continue
                 left -= 1
                 outcome = steps[pc](self)
                 if outcome is None:
@@ -89,36 +114,18 @@ class Warp:
         except Unsupported as error:
             line = self.program.kernel.instructions[pc]
             raise UnsupportedInstruction(line.line, line.text, str(error)) from None
-        except (TypeError, AttributeError) as error:
-            line = self.program.kernel.instructions[pc]
-            if (missing := self._without_value(line)) is None:
-                raise
-            raise missing.at(line.line, line.text, self.where) from error
         self.pc = pc
         return budget - left
 
-    def _without_value(self, line: ptx.Instruction) -> Hazard | None:
-        """Find what is wrong with an instruction that could not use its registers."""
-        for slot in self._slots(named_by(line)):
-            if self.registers[slot].__class__ is Loading:
-                return Hazard(Kind.EARLY_READ, str(self.registers[slot]))
-        if any(self.registers[slot] is None for slot in self._slots(read_by(line))):
-            return Hazard(Kind.UNINITIALISED, "a register is read that was never written")
-        return None
-
-    def _slots(self, registers: list[ptx.Register]) -> list[int]:
-        return [self.program.registers[register.name] for register in registers]
-
-    def merge(self, slot: int, value: Any) -> None:
-        """Write a register in the running lanes; the other lanes keep their values."""
-        old = self.registers[slot]
-        bits = self.program.bits[slot]
-        if bits == 1:
-            old = old or 0
-            value = old & ~self.mask | value & self.mask
-        elif old is not None and not (value.__class__ is int is old.__class__ and value == old):
-            value = np.where(flags(self.mask), spread(value, bits), spread(old, bits))
-        self.registers[slot] = value
+    def without_value(self, line: ptx.Instruction) -> int | None:
+        """Report the register for whose missing value the engine could not run an instruction."""
+        registers, slots = self.registers, self.program.registers
+        reads = read_by(line)
+        for register in (*named_by(line), *reads):
+            slot = slots[register.name]
+            if registers.is_loading(slot) or register in reads and not registers.has_value(slot):
+                raise registers.missing(slot)
+        raise RuntimeError(f"PTX line {line.line}: the engine did not run {line.text}")
 
     def diverge(self, target: int, lanes: int, fall: int) -> int:
         """Send some lanes to `target` and the others to `fall`; the lower pc runs first."""

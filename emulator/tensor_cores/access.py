@@ -6,11 +6,17 @@ from typing import Any
 import numpy as np
 
 from nvfp4.emulator import ptx
+from nvfp4.emulator.engine.registers import Loading
 from nvfp4.emulator.hazards import Hazard, Kind
 from nvfp4.emulator.isa.builder import Builder, Operation
 from nvfp4.emulator.isa.modifiers import Modifiers
-from nvfp4.emulator.lanes import Loading, spread
+from nvfp4.emulator.lanes import spread
 from nvfp4.emulator.machine.program import Step
+
+_WITHOUT_WAIT = (
+    "a register of the tcgen05.ld in PTX line {} is used without tcgen05.wait::ld"
+    " (Options.tmem_load_waits)"
+)
 
 
 def _ld(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -> Step:
@@ -52,10 +58,10 @@ def _ld(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) ->
         for put, row in zip(puts, block, strict=True):
             put(warp, row)
         if warp.machine.tmem_load_waits:
+            loading = Loading(_WITHOUT_WAIT.format(instruction.line))
             for slot in slots:
-                value = Loading(warp.registers[slot], instruction.line)
-                warp.registers[slot] = value
-                warp.loading.append((slot, value))
+                warp.registers.load(slot, loading)
+            warp.loading.append((loading, slots))
         return None
 
     return step
@@ -115,9 +121,8 @@ def _wait(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) 
         if (blocked := warp.converge()) is not None:
             return blocked
         if loads and warp.loading:
-            for slot, value in warp.loading:
-                if warp.registers[slot] is value:
-                    warp.registers[slot] = value.value
+            for loading, slots in warp.loading:
+                warp.registers.loaded(loading, slots)
             warp.loading = []
         return None
 

@@ -299,7 +299,6 @@ def test_unpacking_from_eight_bits():
     "instruction",
     [
         "mul.rn.ftz.f64 %d0, %d1, %d2;",
-        "add.rn.ftz.f32 %r0, %r1, %r2;",
         "max.NaN.f64 %d0, %d1, %d2;",
         "max.NaN.xorsign.abs.f32 %r0, %r1, %r2;",
         "cvt.rn.relu.f16x2.e4m3x2 %r0, %h1;",

@@ -34,13 +34,15 @@ EMULATOR = {
     "hazards": set(),
     "lanes": set(),
     "ptx": {"hazards"},
+    "compiled": set(),
+    "engine": {"hazards", "lanes", "compiled"},
     "memory": {"hazards", "lanes", "ptx"},
-    "machine": {"hazards", "lanes", "ptx", "memory"},
-    "isa": {"hazards", "lanes", "ptx", "memory", "machine"},
+    "machine": {"hazards", "lanes", "ptx", "engine", "memory"},
+    "isa": {"hazards", "lanes", "ptx", "engine", "memory", "machine"},
     "tma": {"hazards", "lanes", "ptx", "memory", "machine", "isa"},
-    "tensor_cores": {"hazards", "lanes", "ptx", "memory", "machine", "isa"},
+    "tensor_cores": {"hazards", "lanes", "ptx", "engine", "memory", "machine", "isa"},
     "instructions": {"isa", "tma", "tensor_cores"},
-    "launch": {"hazards", "ptx", "memory", "machine", "isa", "instructions"},
+    "launch": {"hazards", "ptx", "compiled", "memory", "machine", "isa", "instructions"},
 }
 
 

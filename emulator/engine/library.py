@@ -1,0 +1,47 @@
+"""The interpreter in C, loaded."""
+
+import ctypes
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from nvfp4.emulator.compiled import build
+
+_FILES = ("engine.c", "numbers.h", "operations.h")
+_FLAGS = (
+    "-O3",
+    "-march=native",
+    "-ffp-contract=off",  # a product and a sum round twice, whatever the CPU has
+    "-fno-strict-aliasing",  # the register file holds lanes of every type
+    "-fno-math-errno",
+)
+
+
+@cache
+def library() -> ctypes.PyDLL:
+    """Compile and load it. Nothing in it runs Python, but a call is shorter than a lock's."""
+    loaded = ctypes.PyDLL(build([Path(__file__).with_name(name) for name in _FILES], _FLAGS))
+    loaded.engine_operation.restype = ctypes.c_char_p
+    return loaded
+
+
+@cache
+def run() -> Any:
+    """Give engine_run of engine.c."""
+    function = library().engine_run
+    function.restype = ctypes.c_int64
+    function.argtypes = [
+        ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint32, ctypes.c_int64,
+        ctypes.c_int32, ctypes.c_int32,
+    ]  # fmt: skip
+    return function
+
+
+@cache
+def operations() -> Mapping[str, int]:
+    """Give the number of each operation in operations.h, by its name."""
+    names: dict[str, int] = {}
+    while name := library().engine_operation(len(names)):
+        names[name.decode()] = len(names)
+    return names
