@@ -58,22 +58,19 @@ class GroupedMm(NamedTuple):
 
 
 class GroupedMmGluQuantize(NamedTuple):
-    """Quantize act(gate) * up, where gate and up are the halves of GroupedMm's N = 2I columns."""
+    """Quantize act(gate) * up, where gate and up are the halves of GroupedMm's N = 2I columns.
+
+    The arguments up to row_scale, and expected_rows, are GroupedMm's.
+    """
 
     a: Tensor
-    """uint8 or float4_e2m1fn_x2 [R, K/2], expert after expert."""
     b: Tensor
-    """uint8 or float4_e2m1fn_x2 [E, 2I, K/2]: gate's rows, then up's."""
+    """[E, 2I, K/2]: gate's rows, then up's."""
     a_scales: Tensor
-    """float8_e4m3fn, grouped (spec/grouped.py)."""
     b_scales: Tensor
-    """float8_e4m3fn [E, Np, Kp], each expert's swizzled."""
     alpha: Tensor
-    """float32 [E], or [E, S] for S equal segments of 2I."""
     offsets: Tensor
-    """int32 [E + 1]."""
     row_scale: Tensor | None = None
-    """float32 [R], multiplied with alpha; None is 1."""
     global_scale: Tensor | None = None
     """The result's scale: float32 [], [1], or [E]; None gives each row its own, and no kernel
     fuses.
@@ -83,7 +80,6 @@ class GroupedMmGluQuantize(NamedTuple):
     gate_up_dtype: torch.dtype | None = None
     """What gate and up are rounded to: bfloat16 (also by default), float16 or float32."""
     expected_rows: int = 0
-    """How many rows are expected to be assigned; 0: all R."""
     activation: str = SILU
     """"silu" or "gelu_tanh"."""
     backend: str = ""

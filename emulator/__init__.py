@@ -14,14 +14,15 @@ of its rooms imports only rooms that stand below it here:
     engine        a warp's registers, and the C interpreter of what touches nothing else
     memory        global, shared and tensor memory, and the shadow: who wrote and read each byte
     ptx           the parser, and PTX as values
-    compiled      C code, built by the system's compiler and kept
     lanes         values in the 32 lanes of a warp
     hazards       the faults and how they are reported
+    c_library     C sources, compiled by the system's compiler and kept
 
 It does not see ptxas and SASS, register budgets, the order of summation within an MMA, data races
 within a CTA on global memory, and speed.
 """
 
+from nvfp4.emulator.c_library import c_compiler
 from nvfp4.emulator.hazards import Deadlock, Hazard, Kind, UnsupportedInstruction
 from nvfp4.emulator.launch.host import Emulated, load
 from nvfp4.emulator.launch.session import execute
@@ -35,6 +36,7 @@ __all__ = [
     "Options",
     "Report",
     "UnsupportedInstruction",
+    "c_compiler",
     "execute",
     "load",
 ]

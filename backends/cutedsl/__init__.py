@@ -3,8 +3,6 @@
 Elsewhere, on CPU tensors and if asked for by name, the same compiled code runs in an emulator.
 """
 
-import os
-import shutil
 from collections.abc import Iterable
 from importlib.util import find_spec
 
@@ -17,7 +15,6 @@ ARCHITECTURES = (100, 103)
 """tcgen05.mma.kind::mxf4nvf4 exists here; sm_120 has mma.sync's form of it and runs Triton."""
 
 PACKAGES = {"cutlass": "nvidia-cutlass-dsl", "tvm_ffi": "apache-tvm-ffi"}
-C_COMPILERS = ("cc", "gcc", "clang", os.environ.get("CC", "cc"))
 
 
 def _emulates(problem: Problem) -> bool:
@@ -27,8 +24,7 @@ def _emulates(problem: Problem) -> bool:
 def _needs(problem: Problem) -> list[str]:
     needs = []
     if _emulates(problem):
-        if not any(shutil.which(name) for name in C_COMPILERS):
-            needs.append("needs a C compiler to emulate sm_100, got none")
+        needs += emulator_needs()
     elif problem.target.sm not in ARCHITECTURES:
         needs.append(f"needs sm_100 or sm_103, or the CPU to emulate it, got {problem.target}")
     for module, package in PACKAGES.items():
@@ -37,6 +33,15 @@ def _needs(problem: Problem) -> list[str]:
     if problem.op == "grouped_mm_glu_quantize":
         needs += fused_needs(problem.intermediate)
     return needs
+
+
+def emulator_needs() -> list[str]:
+    """What stands in the way of emulation, besides what compiles the kernels."""
+    if find_spec("numpy") is None:
+        return ["needs the package numpy to emulate sm_100, got none"]
+    from nvfp4.emulator import c_compiler  # imports numpy
+
+    return [] if c_compiler() else ["needs a C compiler to emulate sm_100, got none"]
 
 
 def fused_needs(intermediate: int) -> list[str]:

@@ -19,15 +19,14 @@ from nvfp4.backends.triton.device.groups import (
     tile_of_expert,
 )
 from nvfp4.backends.triton.gemm.config import (
-    K_GROUP,
     TMA_ALIGNMENT,
     HopperConfig,
     MmConfig,
     choose_grouped_config,
 )
-from nvfp4.backends.triton.gemm.decode import decode, words_of
-from nvfp4.backends.triton.gemm.load import load_scales, load_step
+from nvfp4.backends.triton.gemm.decode import decode_tile, decoded_width, words_of
 from nvfp4.backends.triton.gemm.multiply import multiply, store
+from nvfp4.backends.triton.gemm.operands import Factors, Operand
 from nvfp4.backends.triton.hopper import grouped_mm as hopper_grouped_mm
 from nvfp4.backends.triton.runtime.architecture import gemm_architecture, is_blackwell
 from nvfp4.backends.triton.runtime.launch import Launch, cdiv
@@ -48,19 +47,16 @@ def _decode_rows_kernel(
     if tiles is not None:
         store_tiles(tiles, count, offsets, E, BM, EXPERTS)
     rows = tl.program_id(0) * R + tl.arange(0, R)
-    k = tl.program_id(1) * C
     expert = experts_of_rows(offsets, rows, E, EXPERTS)
     row_mask = expert < E
     begin = tl.load(offsets + expert, mask=row_mask, other=0)
     # Unassigned rows read row 0: it exists, and so do its scales.
     read = tl.where(row_mask, rows, 0)
     scale_row = tl.where(row_mask, scale_rows(rows, begin, expert), 0)
-    unit = k // 4 + tl.arange(0, C // 4)
-    codes = load_step(words, read, unit, stride, K // 4, False)
-    values = decode(codes, load_scales(scales, scale_row, k, scale_stride, K, C, False), R, C, SM)
-    columns = k + tl.arange(0, C)
-    at = out + rows[:, None].to(tl.int64) * out_stride + columns[None, :]
-    tl.store(at, values, mask=row_mask[:, None] & (columns < out_stride)[None, :])
+    decode_tile(
+        words, read, scales, scale_row, out, rows, row_mask, K, stride, scale_stride, out_stride,
+        R, C, SM,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -115,10 +111,8 @@ def plan(
             shape = max_tiles(rows, experts, config.BM), 3
             tiles = torch.empty(shape, dtype=torch.int32, device=out.device)
             a, launch = _plan_decode(words, a_scales, offsets, tiles, config.BM, k, sm)
-            factors = alpha, row_scale, bias
-            return launch, hopper_grouped_mm.plan_multiply(
-                a, b, b_scales, *factors, tiles, out, config
-            )
+            weight, factors = Operand(b, b_scales), Factors(alpha, row_scale, bias)
+            return launch, hopper_grouped_mm.plan_multiply(a, weight, factors, tiles, out, config)
         a, launch = _plan_decode(words, a_scales, offsets, None, config.BM, k, sm)
         first = (launch,)
     assert isinstance(config, MmConfig)
@@ -161,7 +155,7 @@ def _plan_decode(
     The launch also fills tiles int32 [max_tiles, 3] for tiles of bm rows (groups.store_tiles).
     """
     m, tile_rows, columns = words.shape[0], 8, 512
-    width, experts = cdiv(k, K_GROUP) * K_GROUP, offsets.numel() - 1
+    width, experts = decoded_width(k), offsets.numel() - 1
     out = torch.empty(m, width, dtype=torch.float16, device=words.device)
     launch = Launch(
         _decode_rows_kernel,

@@ -17,8 +17,9 @@ from nvfp4.backends.triton.device.tile_config import LONGEST_ROW, Tile, choose_r
 from nvfp4.backends.triton.device.tiles import load_blocks, round_tile, row_global_scale
 from nvfp4.backends.triton.gemm.config import HopperConfig, MmConfig
 from nvfp4.backends.triton.gemm.decode import decoded_width, store_for_gemm
+from nvfp4.backends.triton.gemm.operands import Factors, Operand
 from nvfp4.backends.triton.gemm.split_k import zero_tile_counters
-from nvfp4.backends.triton.mm import Factors, Operand, plan_decoded
+from nvfp4.backends.triton.mm import plan_decoded
 from nvfp4.backends.triton.quantize_dynamic import plan_row_scales
 from nvfp4.backends.triton.runtime.architecture import gemm_architecture, supports_pdl
 from nvfp4.backends.triton.runtime.launch import Launch, cdiv

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -14,6 +13,7 @@ from nvfp4.backends.triton.device.pdl import wait_for_previous_kernel
 from nvfp4.backends.triton.gemm.config import TMA_ALIGNMENT, HopperConfig, MmConfig, choose_config
 from nvfp4.backends.triton.gemm.decode import plan_decode, words_of
 from nvfp4.backends.triton.gemm.multiply import multiply, store
+from nvfp4.backends.triton.gemm.operands import Factors, Operand
 from nvfp4.backends.triton.gemm.split_k import Splits, plan_splits, reduce_partials, store_partial
 from nvfp4.backends.triton.gemm.tuned import tuned_config
 from nvfp4.backends.triton.hopper import mm as hopper_mm
@@ -78,23 +78,6 @@ def _mm_kernel(
     store(acc, factor, bias, out, m, n, M, N, n_read, HAS_BIAS, BM, BN)
 
 
-class Factors(NamedTuple):
-    """What the epilogue applies to the sums: alpha float32 [1 or M, S], row_scale float32 [1] or
-    [M], bias [N].
-    """
-
-    alpha: Tensor
-    row_scale: Tensor | None
-    bias: Tensor | None
-
-
-class Operand(NamedTuple):
-    """An operand: data uint8 [R, K/2], uint16 [R, K/4] or decoded float16 [R, K]; scales uint8."""
-
-    data: Tensor
-    scales: Tensor
-
-
 Decoding = Callable[[Tensor | None], tuple[Tensor, Launch]]
 """Plans the launch that decodes A and zeroes the given tile counters, if any."""
 
@@ -138,9 +121,8 @@ def plan_decoded(
     if isinstance(config, HopperConfig):
         schedule = make_schedule(m, n, k, config, out.device)
         a, decode = decoding(schedule.tile_counters)
-        return decode, hopper_mm.plan_multiply(
-            a, words, weight.scales, *factors, out, config, schedule
-        )
+        weight = weight._replace(data=words)
+        return decode, hopper_mm.plan_multiply(a, weight, factors, out, config, schedule)
     splits = plan_splits(m, n, config, out.device)
     a, decode = decoding(splits.tile_counters)
     operands = Operand(a, weight.scales), Operand(words, weight.scales)

@@ -19,8 +19,9 @@ from nvfp4.backends.triton.device.tile_config import Tile, choose_rounding_tile
 from nvfp4.backends.triton.device.tiles import load_blocks, row_power_of_two
 from nvfp4.backends.triton.gemm.config import HopperConfig, MmConfig
 from nvfp4.backends.triton.gemm.decode import decoded_width, store_for_gemm
+from nvfp4.backends.triton.gemm.operands import Factors, Operand
 from nvfp4.backends.triton.gemm.split_k import zero_tile_counters
-from nvfp4.backends.triton.mm import Factors, Operand, plan_decoded
+from nvfp4.backends.triton.mm import plan_decoded
 from nvfp4.backends.triton.runtime.architecture import FP8, is_blackwell, supports_pdl
 from nvfp4.backends.triton.runtime.launch import Launch, cdiv
 from nvfp4.backends.triton.runtime.program import run

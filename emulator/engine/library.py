@@ -6,9 +6,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nvfp4.emulator.compiled import build
+from nvfp4.emulator.c_library import loadable
 
-_FILES = ("engine.c", "numbers.h", "operations.h")
+_SOURCE = Path(__file__).with_name("engine.c")
+_HEADERS = tuple(_SOURCE.with_name(name) for name in ("numbers.h", "operations.h"))
 _FLAGS = (
     "-O3",
     "-march=native",
@@ -21,7 +22,7 @@ _FLAGS = (
 @cache
 def library() -> ctypes.PyDLL:
     """Compile and load it. Nothing in it runs Python, but a call is shorter than a lock's."""
-    loaded = ctypes.PyDLL(build([Path(__file__).with_name(name) for name in _FILES], _FLAGS))
+    loaded = ctypes.PyDLL(loadable(_SOURCE, *_FLAGS, headers=_HEADERS))
     loaded.engine_operation.restype = ctypes.c_char_p
     return loaded
 

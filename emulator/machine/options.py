@@ -26,8 +26,8 @@ class Options:
     """
     quantum: int = 64
     """The most instructions that a warp runs at a time."""
-    multiprocessors: int = 148
-    """The number of CTAs that run at once."""
+    multiprocessors: int = 128
+    """The number of SMs: so many CTAs run at once."""
 
 
 @dataclass

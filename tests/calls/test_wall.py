@@ -1,6 +1,7 @@
 """The wall between ops and backends: what a launcher takes is declared, and mypy checks it."""
 
 import inspect
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,6 +68,21 @@ def test_a_new_op_is_a_declaration_and_a_launcher():
     script = ROOT / "tests" / "support" / "toy_op.py"
     done = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_graph_compiled_before_a_parameter_was_renamed_is_not_loaded(tmp_path):
+    """Torch keeps compiled graphs on disk, and a kept one names the parameter as it was."""
+    text = (ROOT / "tests" / "support" / "toy_op.py").read_text()
+    own = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    for number, version in enumerate((text, text.replace("times", "by"))):
+        script = tmp_path / f"version_{number}.py"
+        script.write_text(version)
+        done = subprocess.run(
+            [sys.executable, script], env=os.environ | own, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert any((tmp_path / "fxgraph").iterdir()), "nothing was kept, so nothing was tested"
 
 
 def test_a_new_backend_is_a_folder_and_a_line(monkeypatch, tmp_path):

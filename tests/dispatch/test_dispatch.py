@@ -1,5 +1,6 @@
 """Who runs what, and why."""
 
+import shutil
 from importlib.util import find_spec
 
 import pytest
@@ -12,6 +13,7 @@ from nvfp4.backends.target import Target
 from nvfp4.backends.triton.runtime import architecture
 from nvfp4.dispatch import BACKENDS, choose
 from nvfp4.dispatch.explain import STAGES
+from nvfp4.emulator import c_library
 
 CPU, HOPPER, BLACKWELL, TURING = (
     Target("cpu"),
@@ -78,10 +80,25 @@ def test_sm_100_is_emulated_by_name_only():
 
 
 def test_emulation_needs_a_c_compiler(monkeypatch):
-    monkeypatch.setattr(cutedsl.shutil, "which", lambda name: None)
+    monkeypatch.setattr(c_library, "which", lambda name: None)
     reasons = cutedsl.BACKEND.reasons(Problem("mm", CPU))
     assert "needs a C compiler to emulate sm_100, got none" in reasons
     assert not any("C compiler" in r for r in cutedsl.BACKEND.reasons(Problem("mm", BLACKWELL)))
+
+
+@pytest.mark.parametrize("named", ["", "no-such-compiler"])
+def test_a_c_compiler_that_is_not_there_was_taken_for_one(monkeypatch, named):
+    """$CC wins over the compilers that are there, so it has to be there itself."""
+    monkeypatch.setenv("CC", named)
+    reasons = cutedsl.BACKEND.reasons(Problem("mm", CPU))
+    missing = "needs a C compiler to emulate sm_100, got none" in reasons
+    assert missing == (bool(named) or not any(map(shutil.which, c_library.COMPILERS)))
+
+
+def test_emulation_without_numpy_raised_an_import_error(monkeypatch):
+    monkeypatch.setattr(cutedsl, "find_spec", lambda name: None)
+    reasons = cutedsl.BACKEND.reasons(Problem("mm", CPU))
+    assert "needs the package numpy to emulate sm_100, got none" in reasons
 
 
 def test_a_missing_package_is_a_reason(monkeypatch, compiled_triton):

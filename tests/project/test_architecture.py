@@ -31,18 +31,18 @@ for room, below in {
 
 EMULATOR = {
     # room or file of the emulator: the others it may import
+    "c_library": set(),
     "hazards": set(),
     "lanes": set(),
     "ptx": {"hazards"},
-    "compiled": set(),
-    "engine": {"hazards", "lanes", "compiled"},
+    "engine": {"c_library", "hazards", "lanes"},
     "memory": {"hazards", "lanes", "ptx"},
     "machine": {"hazards", "lanes", "ptx", "engine", "memory"},
     "isa": {"hazards", "lanes", "ptx", "engine", "memory", "machine"},
     "tma": {"hazards", "lanes", "ptx", "memory", "machine", "isa"},
     "tensor_cores": {"hazards", "lanes", "ptx", "engine", "memory", "machine", "isa"},
     "instructions": {"isa", "tma", "tensor_cores"},
-    "launch": {"hazards", "ptx", "compiled", "memory", "machine", "isa", "instructions"},
+    "launch": {"c_library", "hazards", "ptx", "memory", "machine", "isa", "instructions"},
 }
 
 

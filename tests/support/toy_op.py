@@ -16,9 +16,10 @@ from nvfp4.ops.library import define
 
 
 class Double(NamedTuple):
-    """Compute twice x."""
+    """Compute x times a number."""
 
     x: Tensor
+    times: int = 2
     backend: str = ""
 
     def outputs(self) -> Tensor:
@@ -30,7 +31,7 @@ class Double(NamedTuple):
 
 @takes(Double.prepared)
 def double(call: Double, out: Tensor) -> None:
-    torch.add(call.x, call.x, out=out)
+    torch.mul(call.x, call.times, out=out)
 
 
 class Toy(Backend):
@@ -44,12 +45,12 @@ define(Double)
 
 x = torch.randn(3)
 op = torch.ops.nvfp4.double
-assert str(op.default._schema) == 'nvfp4::double(Tensor x, str backend="") -> Tensor'
+assert str(op.default._schema) == 'nvfp4::double(Tensor x, int times=2, str backend="") -> Tensor'
 assert torch.equal(op(x), 2 * x)
 assert torch.equal(torch.compile(lambda x: op(x), fullgraph=True)(x), 2 * x)
 torch.library.opcheck(op.default, (x,))
 try:
-    op(x, "triton")
+    op(x, backend="triton")
 except ValueError as error:
     assert "backend needs one of toy, got 'triton'" in str(error)
 else:

@@ -108,6 +108,25 @@ def store_for_gemm(values, out, rows, M, out_stride, R: tl.constexpr, C: tl.cons
     tl.store(at + GROUP // 4 * 3, n2, mask=inside)
 
 
+@triton.jit
+def decode_tile(
+    words, read, scales, scale_rows, out, rows, row_mask, K, stride, scale_stride, out_stride,
+    R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr,
+):  # fmt: skip
+    """Decode a tile [R, C] of words to out float16, from column program_id(1) * C on.
+
+    Rows `read` of words, with rows `scale_rows` of scales, go to `rows` of out where row_mask says
+    so. Columns beyond K are zero.
+    """
+    k = tl.program_id(1) * C
+    unit = k // 4 + tl.arange(0, C // 4)
+    codes = load_step(words, read, unit, stride, K // 4, False)
+    values = decode(codes, load_scales(scales, scale_rows, k, scale_stride, K, C, False), R, C, SM)
+    columns = k + tl.arange(0, C)
+    at = out + rows[:, None].to(tl.int64) * out_stride + columns[None, :]
+    tl.store(at, values, mask=row_mask[:, None] & (columns < out_stride)[None, :])
+
+
 @triton.jit(do_not_specialize=["tiles", "M"])
 def _decode_kernel(
     words, scales, out, tile_counters, tiles, M, K, stride, scale_stride, out_stride,
@@ -117,14 +136,11 @@ def _decode_kernel(
     wait_for_previous_kernel(SM)
     zero_tile_counters(tile_counters, tiles)
     rows = tl.program_id(0) * R + tl.arange(0, R)
-    k = tl.program_id(1) * C
     read = tl.minimum(rows, M - 1)
-    unit = k // 4 + tl.arange(0, C // 4)
-    codes = load_step(words, read, unit, stride, K // 4, False)
-    values = decode(codes, load_scales(scales, read, k, scale_stride, K, C, False), R, C, SM)
-    columns = k + tl.arange(0, C)
-    at = out + rows[:, None].to(tl.int64) * out_stride + columns[None, :]
-    tl.store(at, values, mask=(rows < M)[:, None] & (columns < out_stride)[None, :])
+    decode_tile(
+        words, read, scales, read, out, rows, rows < M, K, stride, scale_stride, out_stride,
+        R, C, SM,
+    )  # fmt: skip
 
 
 def decoded_width(k: int) -> int:

@@ -10,6 +10,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from nvfp4.backends.triton.gemm.config import HOPPER_BN, K_GROUP, HopperConfig, sms
+from nvfp4.backends.triton.gemm.operands import Factors, Operand
 from nvfp4.backends.triton.hopper.epilogue import load_factors, prefetches_factors, store
 from nvfp4.backends.triton.hopper.pipeline import (
     BN,
@@ -128,27 +129,25 @@ def _hopper_grouped_mm_kernel(
 
 def plan_multiply(
     a: Tensor,
-    words: Tensor,
-    scales: Tensor,
-    alpha: Tensor,
-    row_scale: Tensor | None,
-    bias: Tensor | None,
+    weight: Operand,
+    factors: Factors,
     tiles: Tensor,
     out: Tensor,
     config: HopperConfig,
 ) -> Launch:
-    """Plan the launch: a float16 [R, K] (decoded), words uint16 [E, N, K/4], scales uint8
-    [E, Np, Kp], alpha float32 [E, S], row_scale float32 [R], bias [E, N], out [R, N]. tiles: what
-    groups.store_tiles writes for tiles of BM rows.
+    """Plan the launch: a float16 [R, K] (decoded), the weight's data uint16 [E, N, K/4].
+
+    tiles: what groups.store_tiles writes for tiles of BM rows.
     """
     n, k = out.shape[1], a.shape[1]
+    words, scales = weight
     operands = make_descriptors(a, words.flatten(0, 1), scales.flatten(0, 1), config)
     return Launch(
         _hopper_grouped_mm_kernel,
         (min(config.per_sm * sms(a.device), cdiv(n, HOPPER_BN) * tiles.shape[0]),),
         (
-            *operands, alpha, row_scale, bias, tiles, out, tiles.shape[0], n, k // K_GROUP,
-            scales.shape[1] // TILE_ROWS, n // alpha.shape[1],
+            *operands, *factors, tiles, out, tiles.shape[0], n, k // K_GROUP,
+            scales.shape[1] // TILE_ROWS, n // factors.alpha.shape[1],
         ),
         {
             "BM": config.BM,

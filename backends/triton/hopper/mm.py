@@ -9,6 +9,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from nvfp4.backends.triton.gemm.config import K_GROUP, HopperConfig
+from nvfp4.backends.triton.gemm.operands import Factors, Operand
 from nvfp4.backends.triton.hopper.epilogue import load_factors, prefetches_factors, store
 from nvfp4.backends.triton.hopper.pipeline import (
     BN,
@@ -148,24 +149,20 @@ def _hopper_mm_kernel(
 
 def plan_multiply(
     a: Tensor,
-    words: Tensor,
-    scales: Tensor,
-    alpha: Tensor,
-    row_scale: Tensor | None,
-    bias: Tensor | None,
+    weight: Operand,
+    factors: Factors,
     out: Tensor,
     config: HopperConfig,
     schedule: Schedule,
 ) -> Launch:
-    """Plan the launch: a float16 [M, K] (decoded), words uint16 [N, K/4], scales uint8 [Np, Kp],
-    alpha float32 [1 or M, S], row_scale float32 [1] or [M], bias [N], out [M, N].
-    """
+    """Plan the launch: a float16 [M, K] (decoded), the weight's data uint16 [N, K/4]."""
     (m, n), k = out.shape, a.shape[1]
+    alpha, row_scale, bias = factors
     return Launch(
         _hopper_mm_kernel,
         (schedule.programs,),
         (
-            *make_descriptors(a, words, scales, config), alpha, row_scale, bias, out,
+            *make_descriptors(a, *weight, config), alpha, row_scale, bias, out,
             schedule.partial_sums, schedule.tile_counters, m, n, k // K_GROUP, alpha.shape[1],
             int(row_scale is not None and row_scale.numel() > 1), n // alpha.shape[1],
         ),

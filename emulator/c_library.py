@@ -1,4 +1,4 @@
-"""C code of the emulator, compiled by the system's compiler and kept for later processes.
+"""C sources of the emulator, compiled by the system's compiler and kept for later processes.
 
 What is kept is executed. So its folder has to belong to the user, and nobody else may write to it.
 Where there is no such folder, each process compiles for itself.
@@ -7,6 +7,7 @@ Where there is no such folder, each process compiles for itself.
 import hashlib
 import os
 import platform
+import shlex
 import stat
 import subprocess
 import tempfile
@@ -15,49 +16,62 @@ from functools import cache
 from pathlib import Path
 from shutil import which
 
-_COMPILERS = ("cc", "gcc", "clang")
-_FLAGS = ("-shared", "-fPIC", "-std=gnu11")
+COMPILERS = ("cc", "gcc", "clang")
+_NATIVE = "-march=native"
 
 
-def build(sources: Sequence[Path], flags: Sequence[str]) -> str:
-    """Compile the first of these files, which includes the others; return a path to load it from.
+def c_compiler() -> list[str] | None:
+    """Return the command of the C compiler, which may have arguments; None if there is none.
 
-    The flag -march=native is dropped where the compiler does not know it.
+    It is $CC where that is set, else the first of COMPILERS.
     """
-    compiler = _compiler()
-    digest = hashlib.sha256(repr((compiler, _machine(), _FLAGS, flags)).encode())
-    for source in sources:
-        digest.update(source.read_bytes())
+    named = os.environ.get("CC")
+    commands = [shlex.split(named)] if named else [[name] for name in COMPILERS]
+    return next((command for command in commands if command and which(command[0])), None)
+
+
+@cache
+def loadable(source: Path, *flags: str, headers: Sequence[Path] = ()) -> str:
+    """Compile a source file to a shared library, and return a path to load it from.
+
+    `headers` are the other files that it includes. The flag -march=native is dropped where the
+    compiler does not know it.
+    """
+    compiler = c_compiler()
+    if compiler is None:
+        names = f"{', '.join(COMPILERS)} or $CC"
+        raise RuntimeError(f"the emulator needs a C compiler ({names}), got none")
     folder = _folder()
-    kept = folder / f"{sources[0].stem}-{digest.hexdigest()[:32]}.so" if folder else None
+    kept = (
+        folder / f"{source.stem}-{_digest(compiler, [source, *headers], flags)}.so"
+        if folder
+        else None
+    )
     library = _read(kept) if kept else None
     if library is None:
-        library = _compile(compiler[0], sources[0], flags)
+        library = _compile(compiler, source, flags)
         if kept:
             _keep(kept, library)
     # Loaded from memory: nobody else can change it, and folders may forbid execution.
-    file = os.memfd_create(sources[0].stem)
+    file = os.memfd_create(source.with_suffix(".so").name)
     with open(file, "wb", closefd=False) as loaded:
         loaded.write(library)
     return f"/proc/self/fd/{file}"
 
 
-@cache
-def _compiler() -> tuple[str, str]:
-    """Find the C compiler, and what tells its version from others."""
-    compiler = os.environ.get("CC") or next(filter(which, _COMPILERS), None)
-    path = which(compiler) if compiler else None
-    if path is None:
-        raise RuntimeError(
-            f"the emulator needs a C compiler (cc, gcc, clang or $CC), got {compiler or 'none'}"
-        )
-    real = os.path.realpath(path)
-    status = os.stat(real)
-    return path, f"{real} {status.st_size} {status.st_mtime_ns}"
+def _digest(compiler: list[str], files: Sequence[Path], flags: tuple[str, ...]) -> str:
+    """Name what a library depends on: the compiler, its flags, the CPU and the files."""
+    path = os.path.realpath(str(which(compiler[0])))
+    status = os.stat(path)
+    what = (compiler, path, status.st_size, status.st_mtime_ns, flags, _cpu())
+    digest = hashlib.sha256(repr(what).encode())
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:32]
 
 
 @cache
-def _machine() -> str:
+def _cpu() -> str:
     """Name the CPU's instructions, for which -march=native compiles."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -67,19 +81,19 @@ def _machine() -> str:
     return "\n".join({line: None for line in lines if line.startswith(named)})
 
 
-def _compile(compiler: str, source: Path, flags: Sequence[str]) -> bytes:
+def _compile(compiler: list[str], source: Path, flags: tuple[str, ...]) -> bytes:
     with tempfile.TemporaryDirectory() as scratch:
-        built = Path(scratch) / "built.so"
+        built = Path(scratch) / "library.so"
 
-        def run(flags: Sequence[str]) -> "subprocess.CompletedProcess[str]":
-            command = [compiler, *_FLAGS, *flags, str(source), "-lm", "-o", str(built)]
+        def run(*flags: str) -> "subprocess.CompletedProcess[str]":
+            command = [*compiler, "-shared", "-fPIC", *flags, str(source), "-lm", "-o", str(built)]
             return subprocess.run(command, capture_output=True, text=True)
 
-        done = run(flags)
-        if done.returncode and "-march=native" in flags:
-            done = run([flag for flag in flags if flag != "-march=native"])
+        done = run(*flags)
+        if done.returncode and _NATIVE in flags:
+            done = run(*(flag for flag in flags if flag != _NATIVE))
         if done.returncode:
-            raise RuntimeError(f"{compiler} cannot compile {source.name}:\n{done.stderr}")
+            raise RuntimeError(f"{compiler[0]} cannot compile {source.name}:\n{done.stderr}")
         return built.read_bytes()
 
 
