@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from nvfp4.emulator.isa import (
     accesses,
     arithmetic,
+    atomics,
     barriers,
     bits,
     control,
@@ -15,7 +16,7 @@ from nvfp4.emulator.isa import (
     moves,
 )
 from nvfp4.emulator.isa.builder import Decoder
-from nvfp4.emulator.tensor_cores import tcgen05
+from nvfp4.emulator.tensor_cores import tcgen05, warp_mma, wgmma
 from nvfp4.emulator.tma import instructions as tma
 
 DECODERS: Mapping[str, Decoder] = {
@@ -26,9 +27,12 @@ DECODERS: Mapping[str, Decoder] = {
     **conversions.DECODERS,
     **control.DECODERS,
     **accesses.DECODERS,
+    **atomics.DECODERS,
     **matrices.DECODERS,
     **mbarriers.DECODERS,
     **barriers.DECODERS,
     **tma.DECODERS,
     **tcgen05.DECODERS,
+    **warp_mma.DECODERS,
+    **wgmma.DECODERS,
 }

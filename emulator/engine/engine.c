@@ -110,6 +110,29 @@ const char *engine_operation(s32 number) {
   return number < (s32)(sizeof operations / sizeof *operations) ? operations[number].name : 0;
 }
 
+/* An operation on 32 lanes that need not be a warp's. */
+void engine_apply(s32 number, void *to, const void *const *from) {
+  ((value_function *)operations[number].function)(to, from, 0);
+}
+
+/* Read registers of 32 bits into rows of 32 words. `group` has their places, then their slots.
+   Returns the number of the first one without a value, or -1. */
+s32 engine_get_rows(const u8 *file, const u8 *states, const s32 *group, s32 count, u32 *rows) {
+  for (s32 i = 0; i < count; i++) {
+    if (states[group[count + i]] != WRITTEN) return i;
+    memcpy(rows + LANES * i, file + group[i], 4 * LANES);
+  }
+  return -1;
+}
+
+/* Write registers of 32 bits from rows of 32 words. */
+void engine_set_rows(u8 *file, u8 *states, const s32 *group, s32 count, const u32 *rows) {
+  for (s32 i = 0; i < count; i++) {
+    memcpy(file + group[i], rows + LANES * i, 4 * LANES);
+    states[group[count + i]] = WRITTEN;
+  }
+}
+
 /* Write a result of `bytes` a lane in some lanes only. */
 static void blend(u8 *to, const u8 *value, u32 lanes, s32 bytes) {
   for (int i = 0; i < LANES; i++)

@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nvfp4.emulator.c_library import loadable
 
 _SOURCE = Path(__file__).with_name("engine.c")
@@ -40,9 +42,34 @@ def run() -> Any:
 
 
 @cache
+def get_rows() -> Any:
+    """Give engine_get_rows of engine.c."""
+    return _rows(library().engine_get_rows)
+
+
+@cache
+def set_rows() -> Any:
+    """Give engine_set_rows of engine.c."""
+    return _rows(library().engine_set_rows)
+
+
+def _rows(function: Any) -> Any:
+    function.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int32, ctypes.c_void_p]
+    return function
+
+
+@cache
 def operations() -> Mapping[str, int]:
     """Give the number of each operation in operations.h, by its name."""
     names: dict[str, int] = {}
     while name := library().engine_operation(len(names)):
         names[name.decode()] = len(names)
     return names
+
+
+def apply(name: str, *sources: np.ndarray) -> np.ndarray:
+    """Give an operation's result for 32 lanes, which has the sources' type."""
+    result = np.empty_like(sources[0])
+    places = (ctypes.c_void_p * 4)(*(source.ctypes.data for source in sources))
+    library().engine_apply(operations()[name], ctypes.c_void_p(result.ctypes.data), places)
+    return result

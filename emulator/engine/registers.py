@@ -5,8 +5,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nvfp4.emulator.engine import library
 from nvfp4.emulator.hazards import Hazard, Kind
 from nvfp4.emulator.lanes import ALL, DTYPES, LANES, Value, flags, spread
+
+
+def address(array: np.ndarray) -> int:
+    where: int = array.__array_interface__["data"][0]
+    return where
+
 
 ALWAYS = 0
 """A slot that always has a value, for records with fewer sources than they could have."""
@@ -16,9 +23,15 @@ _NEVER, _WRITTEN, _LOADING = range(3)
 
 
 class Loading(NamedTuple):
-    """Why registers have no value yet; each load has one of its own."""
+    """The instruction that still brings registers their values; each has one of its own."""
 
-    why: str
+    line: int
+    what: str = "tcgen05.ld"
+    wait: str = "tcgen05.wait::ld (Options.tmem_load_waits)"
+
+    @property
+    def why(self) -> str:
+        return f"a register of the {self.what} in PTX line {self.line} is used without {self.wait}"
 
 
 class Layout:
@@ -50,7 +63,17 @@ class Layout:
         template = Registers(self)
         for slot in self.filled:
             template[slot] = constants.get(slot, 0)
+        self._groups: dict[tuple[int, ...], np.ndarray] = {}
         self.template = template.file[: self._end_of_constants()].copy()
+
+    def group(self, slots: tuple[int, ...]) -> np.ndarray:
+        """Give the places of some slots of 32 bits, and then the slots, as C reads them."""
+        group = self._groups.get(slots)
+        if group is None:
+            assert all(self.bits[slot] == 32 for slot in slots), slots
+            places = [self.places[slot] for slot in slots]
+            group = self._groups[slots] = np.array([*places, *slots], np.int32)
+        return group
 
     def _end_of_constants(self) -> int:
         return max(self.places[s] + max(4, LANES * self.bits[s] // 8) for s in self.filled)
@@ -63,13 +86,14 @@ class Registers:
     Reading a register without a value is a hazard.
     """
 
-    __slots__ = ("_bits", "_items", "_views", "file", "loading", "states")
+    __slots__ = ("_bits", "_items", "_layout", "_views", "file", "loading", "pointers", "states")
 
     def __init__(self, layout: Layout) -> None:
-        self._bits, self._items = layout.bits, layout.items
+        self._layout, self._bits, self._items = layout, layout.bits, layout.items
         self.file = np.empty(layout.size, np.uint8)
         self.states = layout.states.copy()
         self.file[: len(layout.template)] = layout.template
+        self.pointers = address(self.file), address(self.states)
         self.loading: dict[int, Loading] = {}
         self._views: dict[int, np.ndarray] = {n: self.file.view(DTYPES[n]) for n in DTYPES}
         self._views[1] = self._views[32]
@@ -106,6 +130,32 @@ class Registers:
             old = self._views[bits][at : at + LANES]
             np.copyto(old, spread(value, bits), where=flags(lanes))
         self.states[slot] = _WRITTEN
+
+    def rows(self, slots: tuple[int, ...]) -> np.ndarray:
+        """Read registers of 32 bits as [registers, lanes]."""
+        words = np.empty((len(slots), LANES), np.uint32)
+        group = address(self._layout.group(slots))
+        bad = library.get_rows()(*self.pointers, group, len(slots), address(words))
+        if bad >= 0:
+            raise self.missing(slots[bad])
+        return words
+
+    def set_rows(self, slots: tuple[int, ...], words: np.ndarray) -> None:
+        """Write registers of 32 bits in all lanes, from [registers, lanes]."""
+        words = np.ascontiguousarray(words, np.uint32)
+        assert words.shape == (len(slots), LANES), words.shape
+        group = address(self._layout.group(slots))
+        library.set_rows()(*self.pointers, group, len(slots), address(words))
+
+    def content(self, slot: int) -> np.ndarray | Loading | None:
+        """Give a register's value, or what brings it; None if it was never written."""
+        state = self.states[slot]
+        return self[slot] if state == _WRITTEN else None if state == _NEVER else self.loading[slot]
+
+    def coming(self, slot: int) -> np.ndarray:
+        """Give the value that a register will have when what brings it has ended."""
+        at = self._items[slot]
+        return self._views[self._bits[slot]][at : at + LANES].copy()
 
     def missing(self, slot: int) -> Hazard:
         """Say why a register has no value that can be used."""

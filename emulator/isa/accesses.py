@@ -1,4 +1,4 @@
-"""Loads, stores, atomics and address conversions (PTX ISA: Data Movement and Conversion)."""
+"""Loads, stores and address conversions (PTX ISA: Data Movement and Conversion)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,6 @@ from nvfp4.emulator.isa.modifiers import Modifiers
 from nvfp4.emulator.lanes import (
     ALL,
     DTYPES,
-    FLOATS,
     SIGNED,
     members,
     pick,
@@ -24,11 +23,11 @@ from nvfp4.emulator.machine.program import Step
 from nvfp4.emulator.machine.shared_addresses import cta_at
 from nvfp4.emulator.memory.addresses import OFFSET_MASK, PARAMETER_WINDOW, RANK_SHIFT, SHARED_WINDOW
 
-_SPACES = ("param", "global", "shared", "shared::cta", "shared::cluster", "const", "local")
+SPACES = ("param", "global", "shared", "shared::cta", "shared::cluster", "const", "local")
 _WINDOW_MASK = SHARED_WINDOW - 1
 
 
-def _resolve(space: str, address: int) -> tuple[str, int]:
+def resolve(space: str, address: int) -> tuple[str, int]:
     """Give the state space of an address, and the address within that space."""
     if space:
         return space, address
@@ -39,14 +38,15 @@ def _resolve(space: str, address: int) -> tuple[str, int]:
     return "global", address
 
 
-def _aligned(addresses: np.ndarray, width: int) -> None:
+def check_alignment(addresses: np.ndarray, width: int) -> None:
+    """Refuse addresses that are not multiples of an access's width in bytes."""
     wrong = addresses & (width - 1)
     if wrong.any():
         address = int(addresses[wrong != 0][0])
         raise Hazard(Kind.MISALIGNED, f"address {address:#x} in a {width}-byte access")
 
 
-def _load(
+def load(
     warp: Any,
     space: str,
     addresses: np.ndarray,
@@ -57,8 +57,8 @@ def _load(
 ) -> Any:
     """Load [addresses, count] elements; a `strong` load may race with writers."""
     width = bits // 8 * count
-    _aligned(addresses, width)
-    space, _ = _resolve(space, int(addresses[0]))
+    check_alignment(addresses, width)
+    space, _ = resolve(space, int(addresses[0]))
     if space == "global":
         warp.access_global()
         return warp.machine.memory.load(addresses, bits, count, None if strong else warp)
@@ -80,8 +80,8 @@ def _load(
 
 def store(warp: Any, space: str, addresses: np.ndarray, values: np.ndarray, ins: Any) -> None:
     width = values.itemsize * values.shape[1]
-    _aligned(addresses, width)
-    space, _ = _resolve(space, int(addresses[0]))
+    check_alignment(addresses, width)
+    space, _ = resolve(space, int(addresses[0]))
     if space == "global":
         warp.access_global()
         warp.machine.memory.store(addresses, values, warp, warp.event(ins))
@@ -119,7 +119,7 @@ class _Access:
     def __init__(self, instruction: ptx.Instruction, builder: Builder) -> None:
         modifiers = Modifiers(instruction)
         self.letter, self.bits = modifiers.type()
-        self.space = modifiers.take(*_SPACES)
+        self.space = modifiers.take(*SPACES)
         self.count = int(modifiers.take("v2", "v4", "v8")[1:] or 1)
         # The machine is sequentially consistent, so strength changes no value. It decides which
         # accesses to global memory may race (GlobalMemory.read_check). In shared memory, strong
@@ -161,7 +161,7 @@ def _decode_ld(instruction: ptx.Instruction, builder: Builder) -> Step:
         mask = warp.mask
         same = uniform(address, mask)
         if same is not None:
-            data = _load(warp, space, np.array([same + offset]), bits, count, instruction, strong)
+            data = load(warp, space, np.array([same + offset]), bits, count, instruction, strong)
             for put, width, value in zip(puts, widths, data[0].tolist(), strict=True):
                 if sign_extends and width > bits:
                     value = signed(value, bits) & ((1 << width) - 1)
@@ -169,7 +169,7 @@ def _decode_ld(instruction: ptx.Instruction, builder: Builder) -> Step:
             return
         lanes = members(mask)
         addresses = address[lanes].astype(np.int64) + offset
-        data = _load(warp, space, addresses, bits, count, instruction, strong)
+        data = load(warp, space, addresses, bits, count, instruction, strong)
         if sign_extends:
             data = data.view(SIGNED[bits])
         for i, (put, width) in enumerate(zip(puts, widths, strict=True)):
@@ -235,7 +235,7 @@ def _decode_cvta(instruction: ptx.Instruction, builder: Builder) -> Decoded:
     modifiers = Modifiers(instruction)
     _, bits = modifiers.type()
     to = modifiers.take("to")
-    space = modifiers.need(*_SPACES)
+    space = modifiers.need(*SPACES)
     modifiers.done()
     window = {"global": 0, "const": 0, "param": PARAMETER_WINDOW}.get(space, SHARED_WINDOW)
     into, operand = instruction.operands
@@ -253,71 +253,9 @@ def _decode_cvta(instruction: ptx.Instruction, builder: Builder) -> Decoded:
     return step
 
 
-def _decode_atom(instruction: ptx.Instruction, builder: Builder) -> Step:
-    modifiers = Modifiers(instruction)
-    letter, bits = modifiers.type()
-    space = modifiers.take(*_SPACES)
-    order = modifiers.take("relaxed", "acquire", "release", "acq_rel")
-    wide = modifiers.take("cta", "cluster", "gpu", "sys") in ("gpu", "sys")
-    operation = modifiers.need(*_ATOMICS, "cas")
-    modifiers.done()
-    returns = instruction.opcode == "atom"
-    operands = instruction.operands
-    put = builder.put(operands[0], bits) if returns else None
-    base, offset = builder.address(operands[1] if returns else operands[0], 64)
-    slots = [builder.source(operand, bits) for operand in operands[2 if returns else 1 :]]
-    dtype = {"s": SIGNED, "f": FLOATS}.get(letter, DTYPES)[bits]
-
-    def step(warp: Any) -> None:
-        registers = warp.registers
-        warp.access_global()
-        if wide and order in ("release", "acq_rel"):
-            warp.release_to_gpu()
-        if wide and order in ("acquire", "acq_rel"):
-            warp.acquire_from_gpu()
-        addresses = spread(registers[base], 64).astype(np.int64) + offset
-        sources = [spread(registers[slot], bits).view(dtype) for slot in slots]
-        before = np.zeros(32, dtype)
-        for lane in members(warp.mask).tolist():
-            here = addresses[lane : lane + 1]
-            _aligned(here, bits // 8)
-            at, _ = _resolve(space, int(here[0]))
-            if at != "global":
-                raise instruction.unsupported("atomics on global memory only")
-            memory = warp.machine.memory
-            tensor = memory.find(int(here[0]), int(here[0]) + bits // 8)
-            old = memory.load(here, bits, 1, None).view(dtype)[0, 0]
-            before[lane] = old
-            if operation == "cas":
-                new = sources[1][lane] if old == sources[0][lane] else old
-            else:
-                with np.errstate(over="ignore"):
-                    new = _ATOMICS[operation](old, sources[0][lane])
-            where = here - tensor.base
-            cells = where[:, None] + np.arange(bits // 8)
-            memory.write_check(tensor, cells, warp, warp.event(instruction), True)
-            tensor.bytes.scatter(where, np.array([[new]], dtype).view(DTYPES[bits]))
-        if put is not None:
-            put(warp, before.view(DTYPES[bits]))
-
-    return step
-
-
-_ATOMICS: Mapping[str, Any] = {
-    "add": lambda a, b: a + b,
-    "min": min,
-    "max": max,
-    "and": lambda a, b: a & b,
-    "or": lambda a, b: a | b,
-    "xor": lambda a, b: a ^ b,
-    "exch": lambda a, b: b,
-}
-
 DECODERS: Mapping[str, Decoder] = {
     "ld": _decode_ld,
     "st": _decode_st,
     "mapa": _decode_mapa,
     "cvta": _decode_cvta,
-    "atom": _decode_atom,
-    "red": _decode_atom,
 }

@@ -40,6 +40,36 @@ def _decode_bra(instruction: ptx.Instruction, builder: Builder) -> Lanes:
     return Lanes([record.guarded(predicate, flip)], step)
 
 
+def _decode_brx(instruction: ptx.Instruction, builder: Builder) -> Step:
+    """Decode brx.idx, a jump to the label that an index chooses from a list."""
+    modifiers = Modifiers(instruction, "idx")
+    modifiers.take("uni")
+    modifiers.done()
+    index, table = instruction.operands
+    assert isinstance(table, ptx.Symbol)
+    if instruction.guard is not None:
+        raise instruction.unsupported("only without a predicate")
+    labels = [builder.kernel.labels[name] for name in builder.kernel.targets[table.name]]
+    slot = builder.source(index, 32)
+
+    def step(warp: Any) -> int | None:
+        values = spread(warp.registers[slot], 32)
+        chosen = np.unique(values[members(warp.mask)]).tolist()
+        if chosen[-1] >= len(labels):
+            raise Hazard(Kind.OUT_OF_BOUNDS, f"label {chosen[-1]} of a list of {len(labels)}")
+        last = labels[chosen.pop()]
+        if not chosen:
+            return last
+        mask = warp.mask
+        for number in chosen[1:]:
+            lanes = lane_set(values == number) & mask
+            warp.fragments.append([labels[number], lanes, 0])
+            warp.mask &= ~lanes
+        return warp.diverge(labels[chosen[0]], lane_set(values == chosen[0]) & mask, last)
+
+    return step
+
+
 def _decode_exit(instruction: ptx.Instruction, builder: Builder) -> Step:
     modifiers = Modifiers(instruction)
     modifiers.take("uni")
@@ -241,6 +271,7 @@ def _decode_griddepcontrol(instruction: ptx.Instruction, builder: Builder) -> St
 
 DECODERS: Mapping[str, Decoder] = {
     "bra": _decode_bra,
+    "brx": _decode_brx,
     "ret": _decode_exit,
     "exit": _decode_exit,
     "trap": _decode_trap,

@@ -33,6 +33,8 @@ def decode(instruction: ptx.Instruction, builder: Builder) -> Lanes:
     if name in ("min", "max") and modifiers.take("NaN"):
         name += "_NaN"
     modifiers.done()
+    if kind in _HALVES and name in _APPROXIMATE:
+        raise instruction.unsupported(f"{name} of {kind} is not known")
     bits = _BITS[kind]
     into, *operands = instruction.operands
     count = _SOURCES.get(instruction.opcode, 1)

@@ -1,4 +1,9 @@
-"""The stmatrix instruction: a warp stores 8x8 matrices of 16-bit elements (PTX ISA)."""
+"""The ldmatrix and stmatrix instructions, by which a warp moves 8x8 matrices of 16-bit elements.
+
+Lane l of a fragment holds elements 2 (l % 4) and the next one of row l / 4 of each matrix. Lane
+8 i + r gives the shared address of row r of matrix i. With .trans, the fragment is that of the
+transposed matrix.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,40 +11,68 @@ from typing import Any
 import numpy as np
 
 from nvfp4.emulator import ptx
-from nvfp4.emulator.isa.accesses import store
+from nvfp4.emulator.isa.accesses import load, store
 from nvfp4.emulator.isa.builder import Builder, Decoder
 from nvfp4.emulator.isa.modifiers import Modifiers
 from nvfp4.emulator.lanes import spread
 from nvfp4.emulator.machine.program import Step
 
 
-def _decode_stmatrix(instruction: ptx.Instruction, builder: Builder) -> Step:
-    """Decode stmatrix.
-
-    Lane l holds elements 2 (l % 4) and the next one of row l / 4 of each matrix. Row r of matrix i
-    is stored at the address that lane 8 i + r gives.
-    """
+def _shape(instruction: ptx.Instruction) -> tuple[int, bool]:
+    """Give the number of matrices, and whether they are transposed."""
     modifiers = Modifiers(instruction, "sync", "aligned", "m8n8")
     count = int(modifiers.need("x1", "x2", "x4")[1:])
+    transposed = bool(modifiers.take("trans"))
     modifiers.need("shared", "shared::cta")
     modifiers.need("b16")
     modifiers.done()
-    address, data = instruction.operands
+    return count, transposed
+
+
+def _items(instruction: ptx.Instruction, data: ptx.Operand, count: int) -> tuple[ptx.Operand, ...]:
     items = data.items if isinstance(data, ptx.Vector) else (data,)
     if len(items) != count:
         raise instruction.unsupported(f"{len(items)} registers for {count} matrices")
-    slots = [builder.source(item, 32) for item in items]
+    return items
+
+
+def _decode_ldmatrix(instruction: ptx.Instruction, builder: Builder) -> Step:
+    count, transposed = _shape(instruction)
+    data, address = instruction.operands
+    slots = tuple(builder.result(item, 32) for item in _items(instruction, data, count))
     base, offset = builder.address(address)
 
     def step(warp: Any) -> int | None:
         if (blocked := warp.converge()) is not None:
             return blocked
         addresses = spread(warp.registers[base], 64).astype(np.int64)[: 8 * count] + offset
-        words = np.stack([spread(warp.registers[slot], 32) for slot in slots])  # [matrix, lane]
-        store(warp, "shared", addresses, words.reshape(8 * count, 4), instruction)
+        matrices = load(warp, "shared", addresses, 16, 8, instruction).reshape(count, 8, 8)
+        if transposed:
+            matrices = np.ascontiguousarray(matrices.transpose(0, 2, 1))
+        warp.registers.set_rows(slots, matrices.reshape(count, 64).view(np.uint32))
         return None
 
     return step
 
 
-DECODERS: Mapping[str, Decoder] = {"stmatrix": _decode_stmatrix}
+def _decode_stmatrix(instruction: ptx.Instruction, builder: Builder) -> Step:
+    count, transposed = _shape(instruction)
+    address, data = instruction.operands
+    slots = tuple(builder.source(item, 32) for item in _items(instruction, data, count))
+    base, offset = builder.address(address)
+
+    def step(warp: Any) -> int | None:
+        if (blocked := warp.converge()) is not None:
+            return blocked
+        addresses = spread(warp.registers[base], 64).astype(np.int64)[: 8 * count] + offset
+        words = warp.registers.rows(slots)  # [matrix, lane]
+        rows = words.view(np.uint16).reshape(count, 8, 8)
+        if transposed:
+            rows = np.ascontiguousarray(rows.transpose(0, 2, 1))
+        store(warp, "shared", addresses, rows.reshape(8 * count, 8), instruction)
+        return None
+
+    return step
+
+
+DECODERS: Mapping[str, Decoder] = {"ldmatrix": _decode_ldmatrix, "stmatrix": _decode_stmatrix}

@@ -7,17 +7,13 @@ import numpy as np
 
 from nvfp4.emulator import ptx
 from nvfp4.emulator.engine import library
-from nvfp4.emulator.engine.registers import Loading, Registers
+from nvfp4.emulator.engine.registers import Loading, Registers, address
 from nvfp4.emulator.hazards import Event, Hazard, Kind, Unsupported, UnsupportedInstruction
 from nvfp4.emulator.lanes import uniform
 from nvfp4.emulator.machine.outcomes import BLOCKED, DIVERGED, YIELD
 from nvfp4.emulator.ptx.registers import named_by, read_by
 
 _FAR = 1 << 60
-
-
-def _address(array: np.ndarray) -> int:
-    return array.__array_interface__["data"][0]
 
 
 class Warp:
@@ -37,9 +33,9 @@ class Warp:
         self.steps = self.program.steps
         self.compiled = self.program.compiled
         self.registers = registers
-        arrays = (self.program.records, self.program.starts, registers.file, registers.states)
-        self._pointers = np.array([_address(array) for array in arrays], np.uint64)
-        self._control = _address(self._pointers)
+        code = address(self.program.records), address(self.program.starts)
+        self._pointers = np.array([*code, *registers.pointers], np.uint64)
+        self._control = address(self._pointers)
         self.pc = 0
         self.mask = self.live = live
         self.full = True
@@ -237,6 +233,17 @@ class Warp:
             self.span = self.new_event(what, instruction, generic=True)
             self.seen |= 1 << self.span
         return self.span
+
+    def atomic_event(self, instruction: ptx.Instruction) -> int:
+        """Give the event of the warp's atomics, which do not wait for those of other warps."""
+        span = self.event(instruction)
+        known, number = self.state.get("atomics", (0, 0))
+        if known != span:
+            number = self.new_event("atomics from here on", instruction, generic=True)
+            self.cluster.events.atomic |= 1 << number
+            self.seen |= 1 << number
+            self.state["atomics"] = (span, number)
+        return number
 
     def release(self) -> tuple[int, int]:
         """Give (observed, fenced) to pass on to those that wait for what the warp does now."""

@@ -30,6 +30,7 @@ class Events:
     def __init__(self) -> None:
         self._log: list[Event] = [Event("nothing", 0, "")]
         self.generic = 0  # the events that are ordinary loads and stores (the generic proxy)
+        self.atomic = 0  # the events that are atomics, which may race with one another
         self._groups: list[int] = [0]
         self._group_numbers: dict[int, int] = {0: 0}
 
@@ -128,6 +129,11 @@ class Shadow:
         self.check_readers(index, seen)
         self.writer[index] = event
         self.readers[index] = 0
+
+    def atomic(self, index: Index, event: int, seen: int) -> None:
+        """Check and record an atomic's read and write, which need not wait for other atomics."""
+        self._check_writer(index, seen | self._events.atomic, None, reading=True)
+        self.write(index, event, seen | self._events.atomic)
 
     def check_readers(self, index: Index, seen: int) -> None:
         cells = self.readers[index]

@@ -22,6 +22,7 @@ from nvfp4.emulator.ptx.syntax import (
 
 _BITS = {"pred": 1, **{f"{t}{n}": n for t in "busf" for n in (8, 16, 32, 64, 128)}, "f16x2": 32}
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
+_DEBUG_SECTION = re.compile(r"\.section\s+[\w.]+\s*\{[^}]*\}")
 _VARIABLE = re.compile(
     r"(?:\.align\s+(\d+)\s+)?\.([busf]\d+)\s+(?:\.ptr\s+(?:\.\w+\s+)?(?:\.align\s+\d+\s+)?)?"
     r"([\w$%.]+)\s*(?:\[(\d*)\])?$"
@@ -40,7 +41,8 @@ def _is_ignored(statement: str) -> bool:
 def parse(text: str) -> Module:
     """Read the kernels of a PTX module and its shared variables."""
     module = Module({}, [])
-    text = _COMMENT.sub(lambda m: "\n" * m.group().count("\n"), text)
+    for dropped in (_COMMENT, _DEBUG_SECTION):
+        text = dropped.sub(lambda m: "\n" * m.group().count("\n"), text)
     statements = _statements(text)
     for line, statement in statements:
         if ".entry" in statement:
@@ -124,6 +126,7 @@ def _body(kernel: Kernel, statements: Iterator[tuple[int, str]]) -> None:
     label_scopes: list[str] = []
     blocks = 0
     branches: list[tuple[int, tuple[str, ...]]] = []
+    label = ""  # the last one
     for line, statement in statements:
         if statement == "{":
             scopes.append({})
@@ -139,7 +142,11 @@ def _body(kernel: Kernel, statements: Iterator[tuple[int, str]]) -> None:
         elif _is_ignored(statement):
             continue
         elif statement.endswith(":"):
-            kernel.labels[statement[:-1] + label_scopes[-1]] = len(kernel.instructions)
+            label = statement[:-1] + label_scopes[-1]
+            kernel.labels[label] = len(kernel.instructions)
+        elif statement.startswith(".branchtargets"):
+            names = statement.removeprefix(".branchtargets").split(",")
+            kernel.targets[label] = tuple(name.strip() + label_scopes[-1] for name in names)
         elif statement.startswith("."):
             raise UnsupportedInstruction(line, statement, "a directive that is not known")
         else:

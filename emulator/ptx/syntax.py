@@ -87,6 +87,8 @@ class Kernel:
     parameters: list[Variable] = field(default_factory=list)
     instructions: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)  # to an index into instructions
+    targets: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """The labels of each .branchtargets, by its own label."""
     required_threads: tuple[int, int, int] | None = None
     required_cluster: tuple[int, int, int] | None = None
 

@@ -3,20 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from nvfp4.emulator import ptx
 from nvfp4.emulator.engine.registers import Loading
 from nvfp4.emulator.hazards import Hazard, Kind
 from nvfp4.emulator.isa.builder import Builder, Operation
 from nvfp4.emulator.isa.modifiers import Modifiers
-from nvfp4.emulator.lanes import spread
 from nvfp4.emulator.machine.program import Step
-
-_WITHOUT_WAIT = (
-    "a register of the tcgen05.ld in PTX line {} is used without tcgen05.wait::ld"
-    " (Options.tmem_load_waits)"
-)
 
 
 def _ld(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -> Step:
@@ -37,8 +29,8 @@ def _ld(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) ->
     items = values.items if isinstance(values, ptx.Vector) else (values,)
     if len(items) != count:
         raise instruction.unsupported(f"{len(items)} registers for {count}")
-    puts = [builder.put(item, 32) for item in items]
-    slots = [builder.result(item, 32) for item in items if not isinstance(item, ptx.Sink)]
+    slots = tuple(builder.result(item, 32) for item in items)
+    awaited = [s for s, item in zip(slots, items, strict=True) if not isinstance(item, ptx.Sink)]
     base, offset = builder.address(address)
 
     def step(warp: Any) -> int | None:
@@ -54,14 +46,13 @@ def _ld(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) ->
             parts = block.reshape(2, 8, repeat, 4, 2).transpose(2, 0, 4, 1, 3)
             block = parts.reshape(count, 32)
         else:
-            block = block.T.copy()
-        for put, row in zip(puts, block, strict=True):
-            put(warp, row)
+            block = block.T
+        warp.registers.set_rows(slots, block)
         if warp.machine.tmem_load_waits:
-            loading = Loading(_WITHOUT_WAIT.format(instruction.line))
-            for slot in slots:
+            loading = Loading(instruction.line)
+            for slot in awaited:
                 warp.registers.load(slot, loading)
-            warp.loading.append((loading, slots))
+            warp.loading.append((loading, awaited))
         return None
 
     return step
@@ -73,7 +64,7 @@ def _st(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) ->
     items = values.items if isinstance(values, ptx.Vector) else (values,)
     if len(items) != count:
         raise instruction.unsupported(f"{len(items)} registers for {count} columns")
-    slots = [builder.source(item, 32) for item in items]
+    slots = tuple(builder.source(item, 32) for item in items)
     base, offset = builder.address(address)
 
     def step(warp: Any) -> int | None:
@@ -84,8 +75,7 @@ def _st(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) ->
             event = warp.event(instruction)
             warp.cta.tensor.shadow.write((first // 32, columns), event, warp.seen)
         lanes = slice(first, first + 32)
-        block = np.stack([spread(warp.registers[slot], 32) for slot in slots], 1)
-        warp.cta.tensor.words[lanes, columns] = block
+        warp.cta.tensor.words[lanes, columns] = warp.registers.rows(slots).T
         return None
 
     return step

@@ -27,26 +27,11 @@ from nvfp4.emulator.tensor_cores.descriptors import (
     instruction_descriptor,
     matrix_descriptor,
 )
+from nvfp4.emulator.tensor_cores.elements import E2M1_PAIRS, UE4M3, UE8M0
 
 _K = 64  # elements of K in one MMA
 _GROUP = 16  # elements of K under one scale
 _ALL_QUARTERS = slice(None)
-
-_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
-E2M1_PAIRS = np.stack([_E2M1[np.arange(256) & 15], _E2M1[np.arange(256) >> 4]], 1)
-"""The two elements of each byte, the low nibble's first."""
-
-
-def _e4m3(code: int) -> float:
-    """Decode UE4M3, which ignores the sign bit and has NaN as its top code."""
-    exponent, mantissa = code >> 3 & 15, code & 7
-    if code & 127 == 127:
-        return float("nan")
-    return (mantissa / 8 if not exponent else 1 + mantissa / 8) * 2.0 ** (max(exponent, 1) - 7)
-
-
-_E4M3 = np.array([_e4m3(code) for code in range(256)])
-_E8M0 = np.array([2.0 ** (code - 127) for code in range(255)] + [float("nan")])
 
 
 def _mma(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -> Step:
@@ -100,7 +85,7 @@ def _mma(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -
             codes_b = np.concatenate([cta.shared.bytes.chunks[b_rows] for cta in ctas])
             for cta in ctas:
                 words = cta.tensor.words
-                table = _E8M0 if shape.scale_is_e8m0 else _E4M3
+                table = UE8M0 if shape.scale_is_e8m0 else UE4M3
                 factors_a = _scales(words, scales_a, 128, table)
                 factors_b = _scales(words, scales_b, shape.n, table)
                 left = _dequantize(cta.shared.bytes.chunks[a_rows], factors_a, shape.negate_a)

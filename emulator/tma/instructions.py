@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nvfp4.emulator import ptx
+from nvfp4.emulator.isa import async_copies
 from nvfp4.emulator.isa.builder import Builder, Decoder
 from nvfp4.emulator.isa.modifiers import Modifiers
 from nvfp4.emulator.machine.program import Step
@@ -22,7 +23,7 @@ from nvfp4.emulator.tma.store import decode_store
 def _decode_cp(instruction: ptx.Instruction, builder: Builder) -> Step:
     modifiers = Modifiers(instruction, "async")
     if not modifiers.take("bulk"):
-        raise instruction.unsupported("cp.async of less than bulk is not known")
+        return async_copies.decode(instruction, builder, modifiers)
     if modifiers.take("commit_group"):
         modifiers.done()
         return bulk_groups.commit

@@ -81,3 +81,22 @@ def in_lanes(body: str, lanes: int = 32, **options) -> list[int]:
     out = torch.full((lanes,), -1, dtype=torch.int32)
     run(body + STORE, {"out": out}, block=lanes, **options)
     return [v & ALL for v in out.tolist()]
+
+
+def across(instruction: str, result: str, *values: np.ndarray) -> np.ndarray:
+    """An instruction's results for a whole domain of operands, a thread for each; as `each` else.
+    The arrays have a multiple of 256 elements.
+    """
+    sizes = [np.dtype(result).itemsize, *(v.itemsize for v in values)]
+    names = [f"%{NAMES[8 * size]}{i}" for i, size in enumerate(sizes)]
+    body = "mov.u32 %r60,%ctaid.x; mad.lo.u32 %r60,%r60,256,%t;\n"
+    for i, size in enumerate(sizes):
+        where = f"%v{i}" if i else "%out"
+        body += f"mul.wide.u32 %d{20 + i},%r60,{size}; add.s64 %d{20 + i},%d{20 + i},{where};\n"
+    for i, size in enumerate(sizes[1:], 1):
+        body += f"ld.global.b{8 * size} {names[i]}, [%d{20 + i}];\n"
+    body += instruction.format(*names) + f"\nst.global.b{8 * sizes[0]} [%d20], {names[0]};\n"
+    memory = {"out": torch.empty(len(values[0]) * sizes[0], dtype=torch.uint8)}
+    memory |= {f"v{i}": tensor(v) for i, v in enumerate(values, 1)}
+    run(body, memory, outputs="out", block=256, grid=(len(values[0]) // 256, 1, 1))
+    return memory["out"].numpy().view(result)
