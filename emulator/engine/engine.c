@@ -4,10 +4,11 @@
    engine runs them until it meets one that Python has to run: an instruction of another kind, a
    branch that splits the warp, or a register without a value. It changes nothing of such an
    instruction, so that Python can run it whole or say what is wrong. */
+#include "memory.h"
 #include "numbers.h"
 
 /* What a record does (records.py) */
-enum { PYTHON, VALUE, TEST, LOGIC, SELECT, BRANCH, SHUFFLE };
+enum { PYTHON, VALUE, TEST, LOGIC, SELECT, BRANCH, SHUFFLE, LOAD, STORE, LOAD_MATRIX, STORE_MATRIX };
 /* What a slot holds (registers.py) */
 enum { NEVER, WRITTEN, LOADING };
 
@@ -25,6 +26,8 @@ typedef struct {
   const s32 *starts; /* the first record of each instruction */
   u8 *file;          /* all registers */
   u8 *states;        /* what each slot holds */
+  const s32 *elements; /* the registers of accesses to memory: place, slot and bytes of each */
+  Memory memory;
 } Warp;
 
 #define IVDEP _Pragma("GCC ivdep")
@@ -249,28 +252,144 @@ static int shuffle(const Warp *warp, const Record *r, u32 lanes) {
   return 1;
 }
 
+/* What an access to memory needs of its record */
+typedef struct {
+  const s32 *registers; /* place, slot and bytes of each */
+  int bytes, count, base_bytes, is_signed, space, strong;
+} Access;
+
+static Access access_of(const Warp *warp, const Record *r) {
+  s32 a = r->flips[0], b = r->flips[1];
+  Access access = {warp->elements + r->operation, a & 255,  a >> 8 & 255, a >> 16 & 255,
+                   a >> 24 & 1,                   b & 255, b >> 8 & 1};
+  return access;
+}
+
+static void addresses_of(const Warp *warp, const Record *r, const Access *a, u64 *addresses) {
+  const u8 *base = warp->file + r->from[0];
+  for (int i = 0; i < LANES; i++)
+    addresses[i] = (a->base_bytes == 4 ? ((u32 *)base)[i] : ((u64 *)base)[i]) + (u64)(s64)r->immediate;
+}
+
+/* Extend an element of memory to its register. */
+static void take(u8 *to, s32 to_bytes, const u8 *from, int bytes, int is_signed) {
+  u64 value = 0;
+  switch (bytes) {
+    case 1: value = is_signed ? (u64)(s64) * (s8 *)from : *from; break;
+    case 2: value = is_signed ? (u64)(s64) * (s16 *)from : *(u16 *)from; break;
+    case 4: value = is_signed ? (u64)(s64) * (s32 *)from : *(u32 *)from; break;
+    default: value = *(u64 *)from;
+  }
+  switch (to_bytes) {
+    case 1: *to = (u8)value; break;
+    case 2: *(u16 *)to = (u16)value; break;
+    case 4: *(u32 *)to = (u32)value; break;
+    default: *(u64 *)to = value;
+  }
+}
+
+/* ld: elements go to the registers in the running lanes. */
+static int load(Warp *warp, const Record *r, u32 lanes, int all) {
+  Access a = access_of(warp, r);
+  Places places;
+  u64 addresses[LANES];
+  if (!written(warp, r)) return TO_PYTHON;
+  for (int n = 0; n < a.count; n++)
+    if (!all && warp->states[a.registers[3 * n + 1]] == LOADING) return TO_PYTHON;
+  addresses_of(warp, r, &a, addresses);
+  s64 width = a.bytes * a.count;
+  int answer = find(&warp->memory, &places, a.space, addresses, lanes, width, 0, a.strong);
+  if (answer != DONE) return answer;
+  record(&warp->memory, &places, lanes, width, 0);
+  for (int n = 0; n < a.count; n++) {
+    const s32 *to = a.registers + 3 * n;
+    u8 *row = warp->file + to[0], *state = warp->states + to[1];
+    if (*state == NEVER) memset(row, 0, (size_t)(LANES * to[2]));
+    for (int i = 0; i < LANES; i++)
+      if (lanes >> i & 1)
+        take(row + i * to[2], to[2], places.bytes[i] + n * a.bytes, a.bytes, a.is_signed);
+    *state = WRITTEN;
+  }
+  return DONE;
+}
+
+/* st: the low bytes of the registers go to memory, in the order of the lanes. */
+static int store(Warp *warp, const Record *r, u32 lanes) {
+  Access a = access_of(warp, r);
+  Places places;
+  u64 addresses[LANES];
+  if (!written(warp, r)) return TO_PYTHON;
+  for (int n = 0; n < a.count; n++)
+    if (warp->states[a.registers[3 * n + 1]] != WRITTEN) return TO_PYTHON;
+  addresses_of(warp, r, &a, addresses);
+  s64 width = a.bytes * a.count;
+  int answer = find(&warp->memory, &places, a.space, addresses, lanes, width, 1, 0);
+  if (answer != DONE) return answer;
+  record(&warp->memory, &places, lanes, width, 1);
+  for (int i = 0; i < LANES; i++) {
+    if (!(lanes >> i & 1)) continue;
+    for (int n = 0; n < a.count; n++) {
+      const s32 *from = a.registers + 3 * n;
+      take(places.bytes[i] + n * a.bytes, a.bytes, warp->file + from[0] + i * from[2], from[2], 0);
+    }
+  }
+  return DONE;
+}
+
+/* ldmatrix and stmatrix of a whole warp: row r of matrix n is 16 bytes at the address of lane
+   8 n + r. Lane l holds elements 2 (l % 4) and the next one of row l / 4, or of column l / 4 if the
+   matrices are transposed. */
+static int matrix(Warp *warp, const Record *r, u32 lanes, int stores) {
+  Access a = access_of(warp, r);
+  Places places;
+  u64 addresses[LANES];
+  if (lanes != ALL || !written(warp, r)) return TO_PYTHON;
+  for (int n = 0; n < a.count && stores; n++)
+    if (warp->states[a.registers[3 * n + 1]] != WRITTEN) return TO_PYTHON;
+  addresses_of(warp, r, &a, addresses);
+  u32 rows = a.count == 4 ? ALL : (1u << 8 * a.count) - 1;
+  int answer = find(&warp->memory, &places, SHARED, addresses, rows, 16, stores, 0);
+  if (answer != DONE) return answer;
+  record(&warp->memory, &places, rows, 16, stores);
+  int transposed = a.is_signed;
+  for (int n = 0; n < a.count; n++) {
+    const s32 *held = a.registers + 3 * n;
+    for (int i = 0; i < LANES; i++)
+      for (int half = 0; half < 2; half++) {
+        int row = transposed ? 2 * (i % 4) + half : i / 4;
+        int column = transposed ? i / 4 : 2 * (i % 4) + half;
+        u16 *in_memory = (u16 *)places.bytes[8 * n + row] + column;
+        u16 *in_register = (u16 *)(warp->file + held[0]) + 2 * i + half;
+        if (stores) *in_memory = *in_register;
+        else *in_register = *in_memory;
+      }
+    if (!stores) warp->states[held[1]] = WRITTEN;
+  }
+  return DONE;
+}
+
 /* Run a warp's instructions from `pc` on, in the lanes of `mask`, which are all live ones if `full`.
 
    It stops before an instruction for Python, at `limit`, where other lanes wait, and after `budget`
-   instructions. Between those it may run over the budget, as nobody can tell: only branches back
-   and instructions for Python look at it. `split` says that other lanes wait somewhere, and a
+   instructions. It may run over the budget, as nobody can tell: only branches back, accesses to
+   memory and instructions for Python look at it. `split` says that other lanes wait somewhere, and a
    branch back is then Python's.
 
-   Returns the number of instructions run, the pc, and whether Python has to run the instruction
-   there, packed as 32, 31 and 1 bits. */
-s64 engine_run(const Warp *warp, s64 pc, s64 budget, u32 mask, s64 limit, s32 full, s32 split) {
+   Returns the number of instructions run, the pc, and what is next, packed as 32, 29 and 3 bits:
+   0 is nothing, and the others are the answers of memory.h. */
+s64 engine_run(Warp *warp, s64 pc, s64 budget, u32 mask, s64 limit, s32 full, s32 split) {
   s64 ran = 0;
-  int python = 0;
+  int next = 0;
   for (;;) {
     const Record *r = warp->records + warp->starts[pc];
     if (r->kind == PYTHON) {
-      python = ran < budget;
+      next = ran < budget ? TO_PYTHON : 0;
       break;
     }
     u32 running = mask;
     if (r->guard >= 0) {
       if (warp->states[r->guard_slot] != WRITTEN) {
-        python = 1;
+        next = TO_PYTHON;
         break;
       }
       running &= predicate(warp, r->guard) ^ (u32)r->guard_flip;
@@ -280,7 +399,7 @@ s64 engine_run(const Warp *warp, s64 pc, s64 budget, u32 mask, s64 limit, s32 fu
       if (running) {
         target = r->immediate;
         if (running != mask || (split && target <= pc)) {
-          python = 1;
+          next = TO_PYTHON;
           break;
         }
       }
@@ -289,7 +408,16 @@ s64 engine_run(const Warp *warp, s64 pc, s64 budget, u32 mask, s64 limit, s32 fu
       if (pc >= limit || (back && ran >= budget)) break;
       continue;
     }
-    if (running) {
+    if (r->kind >= LOAD) {
+      if (ran >= budget) break;
+      int all = full && running == mask;
+      if (running) switch (r->kind) {
+          case LOAD: next = load(warp, r, running, all); break;
+          case STORE: next = store(warp, r, running); break;
+          default: next = matrix(warp, r, all ? running : 0, r->kind == STORE_MATRIX);
+        }
+      if (next) break;
+    } else if (running) {
       u32 lanes = full && running == mask ? ALL : running;
       int done = 1;
       for (; done && r->pc == pc; r++) switch (r->kind) {
@@ -300,12 +428,12 @@ s64 engine_run(const Warp *warp, s64 pc, s64 budget, u32 mask, s64 limit, s32 fu
           default: done = shuffle(warp, r, running);
         }
       if (!done) {
-        python = 1;
+        next = TO_PYTHON;
         break;
       }
     }
     pc++, ran++;
     if (pc >= limit) break;
   }
-  return ran << 32 | pc << 1 | python;
+  return ran << 32 | pc << 3 | next;
 }

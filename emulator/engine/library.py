@@ -11,7 +11,7 @@ import numpy as np
 from nvfp4.emulator.c_library import loadable
 
 _SOURCE = Path(__file__).with_name("engine.c")
-_HEADERS = tuple(_SOURCE.with_name(name) for name in ("numbers.h", "operations.h"))
+_HEADERS = tuple(_SOURCE.with_name(name) for name in ("memory.h", "numbers.h", "operations.h"))
 _FLAGS = (
     "-O3",
     "-march=native",

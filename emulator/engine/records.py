@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,10 @@ class Does(IntEnum):
     SELECT = 4
     BRANCH = 5
     SHUFFLE = 6
+    LOAD = 7
+    STORE = 8
+    LOAD_MATRIX = 9
+    STORE_MATRIX = 10
 
 
 COMBINE: Mapping[str, int] = {"": 0, "and": 1, "or": 2, "xor": 3}
@@ -37,6 +42,8 @@ class Record:
     other: int | None = None
     """The slot of a second result."""
     flips: tuple[int, int] = (0, 0)
+    elements: tuple[int, ...] = ()
+    """The registers that an access to memory reads or writes, besides its sources."""
     guard: int | None = None
     guard_flip: int = 0
 
@@ -44,26 +51,43 @@ class Record:
         return replace(self, guard=predicate, guard_flip=flip)
 
 
+class Packed(NamedTuple):
+    """A program's records as C reads them."""
+
+    records: np.ndarray
+    starts: np.ndarray
+    """The first record of each instruction."""
+    elements: np.ndarray
+    """The registers of accesses to memory."""
+    compiled: Sequence[bool]
+    """Whether the engine runs an instruction; its step then runs where the engine cannot."""
+
+
 _WORDS = 22
 """The 32-bit words of a record in engine.c."""
 
 
-def packed(
-    programs: Sequence[Sequence[Record]], layout: Layout
-) -> tuple[np.ndarray, np.ndarray, list[bool]]:
-    """Lay out the records of each instruction for C.
-
-    Returns them, the first one of each instruction, and whether the engine runs the instruction.
-    """
+def packed(programs: Sequence[Sequence[Record]], layout: Layout) -> Packed:
+    """Lay out the records of each instruction for C."""
     rows: list[list[int]] = []
+    elements: list[int] = []
     starts: list[int] = []
     for pc, records in enumerate(programs):
         starts.append(len(rows))
         for record in records or (Record(Does.PYTHON),):
+            if record.elements:
+                record = replace(record, operation=len(elements))
+                for slot in record.elements:
+                    elements += (layout.places[slot], slot, layout.bits[slot] // 8)
             rows.append(_row(pc, record, layout))
     words = np.array(rows, np.int64).astype(np.uint32).view(np.int32)
     assert words.shape[1] == _WORDS
-    return words, np.array(starts, np.int32), [bool(records) for records in programs]
+    return Packed(
+        words,
+        np.array(starts, np.int32),
+        np.array([*elements, 0], np.int32),
+        [bool(records) for records in programs],
+    )
 
 
 def _row(pc: int, record: Record, layout: Layout) -> list[int]:

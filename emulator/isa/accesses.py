@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 
 from nvfp4.emulator import ptx
+from nvfp4.emulator.engine.records import Does, Record
+from nvfp4.emulator.engine.registers import ALWAYS
 from nvfp4.emulator.hazards import Hazard, Kind
-from nvfp4.emulator.isa.builder import Builder, Decoded, Decoder
+from nvfp4.emulator.isa.builder import Builder, Decoded, Decoder, Lanes
 from nvfp4.emulator.isa.modifiers import Modifiers
 from nvfp4.emulator.lanes import (
     ALL,
@@ -139,11 +141,40 @@ class _Access:
         if self.bits == 128:
             raise instruction.unsupported("128-bit registers are not known")
 
+    def lanes(
+        self,
+        does: Does,
+        builder: Builder,
+        base: int,
+        offset: int,
+        elements: tuple[int, ...],
+        step: Step,
+    ) -> Lanes:
+        """Make the engine's record of the access, if it may be one of those that it knows."""
+        space = _ENGINE_SPACES.get(self.space)
+        if space is None or self.acquires or self.releases or not -(1 << 31) <= offset < 1 << 31:
+            return Lanes((), step)
+        shape = memory_shape(self.bits, self.count, builder.bits[base], self.letter == "s")
+        flips = shape, space | self.strong << 8
+        return Lanes(
+            [Record(does, 0, ALWAYS, (base,), offset, flips=flips, elements=elements)], step
+        )
 
+
+def memory_shape(bits: int, count: int, base_bits: int, flag: bool) -> int:
+    """Pack what an access is like, for engine.c: elements, their number, the address, a flag."""
+    return bits // 8 | count << 8 | base_bits // 8 << 16 | flag << 24
+
+
+_ENGINE_SPACES = {
+    "": 0, "global": 1, "shared": 2, "shared::cta": 2, "shared::cluster": 2, "param": 3
+}  # fmt: skip
+"""The numbers of state spaces in engine/memory.h."""
 _POLICIES = ("evict_first", "evict_last", "evict_normal", "evict_unchanged", "no_allocate")
 
 
-def _decode_ld(instruction: ptx.Instruction, builder: Builder) -> Step:
+def _decode_ld(instruction: ptx.Instruction, builder: Builder) -> Lanes:
+    """Decode ld. The engine runs it, and leaves what it does not know to be right to this step."""
     access = _Access(instruction, builder)
     space, bits, count = access.space, access.bits, access.count
     into = instruction.operands[0]
@@ -180,10 +211,12 @@ def _decode_ld(instruction: ptx.Instruction, builder: Builder) -> Step:
                 value = whole
             put(warp, value.view(DTYPES[width]))
 
-    return step
+    elements = tuple(builder.result(operand, bits) for operand in results)
+    return access.lanes(Does.LOAD, builder, base, offset, elements, step)
 
 
-def _decode_st(instruction: ptx.Instruction, builder: Builder) -> Step:
+def _decode_st(instruction: ptx.Instruction, builder: Builder) -> Lanes:
+    """Decode st, which the engine runs as it does ld."""
     access = _Access(instruction, builder)
     space, bits = access.space, access.bits
     base, offset = builder.address(instruction.operands[0], 32 if space != "" else 64)
@@ -206,7 +239,7 @@ def _decode_st(instruction: ptx.Instruction, builder: Builder) -> Step:
             addresses, columns = addresses[lanes], columns[lanes]
         store(warp, space, addresses, columns, instruction)
 
-    return step
+    return access.lanes(Does.STORE, builder, base, offset, tuple(slots), step)
 
 
 def _decode_mapa(instruction: ptx.Instruction, builder: Builder) -> Step:

@@ -91,14 +91,11 @@ class Builder:
         """Return what has been decoded."""
         registers = {name: slot for name, slot in self._slots.items() if isinstance(name, str)}
         layout = Layout(self.bits, self._constants, self._symbols)
-        records, starts, compiled = packed(self.records, layout)
         return Program(
             kernel=self.kernel,
             shared=self._shared,
             steps=self.steps,
-            records=records,
-            starts=starts,
-            compiled=compiled,
+            code=packed(self.records, layout),
             layout=layout,
             symbols=self._symbols,
             registers=registers,

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from nvfp4.emulator import ptx
-from nvfp4.emulator.isa.accesses import load, store
-from nvfp4.emulator.isa.builder import Builder, Decoder
+from nvfp4.emulator.engine.records import Does, Record
+from nvfp4.emulator.engine.registers import ALWAYS
+from nvfp4.emulator.isa.accesses import load, memory_shape, store
+from nvfp4.emulator.isa.builder import Builder, Decoder, Lanes
 from nvfp4.emulator.isa.modifiers import Modifiers
 from nvfp4.emulator.lanes import spread
 from nvfp4.emulator.machine.program import Step
@@ -36,7 +38,7 @@ def _items(instruction: ptx.Instruction, data: ptx.Operand, count: int) -> tuple
     return items
 
 
-def _decode_ldmatrix(instruction: ptx.Instruction, builder: Builder) -> Step:
+def _decode_ldmatrix(instruction: ptx.Instruction, builder: Builder) -> Lanes:
     count, transposed = _shape(instruction)
     data, address = instruction.operands
     slots = tuple(builder.result(item, 32) for item in _items(instruction, data, count))
@@ -52,10 +54,10 @@ def _decode_ldmatrix(instruction: ptx.Instruction, builder: Builder) -> Step:
         warp.registers.set_rows(slots, matrices.reshape(count, 64).view(np.uint32))
         return None
 
-    return step
+    return _lanes(Does.LOAD_MATRIX, builder, (base, offset), slots, transposed, step)
 
 
-def _decode_stmatrix(instruction: ptx.Instruction, builder: Builder) -> Step:
+def _decode_stmatrix(instruction: ptx.Instruction, builder: Builder) -> Lanes:
     count, transposed = _shape(instruction)
     address, data = instruction.operands
     slots = tuple(builder.source(item, 32) for item in _items(instruction, data, count))
@@ -72,7 +74,22 @@ def _decode_stmatrix(instruction: ptx.Instruction, builder: Builder) -> Step:
         store(warp, "shared", addresses, rows.reshape(8 * count, 8), instruction)
         return None
 
-    return step
+    return _lanes(Does.STORE_MATRIX, builder, (base, offset), slots, transposed, step)
+
+
+def _lanes(
+    does: Does,
+    builder: Builder,
+    address: tuple[int, int],
+    slots: tuple[int, ...],
+    transposed: bool,
+    step: Step,
+) -> Lanes:
+    """Let the engine run it, and leave what it does not know to be right to this step."""
+    base, offset = address
+    shape = memory_shape(16, len(slots), builder.bits[base], transposed)
+    record = Record(does, 0, ALWAYS, (base,), offset, flips=(shape, 0), elements=slots)
+    return Lanes([record], step)
 
 
 DECODERS: Mapping[str, Decoder] = {"ldmatrix": _decode_ldmatrix, "stmatrix": _decode_stmatrix}

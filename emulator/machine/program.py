@@ -3,9 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from nvfp4.emulator import ptx
+from nvfp4.emulator.engine.records import Packed
 from nvfp4.emulator.engine.registers import Layout
 from nvfp4.emulator.machine.warp import Warp
 
@@ -24,12 +23,8 @@ class Program:
     shared: Sequence[ptx.Variable]
     """The shared variables of the kernel's module."""
     steps: Sequence[Step]
-    records: np.ndarray
-    """What the engine runs of it (engine/records.py)."""
-    starts: np.ndarray
-    """The first record of each instruction."""
-    compiled: Sequence[bool]
-    """Whether the engine runs an instruction; its step then runs where the engine cannot."""
+    code: Packed
+    """What the engine runs of it."""
     layout: Layout
     """The places of the slots, and the constants among them."""
     symbols: Mapping[int, ptx.Symbol]

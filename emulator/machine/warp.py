@@ -3,17 +3,25 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from nvfp4.emulator import ptx
 from nvfp4.emulator.engine import library
-from nvfp4.emulator.engine.registers import Loading, Registers, address
+from nvfp4.emulator.engine.knowledge import (
+    ASK_EVENT,
+    ASK_READERS,
+    ASK_TENSOR,
+    TO_PYTHON,
+    Knowledge,
+    Surroundings,
+)
+from nvfp4.emulator.engine.registers import Loading, Registers
 from nvfp4.emulator.hazards import Event, Hazard, Kind, Unsupported, UnsupportedInstruction
 from nvfp4.emulator.lanes import uniform
 from nvfp4.emulator.machine.outcomes import BLOCKED, DIVERGED, YIELD
 from nvfp4.emulator.ptx.registers import named_by, read_by
 
 _FAR = 1 << 60
+_QUESTIONS = 100
+"""The questions after which Python runs an access itself: the engine forgets answers."""
 
 
 class Warp:
@@ -23,19 +31,20 @@ class Warp:
         "registers", "program", "steps", "pc", "mask", "full", "live", "limit", "fragments", "cta",
         "cluster", "machine", "index", "parked", "seen", "fenced", "released", "span", "init_span",
         "inits", "batch", "pipe_seen", "bulk", "bulk_groups", "loading", "acquired", "state",
-        "compiled", "_pointers", "_control",
+        "compiled", "_known", "_told",
     )  # fmt: skip
 
-    def __init__(self, cta: Any, index: int, live: int, registers: Registers) -> None:
+    def __init__(
+        self, cta: Any, index: int, live: int, registers: Registers, around: Surroundings
+    ) -> None:
         self.cta, self.cluster, self.machine = cta, cta.cluster, cta.cluster.machine
         self.index = index
         self.program = self.machine.launch.program
         self.steps = self.program.steps
-        self.compiled = self.program.compiled
+        self.compiled = self.program.code.compiled
         self.registers = registers
-        code = address(self.program.records), address(self.program.starts)
-        self._pointers = np.array([*code, *registers.pointers], np.uint64)
-        self._control = address(self._pointers)
+        self._known = Knowledge(self.program.code, registers, around)
+        self._told: tuple[int, int] = (-1, -1)  # what the engine knows of the next two lines
         self.pc = 0
         self.mask = self.live = live
         self.full = True
@@ -65,19 +74,28 @@ class Warp:
         The engine runs those that touch registers only, and may run over the budget with them.
         """
         steps, compiled, pc, left = self.steps, self.compiled, self.pc, budget
-        engine, control = library.run(), self._control
+        engine, pointer = library.run(), self._known.pointer
+        asked = 0
         try:
             while left > 0:
                 if compiled[pc]:
+                    if self._told[0] is not self.seen or self._told[1] != self.span:
+                        self._tell()
                     split = bool(self.fragments)
-                    done = engine(control, pc, left, self.mask, self.limit, self.full, split)
+                    done = engine(pointer, pc, left, self.mask, self.limit, self.full, split)
                     left -= done >> 32
-                    pc = done >> 1 & 0x7FFFFFFF
-                    if not done & 1:
+                    pc = done >> 3 & 0x1FFFFFFF
+                    answer = done & 7
+                    if not answer:
                         if pc >= self.limit:
                             self._select(pc)
                             pc = self.pc
                         continue
+                    if answer != TO_PYTHON and asked < _QUESTIONS:
+                        asked += 1
+                        self._answer(answer, pc)
+                        continue
+                    asked = 0
                 left -= 1
                 outcome = steps[pc](self)
                 if outcome is None:
@@ -112,6 +130,26 @@ class Warp:
             raise UnsupportedInstruction(line.line, line.text, str(error)) from None
         self.pc = pc
         return budget - left
+
+    def _tell(self) -> None:
+        """Tell the engine what the warp has observed."""
+        may = not self.machine.waits_for_grids or bool(self.seen & self.cluster.grid_waits)
+        self._known.update(self.seen, self.span, may)
+        self._told = self.seen, self.span
+
+    def _answer(self, question: int, pc: int) -> None:
+        """Answer a question of the engine about the access at `pc`, which it then tries again."""
+        known, events = self._known, self.cluster.events
+        about = known.question
+        if question == ASK_EVENT:
+            self.event(self.program.kernel.instructions[pc])
+        elif question == ASK_TENSOR:
+            self.machine.memory.tensors[about].record(self, self.span)
+            known.is_recorded(about, self.span)
+        elif question == ASK_READERS:
+            known.read_makes(about, events.group_after_read(about, self.span, self.seen))
+        else:
+            known.is_clear(about, not events.group(about) & ~self.seen)
 
     def without_value(self, line: ptx.Instruction) -> int | None:
         """Report the register for whose missing value the engine could not run an instruction."""

@@ -55,6 +55,13 @@ class Events:
             self._groups.append(events)
         return number
 
+    def group_after_read(self, group: int, event: int, seen: int) -> int:
+        """Give the group that a read by `event` makes of a group of readers.
+
+        A wait for this event is also a wait for all that its warp had observed.
+        """
+        return self.group_number(self.group(group) & ~seen | 1 << event)
+
     def first(self, events: int) -> Event:
         return self._log[(events & -events).bit_length() - 1]
 
@@ -107,10 +114,8 @@ class Shadow:
         self._check_writer(index, seen, fenced, reading=True)
         cells = self.readers[index]
         groups = _distinct(cells)
-        bit = 1 << event
         events = self._events
-        # A wait for this event is also a wait for all that its warp had observed.
-        new = [events.group_number(events.group(group) & ~seen | bit) for group in groups]
+        new = [events.group_after_read(group, event, seen) for group in groups]
         if len(groups) == 1:
             self.readers[index] = new[0]
         else:

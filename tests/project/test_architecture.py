@@ -36,7 +36,7 @@ EMULATOR = {
     "lanes": set(),
     "ptx": {"hazards"},
     "engine": {"c_library", "hazards", "lanes"},
-    "memory": {"hazards", "lanes", "ptx"},
+    "memory": {"hazards", "lanes", "ptx", "engine"},
     "machine": {"hazards", "lanes", "ptx", "engine", "memory"},
     "isa": {"hazards", "lanes", "ptx", "engine", "memory", "machine"},
     "tma": {"hazards", "lanes", "ptx", "memory", "machine", "isa"},
