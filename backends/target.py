@@ -6,20 +6,37 @@ from typing import NamedTuple
 
 import torch
 
+from nvfp4.backends.emulation import emulated_sm
+
 
 class Target(NamedTuple):
-    """A torch device type, and an NVIDIA GPU's architecture: 90 for sm_90, 0 for what is none."""
+    """A torch device type, and an NVIDIA GPU's architecture: 90 for sm_90, 0 for what is none.
+
+    A CPU with an architecture emulates it.
+    """
 
     device: str
     sm: int = 0
 
+    @property
+    def emulated(self) -> bool:
+        return self.device == "cpu" and self.sm > 0
+
     def __str__(self) -> str:
+        if self.emulated:
+            return f"emulated sm_{self.sm}"
         return f"{self.device} sm_{self.sm}" if self.sm else self.device
 
 
-@functools.cache
 def target_of(device: torch.device) -> Target:
-    """The target that a torch device is."""
+    """The target that a torch device is, here and now: nvfp4.emulate changes what a CPU is."""
+    if device.type == "cpu":
+        return Target("cpu", emulated_sm())
+    return _target_of(device)
+
+
+@functools.cache
+def _target_of(device: torch.device) -> Target:
     if device.type != "cuda" or torch.version.hip:
         return Target(device.type)
     major, minor = torch.cuda.get_device_capability(device)

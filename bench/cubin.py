@@ -146,6 +146,13 @@ def resources(cubin: bytes, kernel: str = "") -> Resources:
     )
 
 
+def gpu_fences(instructions: list[Instruction]) -> int:
+    """How many instructions wait until memory accesses, to global memory too, are performed for the
+    GPU: a release or a fence of the scope .cluster is one of these, but for sync_restrict's.
+    """
+    return sum(i.is_a("MEMBAR") and i.opcode.endswith((".GPU", ".SYS")) for i in instructions)
+
+
 def mma_loop(instructions: list[Instruction], mmas_per_step: int = 4) -> Step:
     """The MMA warp's loop over K: the innermost around UTCOMMA; of several (a rest after an
     unrolled loop), the one with most. One UTCOMMA has K = 64; a kernel that splits a tile's M or N

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich.console import Console
@@ -29,6 +29,9 @@ from nvfp4.backends import environment
 from nvfp4.bench import cubin
 from nvfp4.bench.peers import Compiled, cutlass_operators
 from nvfp4.bench.run import commit_of, version_of
+
+if TYPE_CHECKING:
+    from nvfp4.backends.cutedsl.gemm.config import Kernel
 
 
 class Shape(NamedTuple):
@@ -46,6 +49,8 @@ TILES = (
     *(Shape(128, n, (1, 1)) for n in (64, 128, 192, 256)),
     *(Shape(256, n, (2, 1)) for n in (64, 128, 192, 256)),
 )
+GROUPED_TILES = tuple(Shape(128 * ctas, n, (ctas, 1)) for ctas in (1, 2) for n in (128, 256))
+GLU_TILES = tuple(Shape(128 * ctas, 256, (ctas, 1)) for ctas in (1, 2))
 PACKAGES = ("nvidia-cutlass-dsl", cutlass_operators.PACKAGE, "triton")
 
 
@@ -55,8 +60,9 @@ class Row:
 
     For K = 256 they are UTCOMMA, UTCCP (scales to TMEM) and UTMALDG, and all SASS of one pass of
     the loops with them. Epilogue SASS is counted by thread and element, in the loop over subtiles
-    and for the whole tile. Shared memory is dynamic, in bytes a block. Spills are local stores and
-    loads in the SASS.
+    and for the whole tile; of a gated linear unit by element of gate or up, on the longest way.
+    Fences are those that wait for global memory too (MEMBAR at GPU scope), in the whole kernel.
+    Shared memory is dynamic, in bytes a block. Spills are local stores and loads in the SASS.
     """
 
     kernel: str
@@ -68,6 +74,7 @@ class Row:
     tma_loop: float
     epilogue_loop: float
     epilogue_tile: float | None
+    gpu_fences: int
     load_stages: int
     accumulator_stages: int
     store_stages: int
@@ -85,6 +92,7 @@ HEADINGS = (
     "MMA loop SASS for K=256",
     "TMA loop SASS for K=256",
     "epilogue SASS an element, loop / tile",
+    "MEMBAR.GPU",
     "stages load / accumulator / store",
     "shared B",
     "registers",
@@ -102,6 +110,7 @@ def _cells(row: Row) -> list[str]:
         f"{row.mma_loop:g}",
         f"{row.tma_loop:g}",
         f"{row.epilogue_loop:.2f} / {tile}",
+        str(row.gpu_fences),
         f"{row.load_stages} / {row.accumulator_stages} / {row.store_stages}",
         str(row.shared),
         str(row.registers),
@@ -127,20 +136,46 @@ class Results:
         (folder / "sm100_static.md").write_text(self.markdown())
 
 
-def ours(tile_m: int, tile_n: int, cluster: tuple[int, int]) -> Compiled:
-    """Compile our GEMM of that tile, with alpha, a bias and bf16 out by TMA.
+def dense(tile_m: int, tile_n: int, cluster: tuple[int, int]) -> Compiled:
+    """Compile our GEMM of that tile, with alpha, a bias and bf16 out by TMA."""
+    from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
 
-    It is compiled anew and not taken from the cache of compiled kernels.
-    """
+    return _compile(Kernel(Tile(tile_m, tile_n, *cluster), Epilogue(bias=True)))
+
+
+def split_k(tile_m: int, tile_n: int, cluster: tuple[int, int]) -> Compiled:
+    """Compile our GEMM for few tokens, K split over 8 CTAs, with alpha and bf16 out."""
+    from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
+
+    tile = Tile(tile_m, tile_n, split_k=cluster[0], swapped=True)
+    return _compile(Kernel(tile, Epilogue(tma_store=False)))
+
+
+def grouped(tile_m: int, tile_n: int, cluster: tuple[int, int]) -> Compiled:
+    """Compile our grouped GEMM, with an alpha a segment and bf16 out by TMA."""
+    from nvfp4.backends.cutedsl.gemm.config import Alpha, Epilogue, Kernel, Tile
+
+    epilogue = Epilogue(alpha=Alpha.SEGMENTS)
+    return _compile(Kernel(Tile(tile_m, tile_n, *cluster), epilogue, grouped=True))
+
+
+def fused(tile_m: int, tile_n: int, cluster: tuple[int, int]) -> Compiled:
+    """Compile our grouped GEMM with SwiGLU and quantization in its epilogue."""
+    from nvfp4.backends.cutedsl.gemm.config import Alpha, Epilogue, Glu, Kernel, Tile
+
+    epilogue = Epilogue(alpha=Alpha.SEGMENTS, glu=Glu())
+    return _compile(Kernel(Tile(tile_m, tile_n, *cluster), epilogue, grouped=True))
+
+
+def _compile(kernel: "Kernel") -> Compiled:
+    """Compile anew: what the cache of compiled kernels has is not taken."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ[environment.CACHE_DIR] = folder
         # Import it and the DSL before the clock starts.
         import nvfp4.backends.cutedsl.gemm.kernel  # noqa: F401
-        from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
         from nvfp4.backends.cutedsl.gemm.layouts import layout_of
         from nvfp4.backends.cutedsl.runtime.compile import compiled
 
-        kernel = Kernel(Tile(tile_m, tile_n, *cluster), Epilogue(bias=True))
         start = time.perf_counter()
         code = compiled(kernel, "sm_100a")
         seconds = time.perf_counter() - start
@@ -163,11 +198,15 @@ def _needs_ours() -> list[str]:
 
 
 Compile = Callable[[int, int, tuple[int, int]], Compiled]
-KERNELS: dict[str, tuple[Compile, Callable[[], list[str]]]] = {
-    "nvfp4": (ours, _needs_ours),
-    cutlass_operators.PACKAGE: (cutlass_operators.compile, cutlass_operators.needs),
+Needs = Callable[[], list[str]]
+KERNELS: dict[str, tuple[Compile, Needs, tuple[Shape, ...]]] = {
+    "nvfp4": (dense, _needs_ours, TILES),
+    "nvfp4 split-K": (split_k, _needs_ours, (Shape(128, 32, (8, 1)),)),
+    "nvfp4 grouped": (grouped, _needs_ours, GROUPED_TILES),
+    "nvfp4 grouped, SwiGLU, quantized": (fused, _needs_ours, GLU_TILES),
+    cutlass_operators.PACKAGE: (cutlass_operators.compile, cutlass_operators.needs, TILES),
 }
-"""The function that compiles each kernel, and the one that says what it needs, by name."""
+"""For each kernel, by name: what compiles it, what says what it needs, and its tiles."""
 
 
 def read(kernel: str, tile: Shape, compiled: Compiled) -> Row:
@@ -186,6 +225,7 @@ def read(kernel: str, tile: Shape, compiled: Compiled) -> Row:
         tma_loop=tma.sass,
         epilogue_loop=epilogue.loop,
         epilogue_tile=epilogue.tile,
+        gpu_fences=cubin.gpu_fences(instructions),
         load_stages=compiled.load_stages,
         accumulator_stages=compiled.accumulator_stages,
         store_stages=compiled.store_stages,
@@ -200,11 +240,11 @@ def read(kernel: str, tile: Shape, compiled: Compiled) -> Row:
 def run(say: Callable[[str], None]) -> Results:
     """Compile and read every tile of every kernel that can be compiled here."""
     rows = []
-    for kernel, (compile_tile, needs) in KERNELS.items():
+    for kernel, (compile_tile, needs, tiles) in KERNELS.items():
         if reasons := needs():
             say(f"{kernel}: {'; '.join(reasons)}")
             continue
-        for tile in TILES:
+        for tile in tiles:
             # Use a new process: cutlass reads its environment when it is imported, and the first
             # compilation in a process takes longer.
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:

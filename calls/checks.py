@@ -107,9 +107,9 @@ class Checker:
             self.tensor("bias", bias, FLOAT_DTYPES)
             self.shape("bias", bias, shape)
 
-    def glu(self, limit: float | None, activation: str = ACTIVATIONS[0]) -> None:
-        if limit is not None and not 0 < limit < float("inf"):
-            self.fail("limit", "a finite positive number or None", limit)
+    def glu(self, swiglu_limit: float | None, activation: str = ACTIVATIONS[0]) -> None:
+        if swiglu_limit is not None and not 0 < swiglu_limit < float("inf"):
+            self.fail("swiglu_limit", "a finite positive number or None", swiglu_limit)
         if activation not in ACTIVATIONS:
             self.fail("activation", "one of " + ", ".join(map(repr, ACTIVATIONS)), repr(activation))
 

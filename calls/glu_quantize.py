@@ -24,7 +24,7 @@ class GluQuantize(NamedTuple):
     """
     offsets: Tensor | None = None
     """int32 [E + 1], where each expert's rows begin; the scales are then grouped."""
-    limit: float | None = None
+    swiglu_limit: float | None = None
     """A limit L: gate becomes min(gate, L) before the activation, up is clamped to [-L, L]."""
     scale_layout: str = SWIZZLED
     """"swizzled" or "linear"."""
@@ -37,7 +37,7 @@ class GluQuantize(NamedTuple):
         check = Checker(self)
         rows, both = check.floats("gate_up", gate_up, multiple=2 * BLOCK)
         check.layout(self.scale_layout)
-        check.glu(self.limit, self.activation)
+        check.glu(self.swiglu_limit, self.activation)
         if offsets is None:
             if self.global_scale is not None:
                 check.global_scale("global_scale", self.global_scale, rows)
@@ -68,7 +68,7 @@ class SiluMulQuantize(NamedTuple):
     """[..., 2I] bfloat16, float16 or float32, I a multiple of 16."""
     global_scale: Tensor
     """The product's scale: float32 [], [1], or [M], one for each row."""
-    limit: float | None = None
+    swiglu_limit: float | None = None
     """A limit L: gate becomes min(gate, L) before SiLU, up is clamped to [-L, L]."""
     scale_layout: str = SWIZZLED
     """"swizzled" or "linear"."""
@@ -79,5 +79,5 @@ class SiluMulQuantize(NamedTuple):
         rows, both = check.floats("gate_up", self.gate_up, multiple=2 * BLOCK)
         check.layout(self.scale_layout)
         check.global_scale("global_scale", self.global_scale, rows)
-        check.glu(self.limit)
+        check.glu(self.swiglu_limit)
         return empty_packed(self.gate_up, self.gate_up.shape[:-1], both // 2, self.scale_layout)

@@ -75,7 +75,7 @@ class GroupedMmGluQuantize(NamedTuple):
     """The result's scale: float32 [], [1], or [E]; None gives each row its own, and no kernel
     fuses.
     """
-    limit: float | None = None
+    swiglu_limit: float | None = None
     """A limit L: gate becomes min(gate, L) before the activation, up is clamped to [-L, L]."""
     gate_up_dtype: torch.dtype | None = None
     """What gate and up are rounded to: bfloat16 (also by default), float16 or float32."""
@@ -90,7 +90,7 @@ class GroupedMmGluQuantize(NamedTuple):
         if n % (2 * BLOCK):
             check.fail("b", f"N = 2I, I a multiple of {BLOCK}", f"N = {n}")
         check.static_scale("global_scale", self.global_scale, experts)
-        check.glu(self.limit, self.activation)
+        check.glu(self.swiglu_limit, self.activation)
         check.out_dtype(self.gate_up_dtype, "gate_up_dtype")
         return zero_grouped(self.a, rows, experts, n // 2)
 

@@ -13,7 +13,7 @@ from nvfp4.backends import environment
 from nvfp4.backends.backend import Backend
 from nvfp4.backends.problem import Problem
 from nvfp4.backends.recording import RECORDING
-from nvfp4.backends.target import target_of
+from nvfp4.backends.target import Target, target_of
 from nvfp4.calls.call import Call, Launcher, Out, op_of
 from nvfp4.dispatch.registry import BACKENDS
 
@@ -84,7 +84,8 @@ def fuse(call: Call[Out], out: Out, stage: str, intermediate: int = 0) -> bool:
     """
     first = _first(out)
     op = op_of(type(call))
-    found = _fused_launcher(op, stage, first.device, requested(call.backend), intermediate)
+    target = target_of(first.device)
+    found = _fused_launcher(op, stage, target, requested(call.backend), intermediate)
     if found is None:
         return False
     if first.numel():
@@ -96,22 +97,20 @@ def launcher(
     op: str, device: torch.device, backend: str = "", stage: bool = False
 ) -> Launcher[Any, Any]:
     """The function that runs `op` on tensors of `device`; `backend` names one, "" chooses."""
-    return _noted(*_launcher(op, device, requested(backend), bool(backend) and not stage))
+    strict = bool(backend) and not stage
+    return _noted(*_launcher(op, target_of(device), requested(backend), strict))
 
 
 @functools.cache
-def _launcher(
-    op: str, device: torch.device, name: str, strict: bool
-) -> tuple[str, Launcher[Any, Any]]:
-    chosen = choose(Problem(op, target_of(device)), name, strict)
+def _launcher(op: str, target: Target, name: str, strict: bool) -> tuple[str, Launcher[Any, Any]]:
+    chosen = choose(Problem(op, target), name, strict)
     return chosen.name, chosen.launcher(op)
 
 
 @functools.cache
 def _fused_launcher(
-    op: str, stage: str, device: torch.device, name: str, intermediate: int
+    op: str, stage: str, target: Target, name: str, intermediate: int
 ) -> tuple[str, Launcher[Any, Any]] | None:
-    target = target_of(device)
     chosen = choose(Problem(stage, target), name, strict=False)
     unable = chosen.reasons(Problem(op, target, intermediate))
     return None if unable else (chosen.name, chosen.launcher(op))

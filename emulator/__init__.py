@@ -27,6 +27,7 @@ from nvfp4.emulator.hazards import Deadlock, Hazard, Kind, UnsupportedInstructio
 from nvfp4.emulator.launch.host import Emulated, load
 from nvfp4.emulator.launch.session import execute
 from nvfp4.emulator.machine.options import Options, Report
+from nvfp4.emulator.tma.tensor_map import encode as encode_tensor_map
 
 __all__ = [
     "Deadlock",
@@ -37,6 +38,7 @@ __all__ = [
     "Report",
     "UnsupportedInstruction",
     "c_compiler",
+    "encode_tensor_map",
     "execute",
     "load",
 ]

@@ -9,6 +9,7 @@ __path__ = real_folders(__name__, __file__)
 
 from nvfp4 import layers
 from nvfp4.ahead.warmup import warmup, warmup_moe
+from nvfp4.backends.emulation import emulate
 from nvfp4.dispatch.explain import Explanation, explain
 from nvfp4.ops.dequantize import dequantize
 from nvfp4.ops.glu_quantize import glu_quantize, grouped_glu_quantize
@@ -44,6 +45,7 @@ __all__ = [
     "QuantizedTensor",
     "concatenate",
     "dequantize",
+    "emulate",
     "explain",
     "global_scale",
     "glu_quantize",

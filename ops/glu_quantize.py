@@ -13,7 +13,7 @@ from nvfp4.tensors import ExpertRows, QuantizedTensor
 def glu_quantize(
     gate_up: Tensor,
     global_scale: Tensor | None = None,
-    limit: float | None = None,
+    swiglu_limit: float | None = None,
     scale_layout: str = SWIZZLED,
     activation: str = SILU,
     backend: str = "",
@@ -24,15 +24,15 @@ def glu_quantize(
         gate_up: [..., 2I] bfloat16, float16 or float32, I a multiple of 16.
         global_scale: of the product; float32 [], [1] or [M] (one per row); None: each row its own,
             amax_row / 2688, found in the same pass.
-        limit: with a limit L, gate is min(gate, L) *before* the activation and up is clamp(up, -L,
-            L).
+        swiglu_limit: with a limit L, gate is min(gate, L) *before* the activation and up is
+            clamp(up, -L, L).
         activation: "silu" (SwiGLU) or "gelu_tanh" (GeGLU).
 
     The arithmetic is float32 throughout and the same to the bit on every backend (spec/glu.py).
     Returns data [..., I/2], its scales, and global_scale [M].
     """
     data, scales, p = torch.ops.nvfp4.glu_quantize(
-        gate_up, global_scale, None, limit, scale_layout, activation, backend
+        gate_up, global_scale, None, swiglu_limit, scale_layout, activation, backend
     )
     return QuantizedTensor(data, scales, p, scale_layout)
 
@@ -41,7 +41,7 @@ def grouped_glu_quantize(
     gate_up: Tensor,
     offsets: Tensor,
     global_scale: Tensor | None = None,
-    limit: float | None = None,
+    swiglu_limit: float | None = None,
     activation: str = SILU,
     backend: str = "",
 ) -> ExpertRows:
@@ -50,7 +50,7 @@ def grouped_glu_quantize(
     global_scale: float32 [], [1] or [E] (one per expert), calibrated; None: each row's own.
     """
     data, scales, p = torch.ops.nvfp4.glu_quantize(
-        gate_up, global_scale, offsets, limit, SWIZZLED, activation, backend
+        gate_up, global_scale, offsets, swiglu_limit, SWIZZLED, activation, backend
     )
     return ExpertRows(data, scales, p, offsets)
 

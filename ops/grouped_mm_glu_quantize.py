@@ -20,7 +20,7 @@ def grouped_mm_glu_quantize(
     rows: ExpertRows,
     weights: ExpertWeights,
     global_scale: Tensor | None = None,
-    limit: float | None = None,
+    swiglu_limit: float | None = None,
     gate_up_dtype: torch.dtype = torch.bfloat16,
     activation: str = SILU,
     backend: str = "",
@@ -31,14 +31,14 @@ def grouped_mm_glu_quantize(
         rows: [R, H] of E experts; weights: w13 [E, 2I, H], gate's rows first, then up's.
         global_scale: of the result, float32 [], [1] or [E] (one per expert), calibrated: what a
             fused kernel needs; None: each row's own.
-        limit, activation: as nvfp4.glu_quantize.
+        swiglu_limit, activation: as nvfp4.glu_quantize.
         gate_up_dtype: what gate and up are rounded to, whether they are written or not.
 
     The same bits as grouped_mm, then grouped_glu_quantize.
     """
     operands = rows.data, weights.data, rows.scales, weights.scales, weights.global_scale
     data, scales, p = torch.ops.nvfp4.grouped_mm_glu_quantize(
-        *operands, rows.offsets, rows.row_scale, global_scale, limit, gate_up_dtype,
+        *operands, rows.offsets, rows.row_scale, global_scale, swiglu_limit, gate_up_dtype,
         activation=activation, backend=backend,
     )  # fmt: skip
     return ExpertRows(data, scales, p, rows.offsets)
@@ -55,7 +55,7 @@ def run(call: GroupedMmGluQuantize, out: Quantized) -> None:
     operands = call.a, call.b, call.a_scales, call.b_scales, call.alpha, call.offsets
     multiply = GroupedMm(*operands, call.row_scale, None, dtype, call.expected_rows, backend)
     fill(multiply, gate_up, stage=True)
-    glu = call.global_scale, call.offsets, call.limit, SWIZZLED, call.activation, backend
+    glu = call.global_scale, call.offsets, call.swiglu_limit, SWIZZLED, call.activation, backend
     fill(GluQuantize(gate_up, *glu), out, stage=True)
 
 

@@ -73,7 +73,7 @@ def _run(call: Moe, out: Tensor) -> None:
         *(rows.data, call.w13, rows.scales, call.w13_scales, call.w13_global_scale, rows.offsets),
         row_scale=rows.row_scale,
         global_scale=call.h_global_scale,
-        limit=call.swiglu_limit,
+        swiglu_limit=call.swiglu_limit,
         gate_up_dtype=x.dtype,
         expected_rows=expected_rows,
         activation=call.activation,

@@ -16,7 +16,7 @@ from nvfp4.tensors import QuantizedTensor
 def silu_mul_quantize(
     gate_up: Tensor,
     global_scale: Tensor,
-    limit: float | None = None,
+    swiglu_limit: float | None = None,
     scale_layout: str = SWIZZLED,
     backend: str = "",
 ) -> QuantizedTensor:
@@ -25,19 +25,19 @@ def silu_mul_quantize(
     Args:
         gate_up: [..., 2I] bfloat16, float16 or float32, I a multiple of 16.
         global_scale: of the product; float32 [], [1] or [M] (one per row).
-        limit: with a limit L, gate is min(gate, L) *before* SiLU and up is clamp(up, -L, L).
+        swiglu_limit: with a limit L, gate is min(gate, L) *before* SiLU and up is clamp(up, -L, L).
 
     The arithmetic is float32 throughout and the same to the bit on every backend (spec/glu.py).
     Returns data [..., I/2] and its scales.
     """
     data, scales = torch.ops.nvfp4.silu_mul_quantize(
-        gate_up, global_scale, limit, scale_layout, backend
+        gate_up, global_scale, swiglu_limit, scale_layout, backend
     )
     return QuantizedTensor(data, scales, global_scale, scale_layout)
 
 
 def _run(call: SiluMulQuantize, out: Packed) -> None:
-    glu = call.global_scale, None, call.limit, call.scale_layout, SILU, call.backend
+    glu = call.global_scale, None, call.swiglu_limit, call.scale_layout, SILU, call.backend
     fill(GluQuantize(call.gate_up, *glu), out)
 
 

@@ -54,13 +54,15 @@ def _exp2(t: Tensor) -> Tensor:
     return (poly.view(torch.int32) + (shifted.view(torch.int32) << 23)).view(torch.float32)
 
 
-def glu(gate: Tensor, up: Tensor, limit: float | None = None, activation: str = SILU) -> Tensor:
+def glu(
+    gate: Tensor, up: Tensor, swiglu_limit: float | None = None, activation: str = SILU
+) -> Tensor:
     """Compute act(gate) * up in float32.
 
-    With a limit L, gate is min(gate, L) before the activation and up is clamp(up, -L, L).
+    With a swiglu_limit L, gate is min(gate, L) before the activation and up is clamp(up, -L, L).
     """
-    if limit is not None:
-        gate = gate.clamp(max=limit)
-        up = up.clamp(-limit, limit)
+    if swiglu_limit is not None:
+        gate = gate.clamp(max=swiglu_limit)
+        up = up.clamp(-swiglu_limit, swiglu_limit)
     slope = NEG_LOG2_E if activation == SILU else gate * gate * GELU_C1 + GELU_C0
     return torch.div(gate, _exp2(gate * slope) + 1.0).mul_(up)

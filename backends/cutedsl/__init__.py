@@ -7,12 +7,17 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 
 from nvfp4.backends.backend import Backend, Compilation
+from nvfp4.backends.emulation import emulated_slowly, emulator_needs
 from nvfp4.backends.problem import Problem
+from nvfp4.backends.target import Target
 from nvfp4.backends.workload import Workload
 from nvfp4.spec.swizzle import TILE_ROWS
 
 ARCHITECTURES = (100, 103)
 """tcgen05.mma.kind::mxf4nvf4 exists here; sm_120 has mma.sync's form of it and runs Triton."""
+
+DEFAULT_SM = 100
+"""The architecture that a CPU emulates without nvfp4.emulate."""
 
 PACKAGES = {"cutlass": "nvidia-cutlass-dsl", "tvm_ffi": "apache-tvm-ffi"}
 
@@ -24,8 +29,8 @@ def _emulates(problem: Problem) -> bool:
 def _needs(problem: Problem) -> list[str]:
     needs = []
     if _emulates(problem):
-        needs += emulator_needs()
-    elif problem.target.sm not in ARCHITECTURES:
+        needs += emulator_needs(problem.target.sm or DEFAULT_SM)
+    if problem.target != Target("cpu") and problem.target.sm not in ARCHITECTURES:
         needs.append(f"needs sm_100 or sm_103, or the CPU to emulate it, got {problem.target}")
     for module, package in PACKAGES.items():
         if find_spec(module) is None:
@@ -33,15 +38,6 @@ def _needs(problem: Problem) -> list[str]:
     if problem.op == "grouped_mm_glu_quantize":
         needs += fused_needs(problem.intermediate)
     return needs
-
-
-def emulator_needs() -> list[str]:
-    """What stands in the way of emulation, besides what compiles the kernels."""
-    if find_spec("numpy") is None:
-        return ["needs the package numpy to emulate sm_100, got none"]
-    from nvfp4.emulator import c_compiler  # imports numpy
-
-    return [] if c_compiler() else ["needs a C compiler to emulate sm_100, got none"]
 
 
 def fused_needs(intermediate: int) -> list[str]:
@@ -53,7 +49,7 @@ def fused_needs(intermediate: int) -> list[str]:
 
 
 def _only_by_name(problem: Problem) -> str:
-    return "emulated: sm_100 code run by the CPU, slowly" if _emulates(problem) else ""
+    return emulated_slowly(problem.target.sm or DEFAULT_SM) if _emulates(problem) else ""
 
 
 def _compile_ahead(workloads: Iterable[Workload], arch: str, workers: int) -> Compilation:

@@ -15,7 +15,7 @@ def glu_quantize(call: GluQuantize, out: Packed | Quantized) -> None:
 
     def product(chunk: slice) -> Tensor:
         gate, up = gate_up[:rows][chunk].float().chunk(2, dim=-1)
-        return glu(gate, up, call.limit, call.activation)
+        return glu(gate, up, call.swiglu_limit, call.activation)
 
     if p is None:
         p = spec.row_global_scales_of(product, data, gate_up.shape[1] // 2)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from nvfp4.backends.backend import Backend, Compilation
+from nvfp4.backends.emulation import emulated_slowly, emulator_needs
 from nvfp4.backends.problem import Problem
 from nvfp4.backends.recording import Replay
 from nvfp4.backends.target import sm_of
@@ -33,7 +34,9 @@ def _needs(problem: Problem) -> list[str]:
         needs.append("needs the package triton, got none")
     elif triton < OLDEST:
         needs.append(f"needs triton >= {OLDEST[0]}.{OLDEST[1]}, got {installed('triton')}")
-    if interpreting():
+    if problem.target.emulated:
+        needs += emulator_needs(problem.target.sm)
+    if interpreting() and not problem.target.emulated:
         if not numpy:
             needs.append("needs the package numpy to interpret kernels, got none")
         elif triton < (3, 7) and numpy >= (2, 4):  # 3.6 converts one-element arrays to numbers
@@ -41,7 +44,7 @@ def _needs(problem: Problem) -> list[str]:
                 f"needs numpy < 2.4 to interpret with triton 3.6, got {installed('numpy')}"
             )
     elif problem.target.sm < OLDEST_SM:
-        need = f"an NVIDIA GPU of sm_{OLDEST_SM} or later, or TRITON_INTERPRET=1"
+        need = f"an NVIDIA GPU of sm_{OLDEST_SM} or later, nvfp4.emulate or TRITON_INTERPRET=1"
         needs.append(f"needs {need}, got {problem.target}")
     elif triton and triton < (since := ASSEMBLED_SINCE.get(problem.target.sm, ())):
         need = f"triton >= {since[0]}.{since[1]} on {problem.target}"
@@ -52,6 +55,8 @@ def _needs(problem: Problem) -> list[str]:
 
 
 def _only_by_name(problem: Problem) -> str:
+    if problem.target.emulated:
+        return emulated_slowly(problem.target.sm)
     return "Triton's interpreter checks kernels, slowly" if interpreting() else ""
 
 

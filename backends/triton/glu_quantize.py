@@ -155,7 +155,7 @@ def plan(
     if experts:
         rows = swizzle.TILE_ROWS * max_tiles(m, experts, swizzle.TILE_ROWS)
     row_scale = out.row_scale if isinstance(out, Quantized) else None
-    limit = call.limit or 0.0
+    limit = call.swiglu_limit or 0.0
     sizes = m, experts, k, gate_up.stride(0), scale_rows, scale_columns
     return Launch(
         _glu_quantize_kernel,
@@ -163,7 +163,7 @@ def plan(
         (gate_up, p, offsets, limit, out.data, scales, row_scale, *sizes),
         {
             "ACTIVATION": call.activation,
-            "LIMITED": call.limit is not None,
+            "LIMITED": call.swiglu_limit is not None,
             "SWIZZLED": call.scale_layout == SWIZZLED,
             "SCALE_OF": (ScaleOf.ROW if scale_per_row else _scale_of(p, experts)).value,
             "KEEP_ROW_SCALE": row_scale is not None,
@@ -187,8 +187,8 @@ def _scale_of(p: Tensor | None, experts: int) -> ScaleOf:
 def plan_row_scales(call: GluQuantize, row_scale: Tensor) -> Launch:
     """The launch that computes row_scale [M] alone, for rows too long to hold."""
     gate_up = call.gate_up
-    args = (gate_up, call.limit or 0.0, row_scale, gate_up.shape[1] // 2, gate_up.stride(0))
-    constants = {"ACTIVATION": call.activation, "LIMITED": call.limit is not None, "C": 4096}
+    args = (gate_up, call.swiglu_limit or 0.0, row_scale, gate_up.shape[1] // 2, gate_up.stride(0))
+    constants = {"ACTIVATION": call.activation, "LIMITED": call.swiglu_limit is not None, "C": 4096}
     return Launch(_glu_row_scales_kernel, (gate_up.shape[0],), args, constants, num_warps=8)
 
 

@@ -29,6 +29,7 @@ from nvfp4.backends.triton import grouped_mm, linear, mm, quantize_dynamic
 from nvfp4.backends.triton.device.tile_config import LONGEST_ROW
 from nvfp4.backends.triton.runtime.architecture import multiplies_nvfp4
 from nvfp4.backends.triton.runtime.launch import Launch, hash_all, kind, specialized
+from nvfp4.backends.triton.runtime.process import compiling_environment
 from nvfp4.backends.workload import Workload
 from nvfp4.calls import GroupedMm, Linear, Mm, Quantized, QuantizeDynamic
 from nvfp4.spec.format import DATA_DTYPE, SCALE_DTYPE, SWIZZLED
@@ -145,12 +146,10 @@ def _run_share(
 ) -> None:
     """One process, and what it says of each kernel; None at its end."""
     command = [sys.executable, "-m", __name__, str(sm)]
-    paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    environment = os.environ | paths | {"TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
     try:
         with TemporaryFile() as errors:
             with subprocess.Popen(
-                command, env=environment, stdin=PIPE, stdout=PIPE, stderr=errors
+                command, env=compiling_environment(), stdin=PIPE, stdout=PIPE, stderr=errors
             ) as process:
                 assert process.stdin is not None and process.stdout is not None
                 process.stdin.write(pickle.dumps((list(workloads), list(share))))

@@ -6,6 +6,7 @@
    instruction, so that Python can run it whole or say what is wrong. */
 #include "memory.h"
 #include "numbers.h"
+#include "tensors.h"
 
 /* What a record does (records.py) */
 enum { PYTHON, VALUE, TEST, LOGIC, SELECT, BRANCH, SHUFFLE, LOAD, STORE, LOAD_MATRIX, STORE_MATRIX };
@@ -30,7 +31,6 @@ typedef struct {
   Memory memory;
 } Warp;
 
-#define IVDEP _Pragma("GCC ivdep")
 #define EACH IVDEP for (int i = 0; i < LANES; i++)
 #define HALVES_EACH IVDEP for (int i = 0; i < 2 * LANES; i++)
 #define SOURCE(n, T) const T *source_##n = (const T *)from[n];
@@ -142,6 +142,9 @@ static void blend(u8 *to, const u8 *value, u32 lanes, s32 bytes) {
     if (lanes >> i & 1) memcpy(to + i * bytes, value + i * bytes, (size_t)bytes);
 }
 
+/* The bits of an undefined value are those of a NaN in every format (lanes.py). */
+static void make_undefined(u8 *to, s32 bytes) { memset(to, 255, (size_t)(LANES * bytes)); }
+
 static int written(const Warp *warp, const Record *r) {
   const u8 *states = warp->states;
   return (states[r->from_slot[0]] & states[r->from_slot[1]] & states[r->from_slot[2]] &
@@ -162,7 +165,8 @@ static void set_predicate(const Warp *warp, s32 at, s32 slot, u32 value, u32 lan
 static int put(const Warp *warp, const Record *r, const u8 *value, u32 lanes) {
   u8 state = warp->states[r->to_slot];
   if (state == LOADING) return 0;
-  blend(warp->file + r->to, value, state == NEVER ? ALL : lanes, r->bytes);
+  if (state == NEVER) make_undefined(warp->file + r->to, r->bytes);
+  blend(warp->file + r->to, value, lanes, r->bytes);
   warp->states[r->to_slot] = WRITTEN;
   return 1;
 }
@@ -304,13 +308,24 @@ static int load(Warp *warp, const Record *r, u32 lanes, int all) {
   for (int n = 0; n < a.count; n++) {
     const s32 *to = a.registers + 3 * n;
     u8 *row = warp->file + to[0], *state = warp->states + to[1];
-    if (*state == NEVER) memset(row, 0, (size_t)(LANES * to[2]));
+    if (*state == NEVER) make_undefined(row, to[2]);
     for (int i = 0; i < LANES; i++)
       if (lanes >> i & 1)
         take(row + i * to[2], to[2], places.bytes[i] + n * a.bytes, a.bytes, a.is_signed);
     *state = WRITTEN;
   }
   return DONE;
+}
+
+/* Compilers use what a load leaves in lanes that skip it, if no result depends on it. */
+static void skip_load(const Warp *warp, const Record *r) {
+  Access a = access_of(warp, r);
+  for (int n = 0; n < a.count; n++) {
+    const s32 *to = a.registers + 3 * n;
+    if (warp->states[to[1]] != NEVER) continue;
+    make_undefined(warp->file + to[0], to[2]);
+    warp->states[to[1]] = WRITTEN;
+  }
 }
 
 /* st: the low bytes of the registers go to memory, in the order of the lanes. */
@@ -411,6 +426,7 @@ s64 engine_run(Warp *warp, s64 pc, s64 budget, u32 mask, s64 limit, s32 full, s3
     if (r->kind >= LOAD) {
       if (ran >= budget) break;
       int all = full && running == mask;
+      if (!running && r->kind == LOAD) skip_load(warp, r);
       if (running) switch (r->kind) {
           case LOAD: next = load(warp, r, running, all); break;
           case STORE: next = store(warp, r, running); break;

@@ -4,13 +4,14 @@ from typing import Any
 
 import numpy as np
 
+from nvfp4.emulator.engine.library import address
 from nvfp4.emulator.engine.records import Packed
-from nvfp4.emulator.engine.registers import Registers, address
+from nvfp4.emulator.engine.registers import Registers
 
 _FIXED = 17
 """The words of a Warp in engine.c that never change."""
-_SEEN, _SEEN_WORDS, _EVENT, _MAY_GLOBAL, _GENERATION, _READS, _CLEARS, _QUESTION = range(
-    _FIXED, _FIXED + 8
+_SEEN, _SEEN_WORDS, _SHARED, _GLOBAL, _MAY, _GENERATION, _READS, _CLEARS, _QUESTION = range(
+    _FIXED, _FIXED + 9
 )
 _MEMO = 256
 """The entries of a memo (memory.h)."""
@@ -56,24 +57,32 @@ class Knowledge:
         arrays = address(code.records), address(code.starts), *registers.pointers
         fixed = *arrays, address(code.elements), *around.words, address(self._recorded)
         assert len(fixed) == _FIXED
-        changing = address(self._seen), 0, 0, 0, 1, address(self._reads), address(self._clears), 0
-        self._words = np.array([*fixed, *changing], np.int64)
+        memos = address(self._reads), address(self._clears)
+        self._words = np.array([*fixed, address(self._seen), 0, 0, 0, 0, 1, *memos, 0], np.int64)
         self.pointer = address(self._words)
 
-    def update(self, seen: int, event: int, may_global: bool) -> None:
-        """Tell what the warp has observed, the event of its accesses, and if it may use memory."""
+    def update(self, seen: int, shared: int, world: int, may_global: bool) -> None:
+        """Tell what the warp has observed, and of its accesses to shared and global memory now.
+
+        Those have an event each, 0 before the first one. `may_global` allows global memory at all.
+        """
         count = (seen.bit_length() + 63) // 64
         if count > len(self._seen):
             self._seen = np.zeros(2 * count, np.uint64)
             self._words[_SEEN] = address(self._seen)
         self._seen[:count] = np.frombuffer(seen.to_bytes(8 * count, "little"), np.uint64)
         words = self._words
-        words[_SEEN_WORDS], words[_EVENT], words[_MAY_GLOBAL] = count, event, may_global
+        words[_SEEN_WORDS], words[_SHARED], words[_GLOBAL], words[_MAY] = (
+            count, shared, world, may_global
+        )  # fmt: skip
         words[_GENERATION] += 1
 
     @property
     def question(self) -> int:
-        """What the engine asks about: a group of readers, or the number of a tensor."""
+        """What the engine asks about: a group of readers, the number of a tensor, or an event.
+
+        The event is that of accesses to global memory (1) or to shared memory (0).
+        """
         return int(self._words[_QUESTION])
 
     def read_makes(self, group: int, new: int) -> None:

@@ -44,7 +44,8 @@ typedef struct {
   /* What follows changes with what the warp has observed. */
   const u64 *seen; /* the events that it has observed, a bit for each */
   s64 seen_words;
-  s64 event;        /* that of its accesses now; 0 if it has none yet */
+  s64 shared_event; /* that of its accesses to shared memory now; 0 if it has none yet */
+  s64 global_event; /* the same for global memory */
   s64 may_global;   /* whether it has waited for earlier grids */
   s64 generation;   /* of what it has observed; it makes older memos invalid */
   Memo *reads;      /* the group that a read makes of a group of readers */
@@ -116,7 +117,7 @@ static int may_write_shared(Memory *m, s64 offset, s64 width) {
 
 static void wrote_shared(Memory *m, s64 offset, s64 width) {
   for (s64 at = offset; at < offset + width; at++) {
-    m->writers[at] = (s32)m->event;
+    m->writers[at] = (s32)m->shared_event;
     m->readers[at] = 0;
   }
 }
@@ -145,7 +146,7 @@ static int may_read_global(const Memory *m, const Tensor *tensor, u64 address, s
 static int may_write_global(Memory *m, const Tensor *tensor, u64 address, s64 width) {
   if (!m->checks) return DONE;
   if (!tensor->writers) return TO_PYTHON;
-  if (m->recorded[tensor - m->tensors] != m->event) {
+  if (m->recorded[tensor - m->tensors] != m->global_event) {
     m->question = tensor - m->tensors;
     return ASK_TENSOR;
   }
@@ -171,7 +172,11 @@ static int find(Memory *m, Places *places, int space, const u64 *addresses, u32 
   if (space == GENERIC)
     space = first & SHARED_WINDOW ? SHARED : first & PARAMETER_WINDOW ? PARAMETER : GLOBAL;
   places->space = space;
-  if (m->checks && !m->event && space != PARAMETER) return ASK_EVENT;
+  if (m->checks && ((space == SHARED && !m->shared_event) ||
+                    (space == GLOBAL && writes && !m->global_event))) {
+    m->question = space == GLOBAL;
+    return ASK_EVENT;
+  }
   if (space == GLOBAL && !m->may_global) return TO_PYTHON;
   for (int i = 0; i < LANES; i++) {
     if (!(lanes >> i & 1)) continue;

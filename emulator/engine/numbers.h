@@ -17,6 +17,9 @@ typedef int64_t s64;
 typedef float f32;
 typedef double f64;
 
+/* Lanes and the like do not depend on one another, also where a result replaces a source. */
+#define IVDEP _Pragma("GCC ivdep")
+
 #define LANES 32
 #define ALL 0xffffffffu
 

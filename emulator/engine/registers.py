@@ -6,14 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nvfp4.emulator.engine import library
+from nvfp4.emulator.engine.library import address
 from nvfp4.emulator.hazards import Hazard, Kind
-from nvfp4.emulator.lanes import ALL, DTYPES, LANES, Value, flags, spread
-
-
-def address(array: np.ndarray) -> int:
-    where: int = array.__array_interface__["data"][0]
-    return where
-
+from nvfp4.emulator.lanes import DTYPES, LANES, Value, flags, spread, undefined
 
 ALWAYS = 0
 """A slot that always has a value, for records with fewer sources than they could have."""
@@ -117,17 +112,18 @@ class Registers:
         self.states[slot] = _WRITTEN
 
     def put(self, slot: int, value: Value, lanes: int) -> None:
-        """Write a register in some lanes; the others keep their values."""
+        """Write a register in some lanes; the others keep their values, or have undefined ones."""
         if self.states[slot] == _LOADING:
             raise self.missing(slot)
-        if self.states[slot] == _NEVER:
-            lanes = ALL
+        never = self.states[slot] == _NEVER
         bits, at = self._bits[slot], self._items[slot]
         if bits == 1:
-            before = int(self._views[1][at]) if lanes != ALL else 0
+            before = 0 if never else int(self._views[1][at])
             self._views[1][at] = before & ~lanes | int(value) & lanes
         else:
             old = self._views[bits][at : at + LANES]
+            if never:
+                old[:] = undefined(bits)
             np.copyto(old, spread(value, bits), where=flags(lanes))
         self.states[slot] = _WRITTEN
 
@@ -169,13 +165,14 @@ class Registers:
     def is_loading(self, slot: int) -> bool:
         return bool(self.states[slot] == _LOADING)
 
-    def load(self, slot: int, loading: Loading) -> None:
-        """Let a register's new value be used only after `loaded`."""
-        self.states[slot] = _LOADING
-        self.loading[slot] = loading
+    def load(self, slots: Sequence[int], loading: Loading) -> None:
+        """Let the new values of registers be used only after `loaded`."""
+        self.states[slots] = _LOADING
+        self.loading.update(dict.fromkeys(slots, loading))
 
-    def loaded(self, loading: Loading, slots: Iterable[int]) -> None:
+    def loaded(self, loading: Loading, slots: Sequence[int]) -> None:
         """Give these registers their values, unless something else was written since."""
-        for slot in slots:
-            if self.states[slot] == _LOADING and self.loading[slot] is loading:
-                self.states[slot] = _WRITTEN
+        own = [slot for slot in slots if self.loading[slot] is loading]
+        states = self.states[own]
+        states[states == _LOADING] = _WRITTEN
+        self.states[own] = states

@@ -24,6 +24,7 @@ from nvfp4.emulator.lanes import (
 from nvfp4.emulator.machine.program import Step
 from nvfp4.emulator.machine.shared_addresses import cta_at
 from nvfp4.emulator.memory.addresses import OFFSET_MASK, PARAMETER_WINDOW, RANK_SHIFT, SHARED_WINDOW
+from nvfp4.emulator.memory.shadow import Access
 
 SPACES = ("param", "global", "shared", "shared::cta", "shared::cluster", "const", "local")
 _WINDOW_MASK = SHARED_WINDOW - 1
@@ -75,7 +76,7 @@ def load(
     for cta, offsets, chosen in _shared_parts(warp, addresses & _WINDOW_MASK, width):
         if warp.machine.options.check:
             cells = offsets[:, None] + np.arange(width)
-            cta.shared.shadow.read(cells, warp.event(ins), warp.seen)
+            cta.shared.shadow.read(cells, shared_event(warp, cta, ins), warp.seen)
         out[chosen] = cta.shared.bytes.gather(offsets, bits, count)
     return out
 
@@ -86,15 +87,30 @@ def store(warp: Any, space: str, addresses: np.ndarray, values: np.ndarray, ins:
     space, _ = resolve(space, int(addresses[0]))
     if space == "global":
         warp.access_global()
-        warp.machine.memory.store(addresses, values, warp, warp.event(ins))
+        event = warp.event(ins, Access.GLOBAL)
+        warp.machine.memory.store(addresses, values, warp, event)
     elif space.startswith("shared"):
         for cta, offsets, chosen in _shared_parts(warp, addresses & _WINDOW_MASK, width):
             if warp.machine.options.check:
                 cells = offsets[:, None] + np.arange(width)
-                cta.shared.shadow.write(cells, warp.event(ins), warp.seen)
+                event = shared_event(warp, cta, ins)
+                new = values[chosen].view(np.uint8)
+                old = cta.shared.bytes.data
+                cta.shared.shadow.store(
+                    cells, event, warp.seen, lambda c=cells, n=new, o=old: o[c] == n
+                )
             cta.shared.bytes.scatter(offsets, values[chosen])
     else:
         raise ins.unsupported(f"no stores to the state space {space}")
+
+
+def shared_event(warp: Any, cta: Any, ins: ptx.Instruction) -> int:
+    """Give the event of an access to a CTA's shared memory."""
+    if cta is warp.cta:
+        return int(warp.event(ins))
+    event = int(warp.event(ins, Access.PEER_SHARED))
+    cta.incoming |= 1 << event
+    return event
 
 
 def _shared_parts(warp: Any, addresses: np.ndarray, width: int) -> list[tuple[Any, Any, Any]]:

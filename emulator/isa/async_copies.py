@@ -23,6 +23,7 @@ from nvfp4.emulator.isa.builder import Builder
 from nvfp4.emulator.isa.modifiers import Modifiers
 from nvfp4.emulator.lanes import flags, members, spread
 from nvfp4.emulator.machine.outcomes import BLOCKED
+from nvfp4.emulator.machine.passed import to_all
 from nvfp4.emulator.machine.program import Step
 from nvfp4.emulator.machine.shared_addresses import cta_at, mbarrier_at
 from nvfp4.emulator.memory.addresses import OFFSET_MASK, RANK_SHIFT
@@ -175,7 +176,8 @@ def _start(warp: Any, instruction: ptx.Instruction, offsets: np.ndarray, data: n
     cta.shared.bound(int(offsets.min()), int(offsets.max()) + size)
     group = copies.groups[-1]
     if not group.open:
-        group.open = warp.new_event("cp.async from here on", instruction, generic=True)
+        group.open = warp.new_event("cp.async from here on", instruction)
+        warp.cluster.events.generic |= 1 << group.open
         group.events |= 1 << group.open
     if machine.options.check:
         cells = offsets[:, None] + np.arange(size)
@@ -213,7 +215,7 @@ def _decode_arrive(instruction: ptx.Instruction, builder: Builder, modifiers: Mo
             barrier.pending += lanes
         copies = _copies(warp)
         # it releases the copies only, not what the warp itself has done
-        arrive = partial(barrier.arrive, lanes, 0, copies.events(), 0)
+        arrive = partial(barrier.arrive, lanes, 0, to_all(copies.events()))
         copies.groups[-1].arrivals.append(warp.placed(instruction, arrive))
         copies.check()
 

@@ -18,6 +18,7 @@ from nvfp4.emulator.lanes import DTYPES, LANES, members, spread
 from nvfp4.emulator.machine.program import Step
 from nvfp4.emulator.machine.shared_addresses import cta_at
 from nvfp4.emulator.memory.addresses import SHARED_WINDOW
+from nvfp4.emulator.memory.shadow import Access
 
 
 class _Type(NamedTuple):
@@ -138,7 +139,7 @@ def _decode_atom(instruction: ptx.Instruction, builder: Builder) -> Step:
         addresses = spread(registers[base], 64).astype(np.int64) + offset
         sources = [[spread(registers[slot], kind.bits) for slot in items] for items in slots]
         before = np.zeros((count, 32), DTYPES[kind.bits])
-        event = warp.atomic_event(instruction)
+        event = warp.event(instruction, Access.ATOMIC)
         for lane in members(warp.mask).tolist():
             address = int(addresses[lane])
             check_alignment(addresses[lane : lane + 1], size * count)

@@ -13,6 +13,7 @@ from nvfp4.emulator.isa.modifiers import Modifiers
 from nvfp4.emulator.lanes import pick
 from nvfp4.emulator.machine.barriers import NamedBarrier
 from nvfp4.emulator.machine.outcomes import BLOCKED
+from nvfp4.emulator.machine.passed import to_all
 from nvfp4.emulator.machine.program import Step
 
 
@@ -50,7 +51,7 @@ def _decode_bar(instruction: ptx.Instruction, builder: Builder) -> Step:
             if not waits:
                 return None
         if len(barrier.done) > phase:
-            warp.acquire(*barrier.done[phase])
+            warp.acquire(barrier.done[phase])
             return None
         warp.state[waiting] = phase
         barrier.waiting.append(warp)
@@ -76,7 +77,7 @@ def _decode_cluster(instruction: ptx.Instruction, modifiers: Modifiers) -> Step:
         if "cluster" in warp.state:
             raise Hazard(Kind.BARRIER, "barrier.cluster.arrive twice without a wait between")
         warp.state["cluster"] = len(barrier.done)
-        barrier.arrive(warp, *((warp.released, warp.fenced) if relaxed else warp.release()))
+        barrier.arrive(warp, warp.arrival(not relaxed, wide=True, here=False))
         return None
 
     def wait(warp: Any) -> int | None:
@@ -90,7 +91,7 @@ def _decode_cluster(instruction: ptx.Instruction, modifiers: Modifiers) -> Step:
             barrier.waiting.append(warp)
             return BLOCKED
         del warp.state["cluster"]
-        warp.acquire(*barrier.done[phase])
+        warp.acquire(barrier.done[phase], wide=True)
         return None
 
     return arrive if operation == "arrive" else wait
@@ -104,7 +105,7 @@ def _decode_fence(instruction: ptx.Instruction, builder: Builder) -> Step:
         modifiers.done()
 
         def mbarrier_init(warp: Any) -> None:
-            warp.released |= warp.inits
+            warp.released |= to_all(warp.inits)
             warp.init_span = 0
 
         return mbarrier_init
@@ -119,18 +120,34 @@ def _decode_fence(instruction: ptx.Instruction, builder: Builder) -> Step:
                 warp.fenced |= warp.seen
 
         return proxy
-    modifiers.take("acq_rel", "sc", "acquire", "release")
-    wide = modifiers.take("cta", "cluster", "gpu", "sys", "gl") not in ("cta", "cluster")
+    order = modifiers.take("acq_rel", "sc", "acquire", "release") or "sc"
+    restricted = modifiers.take("sync_restrict::shared::cta", "sync_restrict::shared::cluster")
+    scope = modifiers.take("cta", "cluster", "gpu", "sys", "gl") or "sys"
     modifiers.done()
+    releases, acquires = order != "acquire", order != "release"
+    if restricted:
+        _check_restricted(instruction, order, restricted, scope)
 
     def fence(warp: Any) -> None:
-        seen, _ = warp.release()
-        warp.released |= seen
-        if wide:
+        if releases:
+            warp.fence_release(scope != "cta", bool(restricted))
+        if acquires:
+            warp.fence_acquire(scope != "cta", bool(restricted))
+        if scope not in ("cta", "cluster"):
             warp.release_to_gpu()
             warp.acquire_from_gpu()
 
     return fence
+
+
+def _check_restricted(ins: ptx.Instruction, order: str, restricted: str, scope: str) -> None:
+    """Refuse what PTX ISA does not have: a release is of shared::cta, an acquire of ::cluster."""
+    wanted = {"release": "sync_restrict::shared::cta", "acquire": "sync_restrict::shared::cluster"}
+    if wanted.get(order) != restricted or scope != "cluster":
+        raise ins.unsupported(
+            "only fence.release.sync_restrict::shared::cta.cluster and"
+            " fence.acquire.sync_restrict::shared::cluster.cluster"
+        )
 
 
 DECODERS: Mapping[str, Decoder] = {

@@ -14,11 +14,12 @@ from nvfp4.emulator.engine.records import Does, Record, packed
 from nvfp4.emulator.engine.registers import ALWAYS, Layout
 from nvfp4.emulator.hazards import Unsupported
 from nvfp4.emulator.isa.modifiers import Modifiers
-from nvfp4.emulator.lanes import ALL
+from nvfp4.emulator.lanes import ALL, undefined
 from nvfp4.emulator.machine.outcomes import YIELD
 from nvfp4.emulator.machine.program import Program, Step
 from nvfp4.emulator.machine.special_registers import is_special
 from nvfp4.emulator.machine.warp import Warp
+from nvfp4.emulator.ptx.registers import written_by
 
 
 class Lanes(NamedTuple):
@@ -66,11 +67,26 @@ def _step(
         decoded = decoded.step or (lambda warp: warp.without_value(instruction))
     if instruction.guard is None or instruction.opcode == "bra":
         return decoded, records
+    skipped: list[tuple[int, int]] = []
+    if instruction.opcode in ("ld", "atom"):
+        written = written_by(instruction)
+        skipped = [(builder.result(r, 32), undefined(r.bits)) for r in written]
     predicate, flip = builder.predicate(instruction.guard)
     return (
-        _guarded(decoded, predicate, flip),
+        _guarded(decoded, predicate, flip, skipped),
         [record.guarded(predicate, flip) for record in records],
     )
+
+
+def _packs(instruction: ptx.Instruction) -> bool:
+    """Say whether an instruction packs its sources into one register.
+
+    Compilers leave a part undefined where nothing uses it, by a register that is never written.
+    """
+    _, *sources = instruction.operands or (None,)
+    if instruction.opcode == "mov":
+        return isinstance(sources[0], ptx.Vector)
+    return instruction.opcode == "cvt" and len(sources) > 1
 
 
 class Builder:
@@ -86,6 +102,7 @@ class Builder:
         self._symbols: dict[int, ptx.Symbol] = {}
         self._slots: dict[Any, int] = {"": ALWAYS}
         self._names = {variable.name for variable in (*kernel.parameters, *shared)}
+        self._written = {r.name for i in kernel.instructions for r in written_by(i)}
 
     def program(self) -> Program:
         """Return what has been decoded."""
@@ -115,7 +132,10 @@ class Builder:
     def source(self, operand: ptx.Operand, bits: int) -> int:
         """Give the slot of an operand's value; `bits` is the size of a constant."""
         if isinstance(operand, ptx.Register):
-            return self._slot(operand.name, operand.bits)
+            slot = self._slot(operand.name, operand.bits)
+            if operand.name not in self._written and _packs(self.kernel.instructions[self.index]):
+                self._constants[slot] = undefined(operand.bits)
+            return slot
         if isinstance(operand, ptx.Immediate):
             value = operand.value
             if isinstance(value, float):
@@ -222,8 +242,12 @@ class Builder:
         return Lanes([*before, self.operation(name, to, *sources, immediate=immediate), *after])
 
 
-def _guarded(step: Step, predicate: int, flip: int) -> Step:
-    """Run a step in the lanes whose predicate is true."""
+def _guarded(step: Step, predicate: int, flip: int, skipped: Sequence[tuple[int, int]]) -> Step:
+    """Run a step in the lanes whose predicate is true.
+
+    Compilers use what a load leaves in the other lanes, if no result depends on it. So a register
+    without a value gets an undefined one there, by its slot.
+    """
 
     def guarded(warp: Warp) -> int | None:
         mask = warp.mask
@@ -231,6 +255,9 @@ def _guarded(step: Step, predicate: int, flip: int) -> Step:
         if lanes == mask:
             return step(warp)
         if not lanes:
+            for slot, value in skipped:
+                if warp.registers.content(slot) is None:
+                    warp.registers[slot] = value
             return None
         full, warp.mask, warp.full = warp.full, lanes, False
         try:

@@ -15,6 +15,7 @@ from nvfp4.emulator.machine.mbarrier import TX_LIMIT, Mbarrier
 from nvfp4.emulator.machine.outcomes import BLOCKED, YIELD
 from nvfp4.emulator.machine.program import Step
 from nvfp4.emulator.machine.shared_addresses import cta_at, mbarrier_at
+from nvfp4.emulator.memory.addresses import RANK_SHIFT
 from nvfp4.emulator.memory.shadow import MBARRIER
 
 
@@ -84,8 +85,8 @@ def _arrive(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers
     counts = "arrive" in instruction.modifiers
     expects = bool(modifiers.take("expect_tx")) or not counts
     modifiers.take("noComplete")
-    relaxed = modifiers.take("release", "relaxed") == "relaxed"
-    modifiers.take("cta", "cluster")
+    releases = modifiers.take("release", "relaxed") != "relaxed" and counts
+    wide = modifiers.take("cta", "cluster") == "cluster"
     modifiers.take("shared", "shared::cta", "shared::cluster")
     modifiers.need("b64")
     modifiers.done()
@@ -100,7 +101,6 @@ def _arrive(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers
         registers, mask = warp.registers, warp.mask
         amount = registers[value] if value is not None else 1
         address = registers[base]
-        released = (warp.released, warp.fenced) if relaxed else warp.release()
         one, each = uniform(address, mask), uniform(amount, mask)
         if one is not None and each is not None:
             groups = [(one + offset, each, mask.bit_count())]
@@ -112,17 +112,30 @@ def _arrive(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers
         for at, each, lanes in groups:
             barrier = mbarrier_at(warp, at)
             arrivals = 0 if not counts else lanes if expects else lanes * each
-            barrier.arrive(arrivals, lanes * each if expects else 0, *released)
+            here = at >> RANK_SHIFT == warp.cta.rank
+            if not here:
+                _announce(warp, at, instruction)
+            passed = warp.arrival(releases, wide, here)
+            barrier.arrive(arrivals, lanes * each if expects else 0, passed)
         if put is not None:
             put(warp, 0)  # the state, which nothing uses: waits are by parity
 
     return step
 
 
+def _announce(warp: Any, address: int, instruction: ptx.Instruction) -> None:
+    """Make an arrival at another CTA's mbarrier an event, which that CTA may not exit before."""
+    event = warp.new_event("an arrival at its mbarrier", instruction)
+    cta, _ = cta_at(warp, address)
+    cta.incoming |= 1 << event
+    warp.seen |= 1 << event
+    warp.cluster.events.always |= 1 << event
+
+
 def _wait(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -> Step:
     modifiers.need("parity")
-    modifiers.take("acquire", "relaxed")
-    modifiers.take("cta", "cluster")
+    acquires = modifiers.take("acquire", "relaxed") != "relaxed"
+    wide = modifiers.take("cta", "cluster") == "cluster"
     modifiers.take("shared", "shared::cta")
     modifiers.need("b64")
     modifiers.done()
@@ -140,7 +153,7 @@ def _wait(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) 
             raise instruction.unsupported("the lanes wait for different phases")
         barrier = mbarrier_at(warp, at + offset)
         if barrier.phase & 1 != which & 1:
-            warp.acquire(*barrier.done)
+            warp.acquire(barrier.done, acquires, wide)
             put(warp, ALL)
             return None
         if spins:

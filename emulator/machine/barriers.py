@@ -3,6 +3,7 @@
 from typing import Any
 
 from nvfp4.emulator.hazards import Hazard, Kind
+from nvfp4.emulator.machine.passed import NOTHING, Passed
 
 
 class NamedBarrier:
@@ -12,8 +13,8 @@ class NamedBarrier:
         self.number = number
         self.threads = 0  # expected in this phase; 0 before the first arrival
         self.arrived = 0
-        self.seen = self.fenced = 0
-        self.done: list[tuple[int, int]] = []  # for each phase, what its arrivals had observed
+        self.passed = NOTHING
+        self.done: list[Passed] = []  # for each phase, what its arrivals pass on
         self.waiting: list[Any] = []
 
     def arrive(self, warp: Any, threads: int) -> int:
@@ -26,15 +27,13 @@ class NamedBarrier:
                 f"barrier {self.number} for {threads} threads; others meet there as {self.threads}",
             )
         self.threads = threads
-        seen, fenced = warp.release()
-        self.seen |= seen
-        self.fenced |= fenced
+        self.passed |= warp.arrival(releases=True, wide=False, here=True)
         self.arrived += 32  # a barrier counts whole warps
         phase = len(self.done)
         if self.arrived >= threads:
             self.arrived = 0
-            self.done.append((self.seen, self.fenced))
-            self.seen = self.fenced = 0
+            self.done.append(self.passed)
+            self.passed = NOTHING
             waiting, self.waiting = self.waiting, []
             for waiter in waiting:
                 waiter.wake()
@@ -47,14 +46,13 @@ class ClusterBarrier:
     def __init__(self, cluster: Any) -> None:
         self._cluster = cluster
         self.arrived: dict[Any, int] = {}  # the lanes of each warp that have arrived
-        self.seen = self.fenced = 0
-        self.done: list[tuple[int, int]] = []  # as in NamedBarrier
+        self.passed = NOTHING
+        self.done: list[Passed] = []  # as in NamedBarrier
         self.waiting: list[Any] = []
 
-    def arrive(self, warp: Any, seen: int, fenced: int) -> None:
+    def arrive(self, warp: Any, passed: Passed) -> None:
         self.arrived[warp] = self.arrived.get(warp, 0) | warp.mask
-        self.seen |= seen
-        self.fenced |= fenced
+        self.passed |= passed
         self.check()
 
     def check(self) -> None:
@@ -66,8 +64,8 @@ class ClusterBarrier:
         if not self.arrived:
             return
         self.arrived = {}
-        self.done.append((self.seen, self.fenced))
-        self.seen = self.fenced = 0
+        self.done.append(self.passed)
+        self.passed = NOTHING
         waiting, self.waiting = self.waiting, []
         for warp in waiting:
             warp.wake()

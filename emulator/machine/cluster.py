@@ -35,9 +35,12 @@ class Cta:
         self.threads = threads
         self.exited = False
         self.started = cluster.events.new(Event("start", 0, f"CTA {index}"))
+        cluster.events.always |= 1 << self.started
         """The event that this CTA runs, which its own warps know and pass on to others."""
         self.incoming = 0
-        """The events of the arrivals that commits of other CTAs have sent here."""
+        """The events of other CTAs here: their accesses to its shared memory, their arrivals, and
+        those of their commits.
+        """
         around = Surroundings(
             machine.options.check,
             self.shared.bytes.data,
@@ -54,7 +57,7 @@ class Cta:
             lanes = min(LANES, threads - index_ * LANES)
             registers = machine.registers(self, index_)
             warp = Warp(self, index_, (1 << lanes) - 1, registers, around)
-            warp.seen = warp.released = 1 << self.started
+            warp.seen = 1 << self.started
             self.warps.append(warp)
         self.live_threads = threads
 
@@ -71,9 +74,9 @@ class Cta:
             self.cluster.cta_ended()
 
     def _check_incoming(self) -> None:
-        """Refuse to end before each arrival from another CTA has been waited for.
+        """Refuse to end before what other CTAs do in its shared memory has been waited for.
 
-        Such an arrival may still be on its way, even if it has come under this schedule.
+        It may still be on its way, even if it has come under this schedule.
         """
         missing = self.incoming
         for warp in self.warps:
@@ -91,6 +94,8 @@ class Cluster:
         self.events = Events()
         self.cta_group = 0  # of its tcgen05 instructions; 0 before the first
         self.grid_waits = 0  # the events of its griddepcontrol.wait
+        self.acquires: list[tuple[int, int]] = []
+        """The event of each acquire at .gpu scope, and the CTAs (bits) whose releases it was of."""
         self.barrier = ClusterBarrier(self)
         shape = machine.launch.cluster
         self.ctas: list[Cta] = []

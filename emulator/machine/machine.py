@@ -59,6 +59,7 @@ class Machine:
         self.released = 0  # the CTAs (bits) that have released to the whole GPU
         self.waits_for_grids = options.check and program.uses("griddepcontrol.wait")
         self.tmem_load_waits = options.check and options.tmem_load_waits
+        self.tcgen05_fences = options.check and options.tcgen05_fences
         shape = [range(0, n, c) for n, c in zip(launch.grid, launch.cluster, strict=True)]
         self._waiting = [(x, y, z) for z, y, x in product(shape[2], shape[1], shape[0])][::-1]
         self._check_launch()

@@ -14,6 +14,11 @@ class Options:
     """The longest time that asynchronous work takes, in instructions."""
     outputs: frozenset[str] = frozenset()
     """Names of tensors that start uninitialised and must be written whole."""
+    constants: frozenset[str] = frozenset()
+    """Names of tensors that no earlier kernel writes.
+
+    Bulk copies may load them before griddepcontrol.wait, as kernels do with weights.
+    """
     max_steps: int = 200_000_000
     """The number of instructions after which a run counts as a livelock."""
     check: bool = True
@@ -23,6 +28,11 @@ class Options:
 
     PTX ISA has it so. False is for kernels that leave the wait out, as those of CUTLASS do: they
     rely on hardware that waits for registers.
+    """
+    tcgen05_fences: bool = True
+    """Whether tcgen05.fence alone orders accesses to tensor memory around barriers.
+
+    PTX ISA has it so. False is for kernels that leave the fences out, as those of CUTLASS do.
     """
     quantum: int = 64
     """The most instructions that a warp runs at a time."""

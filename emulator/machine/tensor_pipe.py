@@ -32,6 +32,7 @@ def issue_event(warp: Any, instruction: ptx.Instruction) -> tuple[int, int]:
     warp.one_lane()
     if not warp.batch:
         warp.batch = warp.new_event("tensor core work from here on", instruction)
+        warp.cluster.events.mark_tensor(warp.batch)
         warp.pipe_seen |= 1 << warp.batch
-    warp.pipe_seen |= warp.seen
+    warp.pipe_seen |= warp.tensor_seen
     return warp.batch, warp.pipe_seen

@@ -17,11 +17,20 @@ from nvfp4.emulator.engine.registers import Loading, Registers
 from nvfp4.emulator.hazards import Event, Hazard, Kind, Unsupported, UnsupportedInstruction
 from nvfp4.emulator.lanes import uniform
 from nvfp4.emulator.machine.outcomes import BLOCKED, DIVERGED, YIELD
+from nvfp4.emulator.machine.passed import NOTHING, Passed, to_all
+from nvfp4.emulator.memory.shadow import Access
 from nvfp4.emulator.ptx.registers import named_by, read_by
 
 _FAR = 1 << 60
 _QUESTIONS = 100
 """The questions after which Python runs an access itself: the engine forgets answers."""
+_ACCESSES = {
+    Access.OWN_SHARED: "ordinary accesses to shared memory from here on",
+    Access.PEER_SHARED: "ordinary accesses to another CTA's shared memory from here on",
+    Access.GLOBAL: "ordinary accesses to global memory from here on",
+    Access.TENSOR: "accesses to tensor memory from here on",
+    Access.ATOMIC: "atomics from here on",
+}
 
 
 class Warp:
@@ -29,9 +38,9 @@ class Warp:
 
     __slots__ = (
         "registers", "program", "steps", "pc", "mask", "full", "live", "limit", "fragments", "cta",
-        "cluster", "machine", "index", "parked", "seen", "fenced", "released", "span", "init_span",
-        "inits", "batch", "pipe_seen", "bulk", "bulk_groups", "loading", "acquired", "state",
-        "compiled", "_known", "_told",
+        "cluster", "machine", "index", "parked", "seen", "fenced", "released", "pending", "spans",
+        "init_span", "inits", "unfenced", "unwaited", "unentered", "batch", "pipe_seen", "bulk",
+        "bulk_groups", "loading", "acquired", "state", "compiled", "_known", "_told",
     )  # fmt: skip
 
     def __init__(
@@ -44,18 +53,27 @@ class Warp:
         self.compiled = self.program.code.compiled
         self.registers = registers
         self._known = Knowledge(self.program.code, registers, around)
-        self._told: tuple[int, int] = (-1, -1)  # what the engine knows of the next two lines
+        self._told: tuple[int, int, int] = (-1, -1, -1)  # what it knows of `seen` and `spans`
         self.pc = 0
         self.mask = self.live = live
         self.full = True
         self.limit = _FAR
         self.fragments: list[list[int]] = []  # of the other lanes: [pc, lanes, blocked]
         self.parked = False
-        # Sets of events: those it has observed, the generic writes among them that lie behind a
-        # proxy fence, and those that its fences have released.
-        self.seen = self.fenced = self.released = 0
-        # The events of its ordinary accesses and of its mbarrier.init now; all of the latter.
-        self.span = self.init_span = self.inits = 0
+        # Sets of events: those it has observed, and the generic writes among them that lie behind a
+        # proxy fence.
+        self.seen = self.fenced = 0
+        # What its fences have released to relaxed arrivals, and what its relaxed waits have left to
+        # a fence.
+        self.released = self.pending = NOTHING
+        # The events of its accesses now, one of each kind, and of its mbarrier.init; all of these.
+        self.spans = [0] * len(Access)
+        self.init_span = self.inits = 0
+        # Events of tensor memory: its own without a tcgen05.fence::before_thread_sync yet, and of
+        # those the ones before tcgen05.wait::ld and ::st; others' that it has observed, without a
+        # tcgen05.fence::after_thread_sync since.
+        self.unfenced = self.unentered = 0
+        self.unwaited = {"ld": 0, "st": 0}
         # The event of the tensor core work it issues now, and what that work has observed.
         self.batch = self.pipe_seen = 0
         self.bulk: list[Any] = []  # bulk stores not yet in a group
@@ -79,7 +97,8 @@ class Warp:
         try:
             while left > 0:
                 if compiled[pc]:
-                    if self._told[0] is not self.seen or self._told[1] != self.span:
+                    told, spans = self._told, self.spans
+                    if told[0] is not self.seen or told[1:] != (spans[0], spans[2]):
                         self._tell()
                     split = bool(self.fragments)
                     done = engine(pointer, pc, left, self.mask, self.limit, self.full, split)
@@ -134,20 +153,23 @@ class Warp:
     def _tell(self) -> None:
         """Tell the engine what the warp has observed."""
         may = not self.machine.waits_for_grids or bool(self.seen & self.cluster.grid_waits)
-        self._known.update(self.seen, self.span, may)
-        self._told = self.seen, self.span
+        shared, world = self.spans[Access.OWN_SHARED], self.spans[Access.GLOBAL]
+        self._known.update(self.seen, shared, world, may)
+        self._told = self.seen, shared, world
 
     def _answer(self, question: int, pc: int) -> None:
         """Answer a question of the engine about the access at `pc`, which it then tries again."""
         known, events = self._known, self.cluster.events
         about = known.question
+        shared, world = self.spans[Access.OWN_SHARED], self.spans[Access.GLOBAL]
         if question == ASK_EVENT:
-            self.event(self.program.kernel.instructions[pc])
+            access = Access.GLOBAL if about else Access.OWN_SHARED
+            self.event(self.program.kernel.instructions[pc], access)
         elif question == ASK_TENSOR:
-            self.machine.memory.tensors[about].record(self, self.span)
-            known.is_recorded(about, self.span)
+            self.machine.memory.tensors[about].record(self, world)
+            known.is_recorded(about, world)
         elif question == ASK_READERS:
-            known.read_makes(about, events.group_after_read(about, self.span, self.seen))
+            known.read_makes(about, events.group_after_read(about, shared, self.seen))
         else:
             known.is_clear(about, not events.group(about) & ~self.seen)
 
@@ -259,45 +281,107 @@ class Warp:
 
     # What others wait for
 
-    def new_event(self, what: str, instruction: ptx.Instruction, generic: bool = False) -> int:
+    def new_event(self, what: str, instruction: ptx.Instruction) -> int:
         """Number something that others may have to wait for."""
-        event = Event(what, instruction.line, self.where)
-        return self.cluster.events.new(event, generic)
+        return self.cluster.events.new(Event(what, instruction.line, self.where))
 
-    def event(self, instruction: ptx.Instruction) -> int:
-        """Give the event of the warp's ordinary accesses, a new one after each release."""
-        if not self.span:
-            what = "ordinary accesses from here on"
-            self.span = self.new_event(what, instruction, generic=True)
-            self.seen |= 1 << self.span
-        return self.span
-
-    def atomic_event(self, instruction: ptx.Instruction) -> int:
-        """Give the event of the warp's atomics, which do not wait for those of other warps."""
-        span = self.event(instruction)
-        known, number = self.state.get("atomics", (0, 0))
-        if known != span:
-            number = self.new_event("atomics from here on", instruction, generic=True)
-            self.cluster.events.atomic |= 1 << number
+    def event(self, instruction: ptx.Instruction, access: Access = Access.OWN_SHARED) -> int:
+        """Give the event of the warp's accesses of a kind, a new one after each release."""
+        number = self.spans[access]
+        if not number:
+            event = Event(_ACCESSES[access], instruction.line, self.where)
+            number = self.spans[access] = self.cluster.events.new_access(event, access)
             self.seen |= 1 << number
-            self.state["atomics"] = (span, number)
+            if access is Access.TENSOR and self.machine.tcgen05_fences:
+                self.unfenced |= 1 << number
         return number
 
     def release(self) -> tuple[int, int]:
         """Give (observed, fenced) to pass on to those that wait for what the warp does now."""
-        self.span = self.init_span = 0
-        return self.seen, self.fenced
+        self.spans = [0] * len(Access)
+        self.init_span = 0
+        return self.seen & ~self.unfenced, self.fenced
 
-    def acquire(self, seen: int, fenced: int) -> None:
+    def arrival(self, releases: bool, wide: bool, here: bool) -> Passed:
+        """Give what an arrival passes on.
+
+        wide: whether its scope is the cluster or more; here: whether the barrier is in its own CTA.
+        Without a release it passes on what fences have released. Between CTAs only a scope that
+        holds both counts.
+        """
+        always = self.seen & self.cluster.events.always & ~self.unfenced
+        if releases:
+            seen, fenced = self.release()
+            cta = (seen, fenced) if here else (0, 0)
+            cluster = (seen, fenced) if here or wide else (0, 0)
+            return Passed(*cta, *cluster, always)
+        released = self.released
+        cta = (released.cta, released.cta_fenced) if here else (0, 0)
+        cluster = (released.cluster, released.cluster_fenced) if wide else (0, 0)
+        if here:
+            cluster = cta
+        return Passed(*cta, *cluster, always)
+
+    def acquire(self, passed: Passed, acquires: bool = True, wide: bool = False) -> None:
+        """Observe what arrivals pass on; a relaxed wait leaves the rest to a later fence."""
+        seen, fenced = (passed.cluster, passed.cluster_fenced) if wide else passed[:2]
+        if not acquires:
+            near = (passed.cta, passed.cta_fenced)
+            self.pending |= passed if wide else Passed(*near, *near)
+            seen = fenced = 0
+        seen |= passed.always
+        if self.machine.tcgen05_fences:
+            self.unentered |= seen & self.cluster.events.tensor & ~self.seen
         self.seen |= seen
         self.fenced |= fenced
+
+    def fence_release(self, wide: bool, own_shared: bool) -> None:
+        """Release to later relaxed arrivals; `own_shared`: accesses to shared::cta alone."""
+        seen, fenced = self.release()
+        if own_shared:
+            of = self.cluster.events.of
+            seen &= ~(of[Access.PEER_SHARED] | of[Access.GLOBAL] | of[Access.ATOMIC])
+        self.released |= to_all(seen, fenced) if wide else Passed(seen, fenced)
+
+    def fence_acquire(self, wide: bool, shared: bool) -> None:
+        """Acquire from earlier relaxed waits; `shared`: accesses to shared memory alone."""
+        passed = self.pending
+        if shared:
+            without = ~self.cluster.events.of[Access.GLOBAL]
+            passed = passed._replace(cta=passed.cta & without, cluster=passed.cluster & without)
+        self.acquire(passed, wide=wide)
+
+    @property
+    def tensor_seen(self) -> int:
+        """The events that its accesses to tensor memory are ordered after."""
+        return self.seen & ~self.unentered
+
+    def fence_tensor_before(self) -> None:
+        """Order its finished accesses to tensor memory before what it does next."""
+        self.unfenced &= self.unwaited["ld"] | self.unwaited["st"]
+        self.spans[Access.TENSOR] = 0
+
+    def fence_tensor_after(self) -> None:
+        """Order its next accesses to tensor memory after what it has observed."""
+        self.unentered = 0
 
     def release_to_gpu(self) -> None:
         """Release the global writes of the warp's CTA to every later acquire on the GPU."""
         self.machine.released |= 1 << self.cta.number
 
     def acquire_from_gpu(self) -> None:
-        self.acquired |= self.machine.released
+        """Acquire all releases so far; barriers pass this on, as an event that it has observed."""
+        new = self.machine.released & ~self.acquired
+        if new:
+            self.acquired |= new
+            number = self.cluster.events.new(Event("an acquire", 0, self.where))
+            self.seen |= 1 << number
+            self.cluster.acquires.append((number, new))
+
+    def has_acquired(self, cta: int) -> bool:
+        """Say whether this warp, or one that it has waited for, acquired a CTA's release."""
+        bits = (bits for number, bits in self.cluster.acquires if self.seen >> number & 1)
+        return bool(self.acquired >> cta & 1) or any(b >> cta & 1 for b in bits)
 
     def wait_for_grids(self, instruction: ptx.Instruction) -> None:
         """Allow global memory to this warp and to warps that wait for it (griddepcontrol.wait)."""
@@ -307,9 +391,14 @@ class Warp:
             self.seen |= 1 << event
             cluster.grid_waits |= 1 << event
 
-    def access_global(self) -> None:
-        """Refuse global memory before griddepcontrol.wait, if the kernel has it."""
+    def access_global(self, tensor: Any = None) -> None:
+        """Refuse global memory before griddepcontrol.wait, if the kernel has it.
+
+        A tensor that Options.constants names may be accessed earlier.
+        """
         if self.machine.waits_for_grids and not self.seen & self.cluster.grid_waits:
+            if tensor is not None and tensor.name in self.machine.options.constants:
+                return
             raise Hazard(
                 Kind.GRID_DEPENDENCY, "global memory is accessed without waiting for"
                 " griddepcontrol.wait, which this kernel has"

@@ -11,9 +11,11 @@ shows a missing wait under every schedule.
 """
 
 from collections.abc import Callable
+from enum import IntEnum
 
 import numpy as np
 
+from nvfp4.emulator.engine.library import distinct
 from nvfp4.emulator.hazards import Event, Hazard, Kind
 
 Index = slice | np.ndarray | tuple[slice | int | np.ndarray, ...]
@@ -24,22 +26,50 @@ MBARRIER = -1
 """The writer of an mbarrier's own bytes, which only mbarrier instructions may touch."""
 
 
+class Access(IntEnum):
+    """What a warp itself accesses: fences and releases order some of it alone."""
+
+    OWN_SHARED = 0
+    """Shared memory of its own CTA (.shared::cta)."""
+    PEER_SHARED = 1
+    """Shared memory of another CTA of the cluster."""
+    GLOBAL = 2
+    TENSOR = 3
+    """Tensor memory, by tcgen05.ld and st."""
+    ATOMIC = 4
+    """Any memory, by atomics, which may race with one another."""
+
+
 class Events:
     """The events of a cluster, numbered from 1."""
 
     def __init__(self) -> None:
         self._log: list[Event] = [Event("nothing", 0, "")]
         self.generic = 0  # the events that are ordinary loads and stores (the generic proxy)
-        self.atomic = 0  # the events that are atomics, which may race with one another
+        self.of = [0] * len(Access)  # the events of each kind of access by a warp
+        self.tensor = 0  # the events that access tensor memory
+        self.always = 0  # the events that every arrival passes on (machine/passed.py)
         self._groups: list[int] = [0]
         self._group_numbers: dict[int, int] = {0: 0}
 
-    def new(self, event: Event, generic: bool = False) -> int:
-        number = len(self._log)
+    def new(self, event: Event) -> int:
         self._log.append(event)
-        if generic:
+        return len(self._log) - 1
+
+    def new_access(self, event: Event, access: Access) -> int:
+        """Number a warp's own accesses of a kind."""
+        number = self.new(event)
+        self.of[access] |= 1 << number
+        if access is Access.TENSOR:
+            self.mark_tensor(number)
+        else:
             self.generic |= 1 << number
         return number
+
+    def mark_tensor(self, number: int) -> None:
+        """Say that an event accesses tensor memory."""
+        self.tensor |= 1 << number
+        self.always |= 1 << number
 
     def __getitem__(self, number: int) -> Event:
         return self._log[number]
@@ -87,7 +117,7 @@ class Shadow:
 
     def _check_writer(self, index: Index, seen: int, fenced: int | None, reading: bool) -> None:
         cells = self.writer[index]
-        for event in _distinct(cells):
+        for event in distinct(cells):
             if event == NEVER:
                 if reading:
                     raise self._fault(
@@ -112,8 +142,15 @@ class Shadow:
         `fenced` are the generic writes behind a proxy fence, if the async proxy reads.
         """
         self._check_writer(index, seen, fenced, reading=True)
+        self._add_reader(index, event, seen)
+
+    def _other(self, group: int, seen: int) -> int:
+        """Give the readers of a group that are not waited for and are no ordinary loads."""
+        return self._events.group(group) & ~seen & ~self._events.generic
+
+    def _add_reader(self, index: Index, event: int, seen: int) -> None:
         cells = self.readers[index]
-        groups = _distinct(cells)
+        groups = distinct(cells)
         events = self._events
         new = [events.group_after_read(group, event, seen) for group in groups]
         if len(groups) == 1:
@@ -135,23 +172,37 @@ class Shadow:
         self.writer[index] = event
         self.readers[index] = 0
 
+    def store(
+        self, cells: np.ndarray, event: int, seen: int, unchanged: Callable[[], np.ndarray]
+    ) -> None:
+        """Check and record an ordinary store, as write does.
+
+        Bytes that it leaves as another ordinary store made them need not wait for that store, nor
+        for ordinary loads: compilers let several warps store the same values. Such a store counts
+        as a load, since a store of something else has to wait for it. `unchanged` finds the bytes.
+        """
+        try:
+            self.write(cells, event, seen)
+        except Hazard:
+            writers = self.writer[cells]
+            generic = [e for e in distinct(writers) if e > 0 and self._events.generic >> e & 1]
+            groups = [g for g in distinct(self.readers[cells]) if not self._other(g, seen)]
+            same = np.isin(writers, generic) & np.isin(self.readers[cells], groups) & unchanged()
+            if not same.any():
+                raise
+            if not same.all():
+                self.write(cells[~same], event, seen)
+            self._add_reader(cells[same], event, seen)
+
     def atomic(self, index: Index, event: int, seen: int) -> None:
         """Check and record an atomic's read and write, which need not wait for other atomics."""
-        self._check_writer(index, seen | self._events.atomic, None, reading=True)
-        self.write(index, event, seen | self._events.atomic)
+        self._check_writer(index, seen | self._events.of[Access.ATOMIC], None, reading=True)
+        self.write(index, event, seen | self._events.of[Access.ATOMIC])
 
     def check_readers(self, index: Index, seen: int) -> None:
         cells = self.readers[index]
-        for group in _distinct(cells):
+        for group in distinct(cells):
             missing = self._events.group(group) & ~seen
             if missing:
                 what = f"is overwritten without waiting for a reader: {self._events.first(missing)}"
                 raise self._fault(Kind.OVERWRITE, index, cells, group, what)
-
-
-def _distinct(cells: np.ndarray) -> list[int]:
-    """Give the distinct values, ascending; the usual case of one value is cheap."""
-    low, high = int(cells.min()), int(cells.max())
-    if low == high:
-        return [low]
-    return (np.flatnonzero(np.bincount(cells.ravel() - low)) + low).tolist()

@@ -9,6 +9,7 @@ from nvfp4.emulator.hazards import Hazard, Kind
 from nvfp4.emulator.isa.builder import Builder, Operation
 from nvfp4.emulator.isa.modifiers import Modifiers
 from nvfp4.emulator.machine.program import Step
+from nvfp4.emulator.memory.shadow import Access
 
 
 def _ld(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -> Step:
@@ -38,8 +39,8 @@ def _ld(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) ->
             return blocked
         first, where = _columns(warp, base, offset, columns, lanes)
         if warp.machine.options.check:
-            event = warp.event(instruction)
-            warp.cta.tensor.shadow.read((first // 32, where), event, warp.seen)
+            event = warp.event(instruction, Access.TENSOR)
+            warp.cta.tensor.shadow.read((first // 32, where), event, warp.tensor_seen)
         block = warp.cta.tensor.words[first : first + lanes, where]
         if lanes == 16:
             # [high row, row, group, pair, column] -> a register of each group, row half, column
@@ -49,9 +50,10 @@ def _ld(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) ->
             block = block.T
         warp.registers.set_rows(slots, block)
         if warp.machine.tmem_load_waits:
+            if warp.machine.tcgen05_fences:
+                warp.unwaited["ld"] |= 1 << event
             loading = Loading(instruction.line)
-            for slot in awaited:
-                warp.registers.load(slot, loading)
+            warp.registers.load(awaited, loading)
             warp.loading.append((loading, awaited))
         return None
 
@@ -72,8 +74,10 @@ def _st(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) ->
             return blocked
         first, columns = _columns(warp, base, offset, count, 32)
         if warp.machine.options.check:
-            event = warp.event(instruction)
-            warp.cta.tensor.shadow.write((first // 32, columns), event, warp.seen)
+            event = warp.event(instruction, Access.TENSOR)
+            warp.cta.tensor.shadow.write((first // 32, columns), event, warp.tensor_seen)
+            if warp.machine.tcgen05_fences:
+                warp.unwaited["st"] |= 1 << event
         lanes = slice(first, first + 32)
         warp.cta.tensor.words[lanes, columns] = warp.registers.rows(slots).T
         return None
@@ -101,16 +105,21 @@ def _columns(warp: Any, base: int, offset: int, count: int, lanes: int) -> tuple
 
 
 def _wait(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -> Step:
-    """Decode wait::ld, which gives registers their values, and wait::st, which does nothing."""
+    """Decode wait::ld, which gives registers their values, and wait::st.
+
+    What a warp has waited for, tcgen05.fence can order before a barrier.
+    """
     modifiers.need("sync")
     modifiers.need("aligned")
     modifiers.done()
-    loads = instruction.modifiers[0] == "wait::ld"
+    kind = instruction.modifiers[0].removeprefix("wait::")
 
     def step(warp: Any) -> int | None:
         if (blocked := warp.converge()) is not None:
             return blocked
-        if loads and warp.loading:
+        if warp.unwaited[kind]:
+            warp.unwaited[kind] = warp.spans[Access.TENSOR] = 0
+        if kind == "ld" and warp.loading:
             for loading, slots in warp.loading:
                 warp.registers.loaded(loading, slots)
             warp.loading = []
@@ -120,9 +129,17 @@ def _wait(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) 
 
 
 def _fence(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -> Step:
-    """Decode tcgen05.fence, which does nothing: barriers order tensor memory accesses here."""
+    """Decode tcgen05.fence, which orders accesses to tensor memory around barriers."""
     modifiers.done()
-    return lambda warp: None
+    before = instruction.modifiers[0] == "fence::before_thread_sync"
+
+    def step(warp: Any) -> None:
+        if before:
+            warp.fence_tensor_before()
+        else:
+            warp.fence_tensor_after()
+
+    return step
 
 
 OPERATIONS: Mapping[str, Operation] = {

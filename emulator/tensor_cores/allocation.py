@@ -81,7 +81,7 @@ def _dealloc(instruction: ptx.Instruction, builder: Builder, modifiers: Modifier
             return blocked
         same_group(warp, group)  # the peer may have freed its own and exited
         at = pick(warp.registers[address], warp.mask)
-        warp.cta.tensor.free(at, pick(warp.registers[count], warp.mask), warp.seen)
+        warp.cta.tensor.free(at, pick(warp.registers[count], warp.mask), warp.tensor_seen)
         return None
 
     return step

@@ -9,6 +9,7 @@ from nvfp4.emulator.hazards import Hazard, Kind
 from nvfp4.emulator.isa.builder import Builder, Operation
 from nvfp4.emulator.isa.modifiers import Modifiers
 from nvfp4.emulator.lanes import pick
+from nvfp4.emulator.machine.passed import to_all
 from nvfp4.emulator.machine.program import Step
 from nvfp4.emulator.machine.shared_addresses import cta_at, mbarrier_at
 from nvfp4.emulator.machine.tensor_pipe import issue_event
@@ -47,7 +48,8 @@ def _commit(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers
                 number = warp.new_event("the arrival of a commit", instruction)
                 cta.incoming |= 1 << number
                 observed |= 1 << number
-            arrivals.append((cta, partial(barrier.arrive, 1, 0, observed, 0)))
+            passed = to_all(observed, always=observed & warp.cluster.events.always)
+            arrivals.append((cta, partial(barrier.arrive, 1, 0, passed)))
 
         def send() -> None:
             """Arrive in this CTA at once, and in each other CTA after a delay of its own."""

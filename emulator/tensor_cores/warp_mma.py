@@ -126,7 +126,7 @@ _FINISH: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "f16": _add_f16,
     "s32": _add_s32,
 }
-"""For each type of C and D: adds a float64 product to C's words, and gives D's words."""
+"""How a float64 product is added to words of C, giving D's words, by their type."""
 
 
 def _decode_scales(

@@ -227,9 +227,8 @@ def _decode_mma(instruction: ptx.Instruction, builder: Builder, modifiers: Modif
             words = accumulator_words(_wrapped(product, total))
         warp.registers.set_rows(slots_d, words)
         loading = Loading(instruction.line, "wgmma", "wgmma.wait_group")
-        for slot in slots_d:
-            warp.registers.load(slot, loading)
-            batch.loading[slot] = loading
+        warp.registers.load(list(slots_d), loading)
+        batch.loading.update(dict.fromkeys(slots_d, loading))
         warp.machine.counts["wgmma"] += 1
         return None
 

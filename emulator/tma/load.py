@@ -9,6 +9,7 @@ from nvfp4.emulator import ptx
 from nvfp4.emulator.hazards import Hazard, Kind
 from nvfp4.emulator.isa.builder import Builder
 from nvfp4.emulator.machine.mbarrier import Mbarrier
+from nvfp4.emulator.machine.passed import to_all
 from nvfp4.emulator.machine.program import Step
 from nvfp4.emulator.machine.shared_addresses import cta_at, mbarrier_at
 from nvfp4.emulator.memory.addresses import RANK_SHIFT
@@ -31,9 +32,9 @@ def decode_load(
 
     def step(warp: Any) -> None:
         warp.one_lane()
-        warp.access_global()
         destination = _destination(warp, operands, group)
         source = operands.source.region(warp)
+        warp.access_global(source.tensor)
         source.check_alignment(destination.offset)
         load = _Load(warp, instruction, source, destination.offset)
         targets = list(_targets(warp, operands.mask, destination, group))
@@ -130,4 +131,4 @@ class _Load:
             raise Hazard(Kind.EXITED, f"a TMA load arrives in CTA {cta.index}, which has exited")
         data = self.source.fetch(self.warp.machine.memory, self.warp)
         cta.shared.write_swizzled(self.offset, data, self.source.swizzle)
-        mbarrier.arrive(0, -self.source.size, 1 << event if event else 0, 0)
+        mbarrier.arrive(0, -self.source.size, to_all(1 << event if event else 0))

@@ -5,6 +5,7 @@ cuTensorMapEncodeTiled. The fields mean what its parameters mean (CUDA driver AP
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -37,6 +38,28 @@ class TensorMap:
     @property
     def box_bytes(self) -> int:
         return int(np.prod(self.box, dtype=np.int64)) * self.element_bits // 8
+
+
+def encode(
+    base: int,
+    element: int,
+    swizzle: int,
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    box: Sequence[int],
+) -> bytes:
+    """Make a tensor map of a tiled tensor, as cuTensorMapEncodeTiled does.
+
+    `element` is a format in _FORMAT_BITS, `swizzle` a mode in SWIZZLE_BITS; the rest is as in
+    TensorMap.
+    """
+    data = bytearray(128)
+    flags = 2 | len(sizes) - 1 << 4 | element << 7 | swizzle << 13
+    struct.pack_into("<QI", data, 0, base, flags)
+    struct.pack_into(f"<{len(strides)}I", data, 12, *(stride // 16 for stride in strides))
+    struct.pack_into(f"<{len(sizes)}I", data, 32, *(size - 1 for size in sizes))
+    struct.pack_into(f"<{len(box)}B", data, 55, *(size - 1 for size in box))
+    return bytes(data)
 
 
 @lru_cache(maxsize=256)

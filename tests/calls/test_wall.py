@@ -125,6 +125,12 @@ def test_activation_stands_before_backend_which_stands_last(name):
     assert "activation" not in fields or fields[-2] == "activation"
 
 
+def test_the_limit_of_a_gated_linear_unit_had_two_names():
+    kinds = [getattr(calls, name) for name in calls.__all__]
+    fields = {field for kind in kinds for field in getattr(kind, "_fields", ())}
+    assert {field for field in fields if "limit" in field} == {"swiglu_limit"}
+
+
 def _public() -> Iterator[tuple[str, list[str]]]:
     """The parameters of each public function and method that has a backend."""
     for room in (nvfp4, nvfp4.layers, checkpoints):

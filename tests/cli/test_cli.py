@@ -80,7 +80,8 @@ needs_dsl = pytest.mark.skipif(find_spec("cutlass") is None, reason="needs nvidi
 def test_info_on_a_problem(run):
     result = run("info", "--problem", "1", "6144", "3584")
     assert result.exit_code == 0
-    assert "cutedsl: on a B200, 128x8" in result.stdout and "us predicted" in result.stdout
+    assert "cutedsl: on a B200, 128x8" in result.stdout
+    assert "us modelled, calibrated on published times (MMA" in result.stdout
     facts = json.loads(run("info", "--problem", "8192", "8192", "8192", "--json").stdout)
     assert "256x256" in facts["problem"]["cutedsl"]
     refused = run("info", "--problem", "1", "64", "40")

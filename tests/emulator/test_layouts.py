@@ -25,7 +25,7 @@ from emulated_ptx import (
     tensor_map,
 )
 
-from nvfp4.emulator import Hazard
+from nvfp4.emulator import Hazard, encode_tensor_map
 from nvfp4.emulator.hazards import Unsupported
 from nvfp4.emulator.tensor_cores import descriptors
 from nvfp4.emulator.tma import tensor_map as maps
@@ -243,3 +243,8 @@ def test_the_fields_of_an_instruction_descriptor():
 def test_what_no_instruction_descriptor_has(bits, error):
     with pytest.raises(error, match="instruction descriptor"):
         descriptors.instruction_descriptor(0x08020480 | bits)
+
+
+def test_an_encoded_tensor_map_is_decoded():
+    made = encode_tensor_map(0x23456789ABC0, 6, 0, (100, 200, 5), (1024, 65536), (16, 8, 2))
+    assert maps.decode(made) == maps.decode(MAP)

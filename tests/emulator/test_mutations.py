@@ -35,8 +35,8 @@ DOCUMENT = ROOT / "emulator" / "MUTATIONS.md"
 @dataclass(frozen=True)
 class Subject:
     """A kernel and a problem for it: ragged, with more stages than fit in shared memory and more
-    tiles than there are clusters, so that every barrier goes through several phases. `seeds`: with
-    how many the kernel as it is must be clean, at each delay.
+    tiles than there are clusters, so that every barrier goes through several phases. With split-K a
+    cluster has one tile. `seeds`: with how many the kernel as it is must be clean, at each delay.
     """
 
     tile: Tile
@@ -66,8 +66,6 @@ class Schedule(NamedTuple):
 
 DELAYS = (0, 30, 300, 1000)
 SCHEDULES = [Schedule(seed, delay) for seed, delay in enumerate(DELAYS)]
-UNEVEN = [Schedule(seed, delay, 512) for seed in range(4) for delay in DELAYS]
-"""Under which the CTAs of a cluster drift apart further."""
 
 
 class Prepared(NamedTuple):
@@ -145,7 +143,7 @@ def test_the_problem_reuses_what_the_kernel_reuses(kernel):
     tile, layout = subject.tile, layout_of(launch.kernel)
     assert -(-k // STAGE_K) // tile.split_k > layout.stages
     tiles = tile.tiles(rows, columns) // tile.clusters(rows, columns, subject.sms)
-    assert tiles >= (2 if kernel == MULTICAST else 3)
+    assert tiles >= {MULTICAST: 2, SPLIT_K: 1}.get(kernel, 3)
 
 
 @pytest.mark.parametrize("delay", DELAYS)
@@ -157,20 +155,12 @@ def test_the_kernel_is_clean_under_every_schedule(kernel, delay):
         same_bits(out, prepared(kernel).want)
 
 
-@pytest.mark.parametrize("edit", [e for e in EDITS if e.caught and not e.sometimes], ids=str)
+@pytest.mark.parametrize("edit", [e for e in EDITS if e.caught], ids=str)
 def test_the_fault_is_always_noticed(edit):
     function = edited(edit)
     for schedule in SCHEDULES:
         got = outcome(edit, function, schedule)
         assert got in edit.caught, f"{schedule}: {edit.why}"
-
-
-@pytest.mark.parametrize("edit", [e for e in EDITS if e.sometimes], ids=str)
-def test_the_fault_is_noticed_under_some_schedules(edit):
-    function = edited(edit)
-    outcomes = (outcome(edit, function, schedule) for schedule in UNEVEN)
-    noticed = next((got for got in outcomes if got), None)
-    assert noticed in edit.caught, edit.why
 
 
 @pytest.mark.parametrize("edit", [e for e in EDITS if not e.caught], ids=str)

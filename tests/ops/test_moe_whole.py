@@ -46,7 +46,7 @@ def test_the_sums_of_these_tests_are_exact(pattern):
     w13, w2 = experts_of(pattern)
     rows, _ = nvfp4.moe_dispatch(x, ids, pattern.experts, None, pattern.offset, "reference")
     for p in (None, torch.tensor(0.125)):
-        h = nvfp4.grouped_mm_glu_quantize(rows, w13, p, limit=7.0, backend="reference")
+        h = nvfp4.grouped_mm_glu_quantize(rows, w13, p, swiglu_limit=7.0, backend="reference")
         for q, w in ((rows, w13), (h, w2)):
             values = decode(q.data, q.linear_scales()).double()
             edges = rows.offsets.tolist()

@@ -157,7 +157,8 @@ def _experts(sm: int) -> Iterator[tuple[str, Launch]]:
             yield "glu_quantize", glu_quantize.plan(glu, h, sm)
         y = _meta(rows, hidden, dtype=dtype)
         yield "moe_combine", moe_combine.plan(MoeCombine(y, _meta(tokens, top_k), positions), x)
-    yield "glu_quantize", glu_quantize.plan_row_scales(GluQuantize(gate_up, limit=7.0), _meta(rows))
+    limited = GluQuantize(gate_up, swiglu_limit=7.0)
+    yield "glu_quantize", glu_quantize.plan_row_scales(limited, _meta(rows))
 
 
 def _ends(launches: Iterable[tuple[str, Launch]]) -> list[tuple[str, Launch]]:

@@ -23,7 +23,7 @@ class Edit:
     kernel: of KERNELS in emulator/test_mutations.py. find: what is there `matches` times (None:
     once or more); `unrolled`: so often in each of the copies that the compiler makes of the MMA
     loop. put: what replaces those of `at`, or all of them. caught: what counts as noticed; nothing,
-    where the emulator notices nothing. sometimes: it is noticed under some schedules only.
+    where the emulator notices nothing.
     """
 
     kernel: str
@@ -35,7 +35,6 @@ class Edit:
     matches: int | None = 1
     at: tuple[int, ...] = ()
     unrolled: bool = False
-    sometimes: bool = False
 
     def __str__(self) -> str:
         return f"{self.kernel}: {self.name}"
@@ -82,7 +81,7 @@ ACC_FULL_WAIT = rf"{WAIT}(?=(?:(?!WAIT:)[\s\S])*?tcgen05\.ld)"
 """The epilogue's; not of split-K, where a wait for the partials follows."""
 EXPECT = elected(r"mbarrier\.arrive\.expect_tx\.shared::cta\.b64 _, \[%r\d+\], (\d+)")
 ARRIVE = elected(r"mbarrier\.arrive\.shared::cta\.b64 _, \[(%r\d+)\]")
-ARRIVE_AT = elected(r"mbarrier\.arrive\.release\.cluster[^;]*")
+ARRIVE_AT = elected(r"mbarrier\.arrive\.relaxed\.cluster[^;]*")
 LOAD = elected(r"cp\.async\.bulk\.tensor\.2d\S*\.shared::cluster[^;]*")
 """Of A, B, A's scales, B's scales."""
 STORE = elected(r"cp\.async\.bulk\.tensor\.2d\.global[^;]*")
@@ -108,18 +107,22 @@ LAST_TMEM_LOAD_AND_RELEASE = (
     rf"(add\.s32\s+%r\d+, %r\d+, \d+;\n(?:\s*//.*\n|\s*tcgen05\.fence.*\n)*\s*{ARRIVE})"
 )
 BULK_WAIT = r"cp\.async\.bulk\.wait_group\.read\s+(\d+);"
-FIRST_CLUSTER_BARRIER = r"barrier\.cluster\.arrive\.relaxed;\s+barrier\.cluster\.wait;"
+CLUSTER_BARRIER = r"barrier\.cluster\.arrive\.relaxed;\s+barrier\.cluster\.wait;"
 LAST_CLUSTER_BARRIER = r"barrier\.cluster\.arrive;\s+barrier\.cluster\.wait;"
+BEFORE = r"tcgen05\.fence::before_thread_sync;"
+AFTER = r"tcgen05\.fence::after_thread_sync;"
+LOADED = r"tcgen05\.wait::ld\.sync\.aligned;"
+RELEASE = r"fence\.release\.sync_restrict\S*;"
+ACQUIRE = r"fence\.acquire\.sync_restrict\S*;"
 MAPA_TO_ARRIVE = r"(mapa\.shared::cluster\.u32 %r\d+, %r\d+), %r\d+;(?=[^;]*elected;)"
 MAPA_TO_LOAD = r"(mapa\.shared::cluster\.u32 %r\d+, %r\d+), %r\d+;(?=[^;]*ld\.shared::cluster)"
 
 BARRIERS = {
     "full": 0,
     "empty": 1,
-    "acc_full": -6,
-    "acc_empty": -5,
-    "partial_full": -2,
-    "partial_empty": -1,
+    "acc_full": -5,
+    "acc_empty": -4,
+    "partial_full": -1,
 }
 """Where the initialisation of each is: those of the first stage, of the first accumulator."""
 

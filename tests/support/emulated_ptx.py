@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from nvfp4.emulator import Options, Report, execute
+from nvfp4.emulator import Options, Report, encode_tensor_map, execute
 
 HEAD = """
 .version 8.8
@@ -54,8 +54,10 @@ tcgen05.alloc.cta_group::{{group}}.sync.aligned.shared::cta.b32 [%s+16], {{colum
 tcgen05.relinquish_alloc_permit.cta_group::{{group}}.sync.aligned;
 ALLOCATED: bar.sync 0; ld.shared.b32 %r100, [%s+16];\n"""
 """%r100: the first column."""
-FREE = """bar.sync 0; @!%q15 bra FREED;
-tcgen05.dealloc.cta_group::{group}.sync.aligned.b32 %r100, {columns}; FREED:\n"""
+BEFORE = "tcgen05.fence::before_thread_sync;\n"
+AFTER = "tcgen05.fence::after_thread_sync;\n"
+FREE = f"""{BEFORE}bar.sync 0; {AFTER}@!%q15 bra FREED;
+tcgen05.dealloc.cta_group::{{group}}.sync.aligned.b32 %r100, {{columns}}; FREED:\n"""
 
 
 def expect(size: int) -> str:
@@ -132,14 +134,8 @@ def tensor_map(
         strides, pitch = (), sizes[0] * bits // 8
         for size in sizes[1:]:
             strides, pitch = (*strides, pitch), pitch * size
-    word1 = (len(sizes) - 1) << 4 | ELEMENT[bits] << 7 | swizzle << 13 | 1 << 18 | 2
-    words = [tensor.data_ptr() & 0xFFFFFFFF, tensor.data_ptr() >> 32, word1]
-    words += [*(s // 16 for s in strides), *[0] * (4 - len(strides))]
-    words += [0]
-    words += [*(n - 1 for n in sizes), *[0] * (5 - len(sizes))]
-    data = bytearray(struct.pack("<13I", *words) + bytes(76))
-    data[55 : 55 + len(box)] = bytes(n - 1 for n in box)
-    return bytes(data)
+    element = ELEMENT[bits]
+    return encode_tensor_map(tensor.data_ptr(), element, swizzle, sizes, strides, box)
 
 
 MATRIX = 1 << 46 | 0x10 << 32 | 0x08 << 16 | 0x80
@@ -187,7 +183,7 @@ def mma(
     body += " [%r100], %d10, %d11, %r98, [%r99], [%r99+4], %q12;\n"
     commit = f"tcgen05.commit.{suffix}.mbarrier::arrive::one.shared::cluster"
     body += commit + (".b64 [%s];\n" if group == 1 else ".multicast::cluster.b64 [%s], %h1;\n")
-    body += "ISSUED:\n" + WAIT + OWN_LANES
+    body += "ISSUED:\n" + WAIT + AFTER + OWN_LANES
     body += f"mul.wide.u32 %d3,%r96,{512 * n}; mul.wide.u32 %d1,%t,{4 * n}; add.s64 %d3,%d3,%d1;\n"
     body += "add.s64 %d3,%d3,%out;\n"
     for first in range(0, n, 8):

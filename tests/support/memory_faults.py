@@ -1,6 +1,7 @@
 """Faults in what is read and written, when, and where."""
 
 from emulated_ptx import (
+    AFTER,
     ALLOCATE,
     AT,
     FILL,
@@ -35,6 +36,9 @@ from right_kernels import (
 
 from nvfp4.emulator import Kind
 
+SHARED_BY_WARPS = "and.b32 %r4,%t,31; mad.lo.u32 %r3,%r4,4,%r110; "
+"""%r3: the same shared addresses for each warp."""
+
 MEMORY_FAULTS = [
     # data read before it has come
     Fault("bulk load", Kind.EARLY_READ, BULK, WAIT, "", "TMA load", "ld.shared.v4"),
@@ -50,6 +54,19 @@ MEMORY_FAULTS = [
         "mov.u32 %r5,0; L: add.u32 %r5,%r5,1; setp.lt.u32 %q1,%r5,500; @%q1 bra L;\n"
         "bar.sync 1;\nld.shared.b32 %r0,[%r3];\n" + STORE,
         "bar.sync 1;\n", "", "without waiting for its writer", "ld.shared", {"block": 64},
+    ),
+    Fault(
+        "warps store different values", Kind.OVERWRITE,
+        AT + SHARED_BY_WARPS + "mov.u32 %r5,7;\nst.shared.b32 [%r3],%r5;\nbar.sync 1;\n"
+        "ld.shared.b32 %r0,[%r3];\n" + STORE,
+        "%r5,7", "%r5,%t", "without waiting for its writer", "st.shared", {"block": 64},
+    ),
+    Fault(
+        "one of two equal stores is overwritten", Kind.OVERWRITE,
+        AT + SHARED_BY_WARPS + "mov.u32 %r5,7;\nst.shared.b32 [%r3],%r5;\nbar.sync 1;\n"
+        "setp.lt.u32 %q0,%t,32;\nmov.u32 %r6,8;\n@%q0 st.shared.b32 [%r3],%r6;\nbar.sync 2;\n"
+        "ld.shared.b32 %r0,[%r3];\n" + STORE,
+        "bar.sync 1;\n", "", "without waiting", "st.shared", {"block": 64},
     ),
     Fault(
         "a peer's store", Kind.EARLY_READ,
@@ -93,7 +110,7 @@ MEMORY_FAULTS = [
         "freed while read", Kind.OVERWRITE,
         ALLOCATE.format(group=1, columns=32) + OWN_LANES + WRITE_TMEM + READ_TMEM + LOADED + STORE
         + FREE.format(group=1, columns=32),
-        "bar.sync 0; @!%q15 bra FREED", "@!%q15 bra FREED", "", "tcgen05.dealloc", WARPS,
+        f"bar.sync 0; {AFTER}@!%q15 bra FREED", "@!%q15 bra FREED", "", "tcgen05.dealloc", WARPS,
     ),
     # the generic and the async proxy
     Fault("bulk store", Kind.PROXY, PUT, "fence.proxy.async.shared::cta;", "", "", STORE_BYTES),

@@ -193,8 +193,11 @@ ORDER_FAULTS = [
     Fault("a bulk store in no group", Kind.UNFINISHED, PUT, "cp.async.bulk.commit_group;", "",
           "bulk stores"),
     # global memory
-    Fault("two CTAs write a byte", Kind.RACE, "mov.u32 %r0,1;\n" + OWN_STORE, "%r90,%r90,%r91,%t",
+    Fault("two CTAs write a byte", Kind.RACE,
+          "mov.u32 %r0,%ctaid.x;\n" + OWN_STORE, "%r90,%r90,%r91,%t",
           "%r90,0,%r91,%t", "both write", "st.global", TWO),
+    Fault("two CTAs write different values", Kind.RACE,
+          "mov.u32 %r0,1;\n" + STORE, "%r0,1", "%r0,%ctaid.x", "both write", "st.global", TWO),
     Fault("a CTA reads what another writes", Kind.RACE,
           "mov.u32 %r0,1;\n" + OWN_STORE + "ld.global.b32 %r5,[%d1];\n", "%r5,[%d1]", "%r5,[%out]",
           "CTA 0 has written", "ld.global", TWO, True),

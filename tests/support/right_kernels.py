@@ -25,6 +25,7 @@ COLUMN = "ld.shared.b32 %r100, [%s+16];\n"
 READ_TMEM = "tcgen05.ld.sync.aligned.32x32b.x1.b32 {%r0}, [%r101];\n"
 LOADED = "tcgen05.wait::ld.sync.aligned;\n"
 WRITE_TMEM = "mov.u32 %r5,7; tcgen05.st.sync.aligned.32x32b.x1.b32 [%r101], {%r5};\n"
+WRITE_TMEM += "tcgen05.wait::st.sync.aligned;\n"
 TMEM = (
     SMALL + RELINQUISH + COLUMN + OWN_LANES + WRITE_TMEM + READ_TMEM + LOADED + STORE + FREE_SMALL
 )
@@ -42,7 +43,8 @@ WRITTEN_SCALES = re.sub("COPY_.*\n", "", MULTIPLY).replace(
     OWN_LANES + "mov.u32 %r5,0x38383838;\n"
     "tcgen05.st.sync.aligned.32x32b.x4.b32 [%r101+256], {%r5,%r5,%r5,%r5};\n"
     "tcgen05.st.sync.aligned.32x32b.x4.b32 [%r101+260], {%r5,%r5,%r5,%r5};\n"
-    "tcgen05.wait::st.sync.aligned; tcgen05.fence::before_thread_sync; bar.sync 0;\nISSUE:",
+    "tcgen05.wait::st.sync.aligned; tcgen05.fence::before_thread_sync; bar.sync 0;\n"
+    "tcgen05.fence::after_thread_sync;\nISSUE:",
 )  # fmt: skip
 COMMIT = "@%q14 tcgen05.commit.cta_group::1.mbarrier::arrive::one.shared::cluster"
 COMMIT += ".multicast::cluster.b64 [%s], %h1;\n"

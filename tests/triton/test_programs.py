@@ -102,7 +102,7 @@ def _dispatch(m: int) -> Planned:
 
 
 def _glu(m: int) -> Planned:
-    call = GluQuantize(torch.zeros(m, 2 * K), limit=7.0)
+    call = GluQuantize(torch.zeros(m, 2 * K), swiglu_limit=7.0)
     return glu_quantize.plan, call, Quantized(*_activations(m), torch.zeros(m)), SM
 
 

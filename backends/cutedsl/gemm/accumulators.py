@@ -43,7 +43,10 @@ def subtile_offset(layout: cutlass.Constexpr[Layout], accumulator: Accumulator, 
 
 @cute.jit
 def release(layout: cutlass.Constexpr[Layout], accumulator: Accumulator, smem: Int32, rank: Int32):
-    """Give the accumulator back to the MMA warp: of a pair of CTAs, to the leader's."""
+    """Give the accumulator back to the MMA warp: of a pair of CTAs, to the leader's.
+
+    tcgen05.fence orders the loads from tensor memory before the arrival, which needs no release.
+    """
     barrier = accumulator.block + layout.acc_empty
     if const_expr(layout.overlap > 0):
         barrier = smem + (layout.acc_block + layout.acc_empty)

@@ -4,9 +4,9 @@ The choice is a pure function of the problem. Of a grouped problem it uses what 
 many rows and experts there are, not which rows are whose.
 
 The prediction is a roofline: the MMAs (or the shared memory that they read), L2 and HBM, in whole
-waves of clusters. Its constants are NVIDIA's published figures of B200 or stated assumptions, and
-none of it has been measured on one: it ranks tiles, and `python -m nvfp4 info --problem M N K`
-prints it.
+waves of clusters, and what is not hidden behind them. Nothing was measured here. Three of its
+constants are calibrated on one half of published times of a B200 (python -m
+nvfp4.bench.calibration); docs/performance.md compares it with both halves.
 """
 
 import functools
@@ -18,22 +18,39 @@ from nvfp4.backends.cutedsl.gemm.layouts import MMA_K
 from nvfp4.spec.format import BLOCK
 
 B200_SMS = 148
-CLOCK = 1.85e9
-"""Hz under load: 9.0 dense FP4 PFLOP/s at FLOPS_PER_CLOCK on all SMs."""
 FLOPS_PER_CLOCK = 32768
 """Operations of dense FP4 MMA that an SM does in a clock."""
-HBM = 8.0e12 * 0.92
-"""Bytes a second: 8 TB/s, of which copies reach nine tenths."""
 L2_BYTES = 64
 """Bytes a clock that an SM loads from L2 (assumed, as on Hopper)."""
 SHARED_BYTES = 128
 """Bytes a clock that an MMA reads from its SM's shared memory."""
 VALUE_BYTES = 1 / 2 + 1 / BLOCK
 """Bytes of a value and its part of a scale."""
-LAUNCH = 2.5e-6
-"""Seconds until the first MMA and after the last: launch, first loads, last stores (assumed)."""
-EXCHANGE = 0.5e-6
-"""Seconds that a split-K cluster takes to add its partial sums (assumed)."""
+
+
+class Machine(NamedTuple):
+    """What a GPU achieves, as far as the prediction asks."""
+
+    clock: float
+    """Hz of main loops; their stalls count, so it is below the SM's clock."""
+    launch: float
+    """Seconds before the first wave and after the last: launch, first loads, last stores."""
+    epilogue: float
+    """Seconds of each wave that no main loop hides, for a tile of 256 columns."""
+    hbm: float
+    """Bytes a second."""
+    exchange: float
+    """Seconds that a split-K cluster takes to add its partial sums."""
+
+
+B200 = Machine(
+    clock=1.180e9,  # calibrated; the published 9.0 PFLOP/s are 1.85e9
+    launch=2.795e-6,  # calibrated
+    epilogue=0.608e-6,  # calibrated
+    hbm=8.0e12 * 0.88,  # published: 8 TB/s, of which copies of 0.5 GB reach 88 %
+    exchange=0.5e-6,  # assumed: no published time is known to be of a kernel that splits K
+)
+
 SWAP_UP_TO = 64
 """The most tokens that go to the MMA's N side: one tile holds them."""
 
@@ -52,33 +69,47 @@ GLU = tuple(tile for tile in TILES if tile.columns == 2 * GLU_COLUMNS)
 
 
 class Prediction(NamedTuple):
-    """Seconds that a tile would take, and of that each limit alone; `waves` of clusters."""
+    """Seconds that a tile would take, and each part of it alone; `waves` of clusters."""
 
     tile: Tile
     time: float
     mma: float
     l2: float
     hbm: float
+    epilogue: float
     waves: int
 
     def __str__(self) -> str:
-        return (
-            f"{self.tile}: {self.time * 1e6:.1f} us predicted (MMA {self.mma * 1e6:.1f}, "
-            f"L2 {self.l2 * 1e6:.1f}, HBM {self.hbm * 1e6:.1f}; {self.waves} waves)"
-        )
+        parts = {"MMA": self.mma, "L2": self.l2, "HBM": self.hbm, "epilogue": self.epilogue}
+        each = ", ".join(f"{name} {seconds * 1e6:.1f}" for name, seconds in parts.items())
+        model = f"{self.time * 1e6:.1f} us modelled, calibrated on published times"
+        return f"{self.tile}: {model} ({each}; {self.waves} waves)"
 
 
 def predict(
-    tile: Tile, m: int, n: int, k: int, out_bytes: int = 2, sms: int = B200_SMS
+    tile: Tile,
+    m: int,
+    n: int,
+    k: int,
+    out_bytes: int = 2,
+    sms: int = B200_SMS,
+    machine: Machine = B200,
 ) -> Prediction:
     """The time of out [m, n] = A B^T with K = k by this tile on `sms` SMs."""
     rows, columns = (n, m) if tile.swapped else (m, n)
     moved = (m + n) * k * VALUE_BYTES + m * n * out_bytes
-    return _predict(tile, tile.tiles(rows, columns), moved, k, sms)
+    return _predict(tile, tile.tiles(rows, columns), moved, k, sms, machine)
 
 
 def predict_grouped(
-    tile: Tile, rows: int, experts: int, n: int, k: int, out_bytes: float = 2, sms: int = B200_SMS
+    tile: Tile,
+    rows: int,
+    experts: int,
+    n: int,
+    k: int,
+    out_bytes: float = 2,
+    sms: int = B200_SMS,
+    machine: Machine = B200,
 ) -> Prediction:
     """The time of `rows` rows of `experts` experts, spread evenly over as many as that can be; an
     expert's last tile of tokens is half full on average, and its only one wholly its own.
@@ -89,10 +120,12 @@ def predict_grouped(
     high = max(1.0, tokens / step + 0.5) if tokens > 1 else 1.0
     tiles = math.ceil(active * high) * -(-n // weight_step)
     moved = (rows + active * n) * k * VALUE_BYTES + rows * n * out_bytes
-    return _predict(tile, tiles, moved, k, sms)
+    return _predict(tile, tiles, moved, k, sms, machine)
 
 
-def _predict(tile: Tile, tiles: int, moved: float, k: int, sms: int) -> Prediction:
+def _predict(
+    tile: Tile, tiles: int, moved: float, k: int, sms: int, machine: Machine
+) -> Prediction:
     """The time of `tiles` cluster tiles that move `moved` bytes from and to HBM."""
     waves = -(-tiles // max(1, sms // tile.cluster))
     stages = -(-k // STAGE_K)
@@ -102,15 +135,15 @@ def _predict(tile: Tile, tiles: int, moved: float, k: int, sms: int) -> Predicti
     b_rows = tile.columns // tile.ctas
     multiply = 2 * CTA_ROWS * tile.columns * MMA_K / FLOPS_PER_CLOCK
     read = (CTA_ROWS + b_rows) * MMA_K / 2 / SHARED_BYTES
-    mma = waves * steps * (STAGE_K // MMA_K) * max(multiply, read) / CLOCK
+    mma = waves * steps * (STAGE_K // MMA_K) * max(multiply, read) / machine.clock
 
     loaded = CTA_ROWS / tile.cluster_columns + b_rows / (tile.cluster_rows // tile.ctas)
-    l2 = waves * steps * loaded * STAGE_K * VALUE_BYTES / L2_BYTES / CLOCK
+    l2 = waves * steps * loaded * STAGE_K * VALUE_BYTES / L2_BYTES / machine.clock
 
-    hbm = moved / HBM
-
-    overhead = LAUNCH + (EXCHANGE if tile.split_k > 1 else 0)
-    return Prediction(tile, overhead + max(mma, l2, hbm), mma, l2, hbm, waves)
+    hbm = moved / machine.hbm
+    epilogue = waves * machine.epilogue * tile.columns / 256
+    overhead = machine.launch + epilogue + (machine.exchange if tile.split_k > 1 else 0)
+    return Prediction(tile, overhead + max(mma, l2, hbm), mma, l2, hbm, epilogue, waves)
 
 
 def candidates(m: int, n: int, k: int, splits: bool) -> tuple[Tile, ...]:
@@ -124,7 +157,13 @@ def candidates(m: int, n: int, k: int, splits: bool) -> tuple[Tile, ...]:
 
 @functools.lru_cache(maxsize=65536)
 def choose_config(
-    m: int, n: int, k: int, out_bytes: int = 2, sms: int = B200_SMS, splits: bool = True
+    m: int,
+    n: int,
+    k: int,
+    out_bytes: int = 2,
+    sms: int = B200_SMS,
+    splits: bool = True,
+    machine: Machine = B200,
 ) -> Prediction:
     """The best tile for out [m, n] = A B^T with K = k, and what it is expected to take.
 
@@ -132,7 +171,7 @@ def choose_config(
     not depend on how many others there are.
     """
     return min(
-        (predict(tile, m, n, k, out_bytes, sms) for tile in candidates(m, n, k, splits)),
+        (predict(tile, m, n, k, out_bytes, sms, machine) for tile in candidates(m, n, k, splits)),
         key=lambda prediction: prediction.time,
     )
 
@@ -146,6 +185,7 @@ def choose_grouped_config(
     out_bytes: int = 2,
     sms: int = B200_SMS,
     glu: bool = False,
+    machine: Machine = B200,
 ) -> Prediction:
     """The best tile for `rows` rows of `experts` experts with weights [n, k] each, and what it is
     expected to take. glu: the n columns are gate and up, and what is written is quantized.
@@ -157,6 +197,6 @@ def choose_grouped_config(
     if rows > 128:  # warmup need not go through each number
         rows = -(-rows // 128) * 128
     return min(
-        (predict_grouped(tile, rows, experts, n, k, written, sms) for tile in tiles),
+        (predict_grouped(tile, rows, experts, n, k, written, sms, machine) for tile in tiles),
         key=lambda prediction: (prediction.time, prediction.l2),
     )

@@ -116,8 +116,13 @@ class Tile:
         return -(-rows // high) * -(-columns // wide)
 
     def clusters(self, rows: int, columns: int, sms: int) -> int:
-        """Clusters to launch: persistent, one CTA an SM."""
-        return min(self.tiles(rows, columns), max(1, sms // self.cluster))
+        """Clusters to launch: persistent, one CTA an SM; with split-K, one tile a cluster.
+
+        A second tile would have to wait until the other CTAs have read the first one's partial
+        sums, and such a release waits for global memory too.
+        """
+        tiles = self.tiles(rows, columns)
+        return tiles if self.split_k > 1 else min(tiles, max(1, sms // self.cluster))
 
     def __str__(self) -> str:
         cluster = f" cluster {self.cluster_rows}x{self.cluster_columns}" if self.cluster > 1 else ""

@@ -5,7 +5,7 @@ time. How a tile is stored is one of three files: by TMA (store_tma.py), element
 split-K's reduction (store_elements.py), or quantized after a gated linear unit
 (store_quantized.py).
 
-Legend: r: the thread's row in the CTA's tile; tiles_begun: tiles that this cluster has begun.
+Legend: r: the thread's row in the CTA's tile.
 """
 
 import cutlass
@@ -42,7 +42,7 @@ def drain(
     accs = acc + acc + layout.second_acc
     block = smem + layout.acc_block
     blocks = block + block + layout.acc_pitch
-    second, parity, tiles_begun = Int32(0), Int32(0), Int32(0)
+    second, parity = Int32(0), Int32(0)
     tile, walk = start(layout, grid, (x * CTA_ROWS + warp * WARP_ROWS, y * config.columns))
     cute.arch.griddepcontrol_wait()
     same = Float32(1.0)
@@ -64,13 +64,11 @@ def drain(
         elif const_expr(epilogue.tma_store):
             store_tma.drain(layout, own, accumulator, output, staging, factors, same, place)
         elif const_expr(config.split_k > 1):
-            store_elements.drain_split_k(
-                layout, own, accumulator, output, factors, same, place, tiles_begun
-            )
+            store_elements.drain_split_k(layout, own, accumulator, output, factors, same, place)
         else:
             store_elements.drain(layout, own, accumulator, output, factors, same, place)
         tile = next_tile(layout, tile, walk)
-        acc, block, tiles_begun = accs - acc, blocks - block, tiles_begun + 1
+        acc, block = accs - acc, blocks - block
         parity, second = parity ^ second, second ^ 1
     if const_expr(epilogue.tma_store):
         cute.arch.cp_async_bulk_wait_group(0, read=True)

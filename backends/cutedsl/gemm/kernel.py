@@ -217,8 +217,12 @@ def kernel(
     ptx.tmem_fence_before()
     cute.arch.sync_threads()
     if const_expr(tile.cluster > 1):
-        # No CTA leaves while another may still read its memory or arrive at its barriers.
-        cute.arch.cluster_arrive()
+        # No CTA leaves while another may still read its memory or arrive at its barriers. The
+        # reads of split-K need a release; tensor memory is ordered by tcgen05.fence.
+        if const_expr(tile.split_k > 1):
+            cute.arch.cluster_arrive()
+        else:
+            cute.arch.cluster_arrive_relaxed()
         cute.arch.cluster_wait()
     if warp == 0:
         ptx.tmem_fence_after()
@@ -239,5 +243,4 @@ def init_barriers(layout: cutlass.Constexpr[Layout], smem: Int32):
         block = smem + layout.acc_block + i * layout.acc_pitch
         ptx.mbarrier_init(block + layout.acc_full, 1)
         ptx.mbarrier_init(block + layout.acc_empty, EPILOGUE_WARPS * tile.ctas)
-    for barrier in (layout.partial_full, layout.partial_empty):
-        ptx.mbarrier_init(smem + barrier, EPILOGUE_WARPS * tile.split_k)
+    ptx.mbarrier_init(smem + layout.partial_full, EPILOGUE_WARPS * tile.split_k)

@@ -47,7 +47,7 @@ def plan_glu(call: GroupedMmGluQuantize, out: Quantized, tile: Tile, sms: int) -
         call.gate_up_dtype or torch.bfloat16,
         call.row_scale is not None,
         call.activation,
-        call.limit is not None,
+        call.swiglu_limit is not None,
     )
     outputs = {
         "out": out.data,
@@ -55,7 +55,7 @@ def plan_glu(call: GroupedMmGluQuantize, out: Quantized, tile: Tile, sms: int) -
         "global_scale": out.row_scale,
         "p": p,
     }
-    return _launch(kernel, call, outputs, None, sms, call.limit or 0.0)
+    return _launch(kernel, call, outputs, None, sms, call.swiglu_limit or 0.0)
 
 
 @functools.cache

@@ -256,16 +256,12 @@ class Layout:
 
     @cached_property
     def partial_full(self) -> int:
-        """Split-K's barriers: all partial sums are there; all have been read."""
+        """Split-K's barrier: all partial sums are there."""
         return self.empty + 8 * self.stages
 
     @cached_property
-    def partial_empty(self) -> int:
-        return self.partial_full + 8
-
-    @cached_property
     def tmem_holder(self) -> int:
-        return self.partial_empty + 8
+        return self.partial_full + 8
 
     @cached_property
     def table(self) -> int:

@@ -66,9 +66,9 @@ def mbarrier_wait(barrier: Int32, parity: Int32, *, loc=None, ip=None) -> None:
 
 
 @dsl_user_op
-def mbarrier_wait_cluster(barrier: Int32, parity: Int32, *, loc=None, ip=None) -> None:
-    """mbarrier_wait, after which what other CTAs of the cluster released is seen."""
-    asm(_wait(".acquire.cluster"), [barrier, parity], (), loc, ip)
+def mbarrier_wait_relaxed(barrier: Int32, parity: Int32, *, loc=None, ip=None) -> None:
+    """mbarrier_wait for arrivals of other CTAs, without an acquire: a fence follows."""
+    asm(_wait(".relaxed.cluster"), [barrier, parity], (), loc, ip)
 
 
 @dsl_user_op
@@ -86,9 +86,27 @@ def mbarrier_arrive(barrier: Int32, *, loc=None, ip=None) -> None:
 
 @dsl_user_op
 def mbarrier_arrive_cluster(barrier: Int32, *, loc=None, ip=None) -> None:
-    """One arrival (elected) at a barrier of the cluster, by its shared::cluster address."""
-    text = _elected("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [$0];")
+    """One relaxed arrival (elected) at a barrier of the cluster, by its shared::cluster address.
+
+    A fence precedes it. `.release.cluster` in its place would wait for all of the thread's
+    accesses, those to global memory included (MEMBAR.ALL.GPU).
+    """
+    text = _elected("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [$0];")
     asm(text, [barrier], (), loc, ip)
+
+
+@dsl_user_op
+def release_own_shared(*, loc=None, ip=None) -> None:
+    """Release the thread's accesses to its CTA's shared memory to the cluster, with the next
+    relaxed arrival.
+    """
+    asm("fence.release.sync_restrict::shared::cta.cluster;", [], (), loc, ip)
+
+
+@dsl_user_op
+def acquire_shared(*, loc=None, ip=None) -> None:
+    """Acquire, after a relaxed wait, what CTAs of the cluster released of their shared memory."""
+    asm("fence.acquire.sync_restrict::shared::cluster.cluster;", [], (), loc, ip)
 
 
 @dsl_user_op

@@ -51,12 +51,14 @@ def drain(
 @cute.jit
 def drain_split_k(
     layout: cutlass.Constexpr[Layout], own: EpilogueWarp, accumulator: Accumulator, output: Output,
-    factors: Factors, same: Float32, place, tiles_begun: Int32,
+    factors: Factors, same: Float32, place,
 ):  # fmt: skip
-    """Split-K: a tile's partial sums to shared memory, then this CTA's share of all CTAs' to D."""
+    """Split-K: a tile's partial sums to shared memory, then this CTA's share of all CTAs' to D.
+
+    A cluster has one tile, so `partials` is written once.
+    """
     terms = terms_of(layout, own, factors, same, place)
     wait_full(layout, accumulator)
-    ptx.mbarrier_wait_cluster(own.smem + layout.partial_empty, tiles_begun & 1 ^ 1)
     for s in cutlass.range_constexpr(layout.subtiles):
         offset = subtile_offset(layout, accumulator, s)
         sums = ptx.tmem_load(accumulator.tmem + offset, layout.subtile)
@@ -65,7 +67,7 @@ def drain_split_k(
             release(layout, accumulator, own.smem, own.rank)
         store_partial(layout, sums, own.smem, own.r, s * layout.subtile)
     share = own.rank * (layout.tile.columns // layout.tile.split_k)
-    sums = reduce_partials(layout, own.smem, own.r, own.rank, tiles_begun)
+    sums = reduce_partials(layout, own.smem, own.r, own.rank)
     store(layout, own, accumulator, output, factors, terms, place, sums, share)
 
 
@@ -120,26 +122,25 @@ def store_partial(
 
 
 @cute.jit
-def reduce_partials(
-    layout: cutlass.Constexpr[Layout], smem: Int32, r: Int32, rank: Int32, tiles_begun: Int32
-):
+def reduce_partials(layout: cutlass.Constexpr[Layout], smem: Int32, r: Int32, rank: Int32):
     """Split-K: this CTA's share of the tile's columns, added in the order of the CTAs' ranks."""
     split = layout.tile.split_k
     share = layout.tile.columns // split
     arrive_at_all(layout, smem + layout.partial_full)
-    ptx.mbarrier_wait_cluster(smem + layout.partial_full, tiles_begun & 1)
+    ptx.mbarrier_wait_relaxed(smem + layout.partial_full, Int32(0))
+    ptx.acquire_shared()
     at = smem + layout.partials + (rank * share * CTA_ROWS + r) * 4
     sums = [ptx.load_cluster(ptx.map_to_cta(at, Int32(0)), 4 * CTA_ROWS * i) for i in range(share)]
     for q in cutlass.range_constexpr(1, split):
         remote = ptx.map_to_cta(at, Int32(q))
         sums = [sums[i] + ptx.load_cluster(remote, 4 * CTA_ROWS * i) for i in range(share)]
-    arrive_at_all(layout, smem + layout.partial_empty)
     return sums
 
 
 @cute.jit
 def arrive_at_all(layout: cutlass.Constexpr[Layout], barrier: Int32):
-    """The warp arrives at this barrier of each CTA of the cluster."""
+    """The warp arrives at this barrier of each CTA of the cluster, which releases its partials."""
     cute.arch.sync_warp()
+    ptx.release_own_shared()
     for q in cutlass.range_constexpr(layout.tile.split_k):
         ptx.mbarrier_arrive_cluster(ptx.map_to_cta(barrier, Int32(q)))

@@ -74,12 +74,18 @@ def drain(
     for s in cutlass.range_constexpr(layout.subtiles):
         offset = subtile_offset(layout, accumulator, s)
         vectors = accumulator.block + 4 * offset + staging.vectors
+        halves = [
+            ptx.tmem_load_16x256b(accumulator.tmem + offset + (half * HALF << 16), layout.subtile)
+            for half in range(2)
+        ]
+        ptx.tmem_wait()
+        if const_expr(s == layout.release_after):
+            # Before anything is converted: the next tile's MMAs wait for it.
+            release(layout, accumulator, own.smem, own.rank)
         buffers, pending = layout.output_buffer(s)
         cute.arch.cp_async_bulk_wait_group(pending, read=True)
         cute.arch.sync_warp()
-        move(layout, accumulator.tmem + offset, vectors, row_factors, staging.places, buffers)
-        if const_expr(s == layout.release_after):
-            release(layout, accumulator, own.smem, own.rank)
+        stage(layout, halves, vectors, row_factors, staging.places, buffers)
         cute.arch.fence_proxy("async.shared", space="cta")
         cute.arch.sync_warp()
         corner = [place.column + offset, place.row]
@@ -119,14 +125,14 @@ def pairs_of(layout: cutlass.Constexpr[Layout], vectors: Int32, offset: cutlass.
 
 
 @cute.jit
-def move(
-    layout: cutlass.Constexpr[Layout], acc: Int32, vectors: Int32, row_factors, places,
+def stage(
+    layout: cutlass.Constexpr[Layout], halves, vectors: Int32, row_factors, places,
     buffers: cutlass.Constexpr[int],
 ):  # fmt: skip
-    """Move a subtile from tensor memory at `acc` to the output buffer; scale it, add the bias.
+    """Scale a subtile's sums, add the bias, and write them to the output buffer.
 
-    vectors: where the thread's first prefetched factor is; buffers: where the subtile's output
-    buffers start.
+    halves: the thread's sums of the warp's first 16 rows, then of the others; vectors: where its
+    first prefetched factor is; buffers: where the subtile's output buffers start.
     """
     out_dtype = layout.epilogue.out_dtype
     factors: list = []
@@ -136,9 +142,7 @@ def move(
     if const_expr(layout.prefetches_bias):
         biases = pairs_of(layout, vectors, layout.bias_offset)
     for half in cutlass.range_constexpr(2):
-        values = ptx.tmem_load_16x256b(acc + (half * HALF << 16), layout.subtile)
-        ptx.tmem_wait()
-        pairs = []
+        values, pairs = halves[half], []
         for i in cutlass.range_constexpr(layout.subtile // 4):
             j, low = i // 2, i % 2  # the i-th pair: columns 8 j.., rows 0.. or 8..
             row_factor = row_factors[2 * half + low]

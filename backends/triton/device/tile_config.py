@@ -1,12 +1,13 @@
 """Tile sizes of the quantizers and of the kernels that prepare activations.
 
-Tiles for many rows were measured on an H200 (bench/results/h200_tiles.json). Few rows use one block
-per thread, which finishes first; `python -m nvfp4.bench.sweep quantizers --shapes 1x7168,64x7168`
-times them.
+Tiles for many rows were measured on an H200 (bench/results/h200_quantizer_tiles.json). Few rows use
+one block per thread, which finishes first; `python -m nvfp4.bench.sweep quantizers --shapes
+1x7168,64x7168` times them.
 """
 
 from typing import NamedTuple
 
+from nvfp4.backends.emulation import emulated_sm
 from nvfp4.backends.triton.runtime.architecture import interpreting
 from nvfp4.backends.triton.runtime.launch import next_power_of_2
 from nvfp4.spec.format import BLOCK
@@ -38,7 +39,7 @@ def choose_tile(k: int, elements: int, widest: int, num_warps: int) -> Tile:
 
     The interpreter takes as long for a small tile as for a large one, so its tiles are larger.
     """
-    elements *= 4 if interpreting() else 1
+    elements *= 4 if interpreting() and not emulated_sm() else 1
     columns = min(max(next_power_of_2(k), MIN_COLUMNS), widest)
     return Tile(max(1, elements // columns), columns, num_warps)
 

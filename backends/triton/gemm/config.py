@@ -85,8 +85,8 @@ RESIDENT_PROGRAMS = 5 * SMS
 CAPPED_RESIDENT_PROGRAMS, CAPPED_MAXNREG = 6 * SMS, 80
 """Programs that run at a time if a thread is capped at 80 registers.
 
-The cap costs less time than a second wave (bench/results/h200_few_registers.json). With it Triton
-3.9 spills 24 bytes a thread, 3.6 none.
+The cap costs less time than a second wave (bench/results/h200_decode_registers.json). With it
+Triton 3.9 spills 24 bytes a thread, 3.6 none.
 """
 
 
@@ -101,8 +101,8 @@ class Cost(NamedTuple):
     reduction: float
 
 
-COST = {  # bench/results/h200_hopper_tiles.json, h200_two_programs.json, h200_slots.json,
-    # h200_split_tiles.json; with 256 tokens, h200_linear.json
+COST = {  # bench/results/h200_hopper_tiles.json, h200_programs_per_sm.json,
+    # h200_hopper_stages.json, h200_split_k.json; with 256 tokens, h200_linear.json
     HopperConfig(8, 4, 4, per_sm=2): Cost(0.34, 2),
     HopperConfig(16, 8, 8): Cost(0.45, 4),
     HopperConfig(16, 4, 4, per_sm=2): Cost(0.37, 1.6),
@@ -120,10 +120,10 @@ The products alone would take 1.17 us a step with 256 tokens and half of that wi
 cache sets the time: it gives an SM some 50 KB a microsecond. With fewer tokens decoding sets it.
 One program's steps, one after the other, leave an SM waiting. So two programs share it, as long as
 their accumulators leave room. With 8 rows the weights then came at 88 % of the rate of a copy
-(h200_two_programs.json). Programs of few steps were faster with fewer stages.
+(h200_programs_per_sm.json). Programs of few steps were faster with fewer stages.
 """
 
-GROUPED = {  # bench/results/h200_two_programs.json, h200_grouped_tiles.json
+GROUPED = {  # bench/results/h200_programs_per_sm.json, h200_grouped_tiles.json
     4: HopperConfig(8, 4, 4, per_sm=2),
     12: HopperConfig(16, 4, 4, per_sm=2),
     28: HopperConfig(32, 4, 4, per_sm=2),
@@ -164,7 +164,7 @@ def _decode_config(m: int, n: int, k: int) -> MmConfig:
     """Choose the tile for up to 16 tokens on Hopper (decode), split over K.
 
     Triton multiplies so few rows by mma.sync, which is faster here than wgmma
-    (bench/results/h200_two_programs.json). Its sums may differ from wgmma's in the last bit, as
+    (bench/results/h200_programs_per_sm.json). Its sums may differ from wgmma's in the last bit, as
     split sums do: 2 of 49,152 did with Triton 3.6.
     """
     if m > 8:

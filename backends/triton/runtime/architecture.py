@@ -45,9 +45,10 @@ def release(package: str) -> Release:
 
 
 def interpreting() -> bool:
-    """Whether this process interprets Triton's kernels on the CPU (TRITON_INTERPRET).
+    """Whether Triton's kernels cannot be compiled in this process (TRITON_INTERPRET).
 
-    Triton reads the variable once, at import.
+    They are interpreted on a CPU, or compiled by another process and emulated. Triton reads the
+    variable once, at import.
     """
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 

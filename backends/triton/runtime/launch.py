@@ -9,6 +9,7 @@ A compiled kernel then serves every number of tokens that has its configuration.
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import walk_packages
 from typing import Any, NamedTuple
@@ -20,6 +21,17 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.runtime import JITFunction
 
 from nvfp4.backends.triton.runtime import cache_folder
+
+
+@dataclass(frozen=True)
+class Address:
+    """The part of a tensor that a launch asks for; Triton would specialize a tuple by its items."""
+
+    address: int
+    dtype: torch.dtype
+
+    def data_ptr(self) -> int:
+        return self.address
 
 
 class Launch(NamedTuple):

@@ -11,18 +11,25 @@ import torch
 from torch import Tensor
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from nvfp4.backends.emulation import emulated_sm
 from nvfp4.backends.recording import RECORDING
+from nvfp4.backends.triton.runtime import emulated
 from nvfp4.backends.triton.runtime.compat import copy_descriptor
-from nvfp4.backends.triton.runtime.launch import Launch
+from nvfp4.backends.triton.runtime.extents import apart, extent
+from nvfp4.backends.triton.runtime.launch import Address, Launch
 
 ALIGNMENT = 256
 """Bytes that each tensor in a workspace is aligned to; kernels are compiled for 16."""
 
 
 def run(*launches: Launch) -> None:
-    """Launch in order, and record the launches if a recording is active."""
+    """Launch in order, on a GPU, emulated or interpreted; record if a recording is active."""
+    sm = emulated_sm() if launches[0].device.type == "cpu" else 0
     for launch in launches:
-        launch.run()
+        if sm:
+            emulated.run(launch, sm)
+        else:
+            launch.run()
     recording = RECORDING.get()
     if recording is not None:
         recording.launches += launches
@@ -71,16 +78,6 @@ class Program(NamedTuple):
             step.run(addresses)
 
 
-class Address(NamedTuple):
-    """The part of a tensor that a launch asks for."""
-
-    address: int
-    dtype: torch.dtype
-
-    def data_ptr(self) -> int:
-        return self.address
-
-
 class Described:
     """A tensor descriptor without its address.
 
@@ -103,25 +100,6 @@ class Described:
             descriptor = copy_descriptor(self.fields, Address(address, self.dtype))
             self.known[address] = descriptor
         return descriptor
-
-
-Extent = tuple[int, int]
-"""A tensor's bytes: the address of the first, and the address after the last."""
-
-
-def extent(x: Tensor) -> Extent:
-    """The bytes that a tensor's elements span."""
-    begin = x.data_ptr()
-    if not x.numel():
-        return begin, begin
-    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return begin, begin + (last + 1) * x.element_size()
-
-
-def apart(extents: Sequence[Extent]) -> bool:
-    """Whether no two extents overlap, so that an address identifies its tensor."""
-    ordered = sorted(extents)
-    return all(a[1] <= b[0] for a, b in zip(ordered, ordered[1:], strict=False))
 
 
 class Workspace:

@@ -1,0 +1,470 @@
+"""One small problem for each form of each Triton and Gluon kernel.
+
+A form is a kernel with constants that change its path: a tile, split-K, a scale layout, a dtype.
+Every sum of a GEMM's problem is exact in float32, so the order of summation changes no bit.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from cases import activations, specials
+from torch import Tensor
+
+from nvfp4.backends.emulation import emulated_sm
+from nvfp4.backends.triton import (
+    glu_quantize,
+    grouped_mm,
+    linear,
+    mm,
+    quantize,
+    quantize_dynamic,
+    weight_only_linear,
+)
+from nvfp4.backends.triton.device.tile_config import Tile
+from nvfp4.backends.triton.gemm.config import (
+    COST,
+    DECODE_8X64,
+    DECODE_16X32,
+    GROUPED,
+    TILE_16X64,
+    TILE_32X64,
+    TILE_64X64,
+    TILE_64X128,
+    TILE_128X128,
+    HopperConfig,
+    MmConfig,
+)
+from nvfp4.backends.triton.runtime.architecture import multiplies_nvfp4
+from nvfp4.backends.triton.runtime.program import run
+from nvfp4.calls import GluQuantize, GroupedMm, Linear, Mm, Quantize, QuantizeDynamic
+from nvfp4.spec.format import FLOAT_DTYPES, SCALE_DTYPE
+from nvfp4.spec.grouped import swizzle_grouped_scales
+from nvfp4.spec.swizzle import swizzle_scales
+
+OPS = torch.ops.nvfp4
+BF16, F16, F32 = FLOAT_DTYPES
+
+Outputs = tuple[Tensor, ...]
+
+
+class Form(NamedTuple):
+    """A problem that runs one form of a kernel.
+
+    run: fills outputs by the backend of that name; the reference's must have the same bits.
+    on: whether an architecture has the form.
+    """
+
+    name: str
+    run: Callable[[str], Outputs]
+    on: Callable[[int], bool]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+FORMS: list[Form] = []
+
+
+def everywhere(sm: int) -> bool:
+    return True
+
+
+def decoding(sm: int) -> bool:
+    """Whether mm's GEMM multiplies decoded operands by mma.sync."""
+    return not multiplies_nvfp4(sm)
+
+
+def portable(sm: int) -> bool:
+    return decoding(sm) and sm != 90
+
+
+def hopper(sm: int) -> bool:
+    return sm == 90
+
+
+def form(name: str, on: Callable[[int], bool] = everywhere) -> Callable[..., Any]:
+    """Register a function of a backend's name as a form."""
+
+    def register(run: Callable[[str], Any]) -> Callable[[str], Any]:
+        def outputs(backend: str) -> Outputs:
+            torch.manual_seed(0)
+            out = run(backend)
+            return out if isinstance(out, tuple) else (out,)
+
+        FORMS.append(Form(name, outputs, on))
+        return run
+
+    return register
+
+
+# ---- quantizers -----------------------------------------------------------------------------
+
+
+@form("quantize bf16")
+def _(backend: str) -> Outputs:
+    return OPS.quantize(activations(21, 96), torch.tensor(0.03), backend=backend)
+
+
+@form("quantize fp16, a scale a row, linear scales")
+def _(backend: str) -> Outputs:
+    x = activations(5, 208, F16)
+    return OPS.quantize(x, torch.rand(5) + 0.01, "linear", backend=backend)
+
+
+@form("quantize fp32 with NaN and Inf")
+def _(backend: str) -> Outputs:
+    return OPS.quantize(specials(80), torch.tensor(0.7), "linear", backend=backend)
+
+
+@form("quantize many rows")
+def _(backend: str) -> Outputs:
+    x, p = activations(9, 128), torch.tensor(0.03)
+    if backend == "reference":
+        return OPS.quantize(x, p, backend=backend)
+    call = Quantize(x, p.view(1))
+    out = call.outputs()
+    run(quantize.plan(call, out, emulated_sm(), Tile(16, 128, 1)))
+    return out
+
+
+@form("quantize_dynamic bf16")
+def _(backend: str) -> Outputs:
+    return OPS.quantize_dynamic(activations(21, 96), backend=backend)
+
+
+@form("quantize_dynamic fp16, linear scales, several warps a row")
+def _(backend: str) -> Outputs:
+    return OPS.quantize_dynamic(activations(2, 4112, F16), "linear", backend=backend)
+
+
+@form("quantize_dynamic fp32 with NaN and Inf")
+def _(backend: str) -> Outputs:
+    return OPS.quantize_dynamic(specials(80), "linear", backend=backend)
+
+
+@form("quantize_dynamic of long rows: their scales")
+def _(backend: str) -> Outputs:
+    call = QuantizeDynamic(activations(3, 8192 + 48, F16))
+    if backend == "reference":
+        return (OPS.quantize_dynamic(call.x, backend=backend)[2],)
+    row_scale = torch.empty(3)
+    run(quantize_dynamic.plan_row_scales(call.x, row_scale))
+    return (row_scale,)
+
+
+@form("dequantize to bf16")
+def _(backend: str) -> Outputs:
+    packed = OPS.quantize(activations(21, 96), torch.tensor(0.03), backend="reference")
+    return OPS.dequantize(*packed, torch.tensor(0.03), BF16, backend=backend)
+
+
+@form("dequantize to fp16, linear scales")
+def _(backend: str) -> Outputs:
+    p = torch.tensor(0.03)
+    packed = OPS.quantize(activations(5, 208), p, "linear", backend="reference")
+    return OPS.dequantize(*packed, p, F16, "linear", backend=backend)
+
+
+@form("dequantize to fp32, a scale a row")
+def _(backend: str) -> Outputs:
+    p = torch.rand(8) + 0.01
+    packed = OPS.quantize(specials(80), p, backend="reference")
+    return OPS.dequantize(*packed, p, F32, backend=backend)
+
+
+@form("glu_quantize SiLU with a limit, scales found")
+def _(backend: str) -> Outputs:
+    return OPS.glu_quantize(activations(5, 192), None, None, 7.0, backend=backend)
+
+
+@form("glu_quantize GELU, one scale, linear scales")
+def _(backend: str) -> Outputs:
+    gate_up = activations(5, 416, F16)
+    p = torch.tensor(0.03)
+    return OPS.glu_quantize(gate_up, p, None, None, "linear", "gelu_tanh", backend=backend)
+
+
+@form("glu_quantize fp32 with NaN and Inf, a scale a row")
+def _(backend: str) -> Outputs:
+    return OPS.glu_quantize(specials(160), torch.rand(8) + 0.01, None, 7.0, backend=backend)
+
+
+@form("glu_quantize of long rows: their scales")
+def _(backend: str) -> Outputs:
+    call = GluQuantize(activations(2, 2 * (4096 + 48)), limit=7.0)
+    if backend == "reference":
+        return (OPS.glu_quantize(*call[:4], backend=backend)[2],)
+    row_scale = torch.empty(2)
+    run(glu_quantize.plan_row_scales(call, row_scale))
+    return (row_scale,)
+
+
+# ---- GEMMs ----------------------------------------------------------------------------------
+
+
+def codes(*shape: int) -> Tensor:
+    """Packed codes of every value."""
+    return torch.randint(0, 256, (*shape[:-1], shape[-1] // 2), dtype=torch.uint8)
+
+
+def small_scales(*shape: int) -> Tensor:
+    """Linear scales of 1/2, 1 and 2: sums of a few thousand products are exact in float32."""
+    chosen = torch.randint(0, 3, (*shape[:-1], shape[-1] // 16))
+    return torch.tensor([0.5, 1.0, 2.0])[chosen].to(SCALE_DTYPE)
+
+
+def operand(rows: int, k: int) -> tuple[Tensor, Tensor]:
+    return codes(rows, k), swizzle_scales(small_scales(rows, k))
+
+
+def exact_rows(rows: int, k: int, dtype: torch.dtype) -> Tensor:
+    """Activations whose rows' own scales are powers of two, and whose blocks' are near the top."""
+    x = torch.randint(-8, 9, (rows, k)).float() * 128
+    x[:, ::16] = 2688.0 / 2
+    x[:, 3] = -2688.0
+    return x.to(dtype)
+
+
+def _mm(
+    backend: str,
+    m: int,
+    n: int,
+    k: int,
+    dtype: torch.dtype,
+    config: MmConfig | HopperConfig | None,
+    factors: str = "",
+) -> Outputs:
+    """An mm by this tile. factors: the names of those that it has besides one alpha."""
+    (a, a_scales), (b, b_scales) = operand(m, k), operand(n, k)
+    alpha = torch.tensor([[0.5, 0.25]]) if "segments" in factors else torch.tensor([[0.5]])
+    if "alpha of rows" in factors:
+        alpha = 2.0 ** torch.randint(-3, 1, (m, 1))
+    row_scale = 2.0 ** torch.randint(-3, 1, (m,)) if "row_scale" in factors else None
+    bias = torch.randint(-8, 9, (n,)).to(BF16) if "bias" in factors else None
+    call = Mm(a, b, a_scales, b_scales, alpha, row_scale, bias, dtype)
+    if config is None or backend == "reference":
+        return OPS.mm(*call[:8], backend=backend)
+    out = call.outputs()
+    run(*mm.plan(*call.prepared(out), emulated_sm(), config))
+    return (out,)
+
+
+def mm_form(
+    name: str,
+    on: Callable[[int], bool],
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    config: MmConfig | HopperConfig | None = None,
+    factors: str = "",
+) -> None:
+    form(f"mm {name}", on)(lambda backend: _mm(backend, *shape, dtype, config, factors))
+
+
+mm_form("16x64, rows masked", portable, (3, 72, 256), BF16, TILE_16X64)
+mm_form("16x64", portable, (15, 72, 272), F16, TILE_16X64, "row_scale bias")
+mm_form("32x64", portable, (20, 72, 512), F32, TILE_32X64, "segments bias")
+mm_form("64x64", portable, (40, 136, 272), BF16, TILE_64X64, "alpha of rows")
+mm_form("64x128", portable, (70, 136, 128), F16, TILE_64X128, "row_scale")
+mm_form("128x128", portable, (130, 72, 144), F32, TILE_128X128, "row_scale bias")
+
+mm_form("8x64, split-K", hopper, (5, 72, 768), BF16, DECODE_8X64._replace(splits=3), "row_scale")
+mm_form("16x32, split-K", hopper, (12, 40, 784), F16, DECODE_16X32, "segments bias")
+mm_form("64x64 unaligned", hopper, (40, 136, 272), F32, TILE_64X64, "row_scale bias")
+for tile, dtype in zip(COST, FLOAT_DTYPES * len(COST), strict=False):
+    for stream_k in (False, True):
+        mm_form(
+            f"{tile.BM} per_sm={tile.per_sm} stages={tile.a_stages}{' stream-K' * stream_k}",
+            hopper,
+            (min(tile.BM + 1, 20), 136, 384),
+            dtype,
+            tile._replace(stream_k=stream_k),
+            "row_scale bias" if stream_k else "alpha of rows",
+        )
+
+for bm, dtype in ((16, BF16), (32, F16), (64, F32), (128, BF16)):
+    mm_form(
+        f"block-scaled {bm}",
+        multiplies_nvfp4,
+        (bm - 3, 136, 272 if bm == 32 else 256),
+        dtype,
+        None,
+        "row_scale bias" if bm > 16 else "segments",
+    )
+
+
+def _linear(
+    backend: str,
+    activation: str,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    config: MmConfig | None,
+    static: bool = False,
+    bias: bool = False,
+) -> Outputs:
+    m, n, k = shape
+    x, (w, w_scales) = exact_rows(m, k, dtype), operand(n, k)
+    b = torch.randint(-8, 9, (n,)).to(F32) if bias else None
+    p = torch.tensor([2.0]) if static else None
+    call = Linear(x, w, w_scales, torch.tensor([2.0**-12]), p, b, activation)
+    if config is None or backend == "reference":
+        return OPS.linear(*call[:7], backend=backend)
+    out = call.outputs()
+    plan = linear.plan if activation == "nvfp4" else weight_only_linear.plan
+    run(*plan(*call.prepared(out), emulated_sm(), config))
+    return (out,)
+
+
+@form("linear, scales found", decoding)
+def _(backend: str) -> Outputs:
+    return _linear(backend, "nvfp4", (3, 72, 272), BF16, TILE_16X64, bias=True)
+
+
+@form("linear, one scale", decoding)
+def _(backend: str) -> Outputs:
+    return _linear(backend, "nvfp4", (20, 72, 256), F32, TILE_32X64, static=True)
+
+
+@form("linear W4A16")
+def _(backend: str) -> Outputs:
+    return _linear(backend, "bf16", (3, 72, 272), BF16, TILE_16X64, bias=True)
+
+
+@form("linear W4A16 of long rows")
+def _(backend: str) -> Outputs:
+    return _linear(backend, "bf16", (1, 8, 8192 + 128), F32, TILE_16X64)
+
+
+# ---- mixtures of experts --------------------------------------------------------------------
+
+COUNTS = (5, 0, 17, 1)
+"""Rows of each expert; two more rows are unassigned."""
+
+
+def _offsets() -> Tensor:
+    return torch.tensor([0, *torch.tensor(COUNTS).cumsum(0).tolist()], dtype=torch.int32)
+
+
+def _grouped(
+    backend: str,
+    n: int,
+    k: int,
+    dtype: torch.dtype,
+    config: MmConfig | HopperConfig | None,
+    factors: bool,
+    rows: int = sum(COUNTS) + 2,
+    expected_rows: int = 0,
+) -> Outputs:
+    experts, offsets = len(COUNTS), _offsets()
+    a, a_scales = codes(rows, k), small_scales(rows, k)
+    b = codes(experts, n, k)
+    b_scales = torch.stack([swizzle_scales(small_scales(n, k)) for _ in range(experts)])
+    alpha = 2.0 ** torch.randint(-3, 1, (experts, 2 if factors else 1))
+    row_scale = 2.0 ** torch.randint(-3, 1, (rows,)) if factors else None
+    bias = torch.randint(-8, 9, (experts, n)).to(BF16) if factors else None
+    grouped = swizzle_grouped_scales(a_scales, offsets)
+    call = GroupedMm(a, b, grouped, b_scales, alpha, offsets, row_scale, bias, dtype, expected_rows)
+    if config is None or backend == "reference":
+        return OPS.grouped_mm(*call[:10], backend=backend)
+    out = call.outputs()
+    run(*grouped_mm.plan(*call.prepared(out), emulated_sm(), config))
+    return (out,)
+
+
+def grouped_form(
+    name: str,
+    on: Callable[[int], bool],
+    k: int,
+    dtype: torch.dtype,
+    config: MmConfig | HopperConfig | None,
+    factors: bool,
+    expected_rows: int = 0,
+) -> None:
+    form(f"grouped_mm {name}", on)(
+        lambda backend: _grouped(
+            backend, 136, k, dtype, config, factors, expected_rows=expected_rows
+        )
+    )
+
+
+grouped_form("16x64", portable, 272, BF16, TILE_16X64, True)
+grouped_form("32x64", portable, 256, F16, TILE_32X64, False)
+grouped_form("64x128", portable, 128, F32, TILE_64X128, True)
+grouped_form("128x128", portable, 144, BF16, TILE_128X128, False)
+grouped_form("64x128 unaligned", hopper, 272, F32, TILE_64X128, True)
+for tile, dtype in zip(GROUPED.values(), FLOAT_DTYPES * 2, strict=False):
+    grouped_form(
+        f"{tile.BM} per_sm={tile.per_sm} stages={tile.b_stages}",
+        hopper,
+        384,
+        dtype,
+        tile,
+        tile.BM != 16,
+    )
+grouped_form("block-scaled 16", multiplies_nvfp4, 272, BF16, None, True, 20)
+grouped_form("block-scaled 64", multiplies_nvfp4, 256, F32, None, False, 4 * 64)
+grouped_form("block-scaled 128", multiplies_nvfp4, 256, F16, None, True, 4 * 128)
+
+
+def _ids(tokens: int, top_k: int, dtype: torch.dtype) -> Tensor:
+    return torch.randint(-1, 7, (tokens, top_k), dtype=dtype)
+
+
+@form("moe_dispatch, scales found")
+def _(backend: str) -> Outputs:
+    x, ids = activations(9, 96), _ids(9, 2, torch.int32)
+    return OPS.moe_dispatch(x, ids, 4, None, 1, backend=backend)
+
+
+@form("moe_dispatch, one scale")
+def _(backend: str) -> Outputs:
+    x, ids = activations(9, 208, F16), _ids(9, 2, torch.int64)
+    return OPS.moe_dispatch(x, ids, 4, torch.tensor(0.03), 1, backend=backend)
+
+
+@form("moe_dispatch of several chunks of ids")
+def _(backend: str) -> Outputs:
+    x, ids = activations(70, 16, F32), _ids(70, 8, torch.int32)
+    return OPS.moe_dispatch(x, ids, 4, None, 0, backend=backend)
+
+
+def _grouped_glu(backend: str, dtype: torch.dtype, p: Tensor | None, activation: str) -> Outputs:
+    gate_up = activations(sum(COUNTS) + 2, 192, dtype)
+    call = GluQuantize(gate_up, p, _offsets(), 7.0, "swizzled", activation)
+    return OPS.glu_quantize(*call[:6], backend=backend)
+
+
+@form("glu_quantize of experts, scales found")
+def _(backend: str) -> Outputs:
+    return _grouped_glu(backend, BF16, None, "silu")
+
+
+@form("glu_quantize of experts, one scale")
+def _(backend: str) -> Outputs:
+    return _grouped_glu(backend, F16, torch.tensor(0.03), "gelu_tanh")
+
+
+@form("glu_quantize of experts, a scale each")
+def _(backend: str) -> Outputs:
+    return _grouped_glu(backend, F32, torch.rand(len(COUNTS)) + 0.01, "silu")
+
+
+def _combine(backend: str, dtype: torch.dtype, top_k: int, weights: torch.dtype) -> Outputs:
+    tokens = 5
+    y = activations(tokens * top_k, 48, dtype)
+    positions = torch.randperm(tokens * top_k, dtype=torch.int32).view(tokens, top_k)
+    positions[0, 0] = -1
+    chosen = torch.rand(tokens, top_k).to(weights)
+    return OPS.moe_combine(y, chosen, positions, backend=backend)
+
+
+for dtype, top_k, weights in ((BF16, 1, F32), (F16, 8, BF16), (F32, 2, F16)):
+    form(f"moe_combine {str(dtype).removeprefix('torch.')}, top {top_k}")(
+        lambda backend, dtype=dtype, top_k=top_k, weights=weights: _combine(
+            backend, dtype, top_k, weights
+        )
+    )
+
+
+def forms_on(sm: int) -> Iterator[Form]:
+    return (each for each in FORMS if each.on(sm))
