@@ -37,8 +37,8 @@ def decode(instruction: ptx.Instruction, builder: Builder) -> Lanes:
         raise instruction.unsupported(f"{name} of {kind} is not known")
     bits = _BITS[kind]
     into, *operands = instruction.operands
-    count = _SOURCES.get(instruction.opcode, 1)
-    if len(operands) != count:
+    three = instruction.opcode in ("min", "max") and kind == "f32" and len(operands) == 3
+    if len(operands) != _SOURCES.get(instruction.opcode, 1) and not three:
         raise ValueError(f"{len(operands)} operands behind the result")
     records: list[Record] = []
     sources = []
@@ -52,6 +52,10 @@ def decode(instruction: ptx.Instruction, builder: Builder) -> Lanes:
         sources.append(slot)
     to, after = builder.write(into, bits)
     last = "flush" if ftz else "relu" if relu else ""
+    if three:
+        smaller = builder.scratch(bits, 6)
+        records.append(builder.operation(f"{name}_{kind}", smaller, *sources[:2]))
+        sources = [smaller, sources[2]]
     first = builder.scratch(bits, 5) if last else to
     records.append(builder.operation(f"{name}_{kind}", first, *sources))
     if last:

@@ -89,7 +89,8 @@ def _decode_mma(instruction: ptx.Instruction, builder: Builder) -> Step:
             factors_a, factors_b = scale(warp)
             left = left * np.repeat(factors_a, k // per_k, 1)
             right = right * np.repeat(factors_b, k // per_k, 1)
-        words = finish(left.dot(right.T), warp.registers.rows(slots_c))
+        with np.errstate(all="ignore"):
+            words = finish(left.dot(right.T), warp.registers.rows(slots_c))
         warp.machine.counts["mma.sync"] += 1
         warp.registers.set_rows(slots_d, words)
         return None
@@ -105,15 +106,13 @@ def _slots(builder: Builder, operand: ptx.Operand, count: int) -> tuple[int, ...
 
 
 def _add_f32(product: np.ndarray, words: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        total = (product + accumulator(words, 32).view(np.float32)).astype(np.float32)
-    return accumulator_words(total)
+    total = product + accumulator(words, 32).view(np.float32)
+    return accumulator_words(total.astype(np.float32))
 
 
 def _add_f16(product: np.ndarray, words: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        total = (product + accumulator(words, 16).view(np.float16)).astype(np.float16)
-    return accumulator_words(total)
+    total = product + accumulator(words, 16).view(np.float16)
+    return accumulator_words(total.astype(np.float16))
 
 
 def _add_s32(product: np.ndarray, words: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from nvfp4.backends.triton.runtime.extents import contains
+from nvfp4.backends.extents import contains
 from nvfp4.backends.triton.runtime.launch import Launch
 from nvfp4.backends.triton.runtime.ptx import Ptx, compiled
 from nvfp4.emulator import Options, Report, encode_tensor_map, execute
