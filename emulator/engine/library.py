@@ -108,7 +108,7 @@ def scaled_mma(
 ) -> None:
     """Multiply E2M1 matrices of [rows, 32] bytes under [rows, 4] factors, into [rows, n] words.
 
-    `sums` may be columns of a wider array. Up to 256 rows of B are one MMA.
+    `sums` may be columns of a wider array. A has at most 128 rows.
     """
     _scaled_mma()(
         address(a), address(factors_a), len(a), address(b), address(factors_b), len(b),

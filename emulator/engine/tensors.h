@@ -30,7 +30,13 @@ static const s16 e2m1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8,
 #define MMA_K 64     /* elements of K in one MMA */
 #define MMA_GROUP 16 /* elements of K under one scale */
 #define MMA_GROUPS (MMA_K / MMA_GROUP)
-#define MMA_COLUMNS 256
+#define MMA_BLOCK 16 /* columns that are computed together */
+
+typedef s16 s16_block __attribute__((vector_size(2 * MMA_BLOCK), aligned(2)));
+typedef f32 f32_block __attribute__((vector_size(4 * MMA_BLOCK), aligned(4)));
+typedef f64 f64_block __attribute__((vector_size(8 * MMA_BLOCK), aligned(8)));
+
+static s16 e2m1_at(const u8 *row, int k) { return e2m1[row[k / 2] >> 4 * (k & 1) & 15]; }
 
 /* One block-scaled MMA of E2M1: rows of 32 bytes, [rows][4] factors of A and of B, and fp32 sums in
    rows of `stride` words.
@@ -40,27 +46,34 @@ static const s16 e2m1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8,
 void engine_scaled_mma(const u8 *a, const f64 *factors_a, s64 rows, const u8 *b,
                        const f64 *factors_b, s64 columns, f64 sign, int accumulate, f32 *sums,
                        s64 stride) {
-  static _Thread_local s16 b_values[MMA_K][MMA_COLUMNS];
-  static _Thread_local f64 b_factors[MMA_GROUPS][MMA_COLUMNS];
-  for (s64 j = 0; j < columns; j++) {
-    for (int k = 0; k < MMA_K; k++) b_values[k][j] = e2m1[b[32 * j + k / 2] >> 4 * (k & 1) & 15];
-    for (int g = 0; g < MMA_GROUPS; g++) b_factors[g][j] = factors_b[MMA_GROUPS * j + g];
-  }
-  for (s64 i = 0; i < rows; i++) {
-    f64 total[MMA_COLUMNS] = {0};
-    for (int g = 0; g < MMA_GROUPS; g++) {
-      s16 group[MMA_COLUMNS] = {0};
-      for (int k = g * MMA_GROUP; k < (g + 1) * MMA_GROUP; k++) {
-        s16 value = e2m1[a[32 * i + k / 2] >> 4 * (k & 1) & 15];
-        IVDEP for (int j = 0; j < MMA_COLUMNS; j++) group[j] += (s16)(value * b_values[k][j]);
-      }
-      f64 factor = factors_a[MMA_GROUPS * i + g] * (sign / 4);
-      IVDEP for (int j = 0; j < MMA_COLUMNS; j++)
-        total[j] += (f64)group[j] * (factor * b_factors[g][j]);
+  s16 a_values[128][MMA_K];
+  for (s64 i = 0; i < rows; i++)
+    for (int k = 0; k < MMA_K; k++) a_values[i][k] = e2m1_at(a + 32 * i, k);
+  for (s64 first = 0; first < columns; first += MMA_BLOCK) {
+    s64 here = columns - first < MMA_BLOCK ? columns - first : MMA_BLOCK;
+    s16_block b_values[MMA_K] = {0};
+    f64_block b_factors[MMA_GROUPS] = {0};
+    for (s64 j = 0; j < here; j++) {
+      for (int k = 0; k < MMA_K; k++) b_values[k][j] = e2m1_at(b + 32 * (first + j), k);
+      for (int g = 0; g < MMA_GROUPS; g++)
+        b_factors[g][j] = factors_b[MMA_GROUPS * (first + j) + g] * (sign / 4);
     }
-    f32 *row = sums + i * stride;
-    IVDEP for (int j = 0; j < columns; j++)
-      row[j] = (f32)(accumulate ? total[j] + (f64)row[j] : total[j]);
+    for (s64 i = 0; i < rows; i++) {
+      f64_block total = {0};
+      for (int g = 0; g < MMA_GROUPS; g++) {
+        s16_block group = {0};
+        for (int k = g * MMA_GROUP; k < (g + 1) * MMA_GROUP; k++)
+          group += b_values[k] * a_values[i][k];
+        f64_block factor = b_factors[g] * factors_a[MMA_GROUPS * i + g];
+        total += __builtin_convertvector(group, f64_block) * factor;
+      }
+      f32 *to = sums + i * stride + first;
+      f32_block old = {0};
+      if (accumulate) memcpy(&old, to, 4 * (size_t)here);
+      if (accumulate) total += __builtin_convertvector(old, f64_block);
+      f32_block result = __builtin_convertvector(total, f32_block);
+      memcpy(to, &result, 4 * (size_t)here);
+    }
   }
 }
 
