@@ -138,8 +138,12 @@ void engine_set_rows(u8 *file, u8 *states, const s32 *group, s32 count, const u3
 
 /* Write a result of `bytes` a lane in some lanes only. */
 static void blend(u8 *to, const u8 *value, u32 lanes, s32 bytes) {
-  for (int i = 0; i < LANES; i++)
-    if (lanes >> i & 1) memcpy(to + i * bytes, value + i * bytes, (size_t)bytes);
+  switch (bytes) {
+    case 1: EACH if (lanes >> i & 1) to[i] = value[i]; break;
+    case 2: EACH if (lanes >> i & 1) ((u16 *)to)[i] = ((u16 *)value)[i]; break;
+    case 4: EACH if (lanes >> i & 1) ((u32 *)to)[i] = ((u32 *)value)[i]; break;
+    default: EACH if (lanes >> i & 1) ((u64 *)to)[i] = ((u64 *)value)[i];
+  }
 }
 
 /* The bits of an undefined value are those of a NaN in every format (lanes.py). */
@@ -309,9 +313,14 @@ static int load(Warp *warp, const Record *r, u32 lanes, int all) {
     const s32 *to = a.registers + 3 * n;
     u8 *row = warp->file + to[0], *state = warp->states + to[1];
     if (*state == NEVER) make_undefined(row, to[2]);
-    for (int i = 0; i < LANES; i++)
-      if (lanes >> i & 1)
-        take(row + i * to[2], to[2], places.bytes[i] + n * a.bytes, a.bytes, a.is_signed);
+    if (a.bytes == 4 && to[2] == 4) {
+      for (int i = 0; i < LANES; i++)
+        if (lanes >> i & 1) ((u32 *)row)[i] = *(u32 *)(places.bytes[i] + 4 * n);
+    } else {
+      for (int i = 0; i < LANES; i++)
+        if (lanes >> i & 1)
+          take(row + i * to[2], to[2], places.bytes[i] + n * a.bytes, a.bytes, a.is_signed);
+    }
     *state = WRITTEN;
   }
   return DONE;

@@ -68,58 +68,90 @@ static inline int own_shared(const Memory *m, u64 address, s64 width, s64 *offse
          *offset + width <= m->shared_size && !(*offset & (width - 1));
 }
 
-static int may_read_shared(Memory *m, s64 offset, s64 width) {
-  s32 last_writer = 0, last_group = -1;
-  for (s64 at = offset; at < offset + width; at++) {
-    s32 writer = m->writers[at], group = m->readers[at];
-    if (writer != last_writer || writer <= 0) {
-      if (writer <= 0 || !is_seen(m, writer)) return TO_PYTHON;
-      last_writer = writer;
+/* Say whether all of some cells are alike; the widths of accesses are constants for the compiler. */
+static inline int alike(const s32 *cells, s64 width) {
+  s32 differ = 0;
+  switch (width) {
+    case 4: for (int i = 1; i < 4; i++) differ |= cells[i] ^ cells[0]; break;
+    case 8: for (int i = 1; i < 8; i++) differ |= cells[i] ^ cells[0]; break;
+    case 16: for (int i = 0; i < 16; i++) differ |= cells[i] ^ cells[0]; break;
+    default: for (s64 i = 1; i < width; i++) differ |= cells[i] ^ cells[0];
+  }
+  return !differ;
+}
+
+static inline void fill(s32 *cells, s64 width, s32 value) {
+  switch (width) {
+    case 4: for (int i = 0; i < 4; i++) cells[i] = value; break;
+    case 8: for (int i = 0; i < 8; i++) cells[i] = value; break;
+    case 16: for (int i = 0; i < 16; i++) cells[i] = value; break;
+    default: for (s64 i = 0; i < width; i++) cells[i] = value;
+  }
+}
+
+/* A writer and a group of readers that are known to be in order for an instruction's access */
+typedef struct {
+  s32 writer, group;
+} InOrder;
+
+static int may_read_cell(Memory *m, s32 writer, s32 group, InOrder *known) {
+  if (writer != known->writer) {
+    if (writer <= 0 || !is_seen(m, writer)) return TO_PYTHON;
+    known->writer = writer;
+  }
+  if (group != known->group) {
+    if (memo(m->reads, group)->key != memo_key(m, group)) {
+      m->question = group;
+      return ASK_READERS;
     }
-    if (group != last_group) {
-      if (memo(m->reads, group)->key != memo_key(m, group)) {
-        m->question = group;
-        return ASK_READERS;
-      }
-      last_group = group;
+    known->group = group;
+  }
+  return DONE;
+}
+
+static int may_write_cell(Memory *m, s32 writer, s32 group, InOrder *known) {
+  if (writer != known->writer) {
+    if (writer < 0 || (writer && !is_seen(m, writer))) return TO_PYTHON;
+    known->writer = writer;
+  }
+  if (group != known->group) {
+    if (memo(m->clears, group)->key != memo_key(m, group)) {
+      m->question = group;
+      return ASK_CLEAR;
     }
+    if (!memo(m->clears, group)->value) return TO_PYTHON;
+    known->group = group;
+  }
+  return DONE;
+}
+
+static int may_access_shared(Memory *m, s64 offset, s64 width, int writes, InOrder *known) {
+  const s32 *writers = m->writers + offset, *readers = m->readers + offset;
+  s64 count = alike(writers, width) && alike(readers, width) ? 1 : width;
+  for (s64 i = 0; i < count; i++) {
+    int answer = writes ? may_write_cell(m, writers[i], readers[i], known)
+                        : may_read_cell(m, writers[i], readers[i], known);
+    if (answer != DONE) return answer;
   }
   return DONE;
 }
 
 /* A byte without a memo was read by an earlier lane of the same instruction. */
-static void read_shared(Memory *m, s64 offset, s64 width) {
-  for (s64 at = offset; at < offset + width; at++) {
-    const Memo *known = memo(m->reads, m->readers[at]);
-    if (known->key == memo_key(m, m->readers[at])) m->readers[at] = (s32)known->value;
-  }
+static inline s32 read_by(const Memory *m, s32 group) {
+  const Memo *known = memo(m->reads, group);
+  return known->key == memo_key(m, group) ? (s32)known->value : group;
 }
 
-static int may_write_shared(Memory *m, s64 offset, s64 width) {
-  s32 last_writer = 0, last_group = 0;
-  for (s64 at = offset; at < offset + width; at++) {
-    s32 writer = m->writers[at], group = m->readers[at];
-    if (writer != last_writer) {
-      if (writer < 0 || (writer && !is_seen(m, writer))) return TO_PYTHON;
-      last_writer = writer;
-    }
-    if (group != last_group) {
-      if (memo(m->clears, group)->key != memo_key(m, group)) {
-        m->question = group;
-        return ASK_CLEAR;
-      }
-      if (!memo(m->clears, group)->value) return TO_PYTHON;
-      last_group = group;
-    }
-  }
-  return DONE;
+static void read_shared(Memory *m, s64 offset, s64 width) {
+  s32 *readers = m->readers + offset;
+  if (alike(readers, width)) fill(readers, width, read_by(m, *readers));
+  else
+    for (s64 i = 0; i < width; i++) readers[i] = read_by(m, readers[i]);
 }
 
 static void wrote_shared(Memory *m, s64 offset, s64 width) {
-  for (s64 at = offset; at < offset + width; at++) {
-    m->writers[at] = (s32)m->shared_event;
-    m->readers[at] = 0;
-  }
+  fill(m->writers + offset, width, (s32)m->shared_event);
+  fill(m->readers + offset, width, 0);
 }
 
 static const Tensor *tensor_at(const Memory *m, u64 address, s64 width) {
@@ -136,6 +168,7 @@ static int may_read_global(const Memory *m, const Tensor *tensor, u64 address, s
   if (!m->checks) return DONE;
   if (!tensor->writers) return tensor->output ? TO_PYTHON : DONE;
   const s32 *writers = tensor->writers + (address - tensor->base);
+  if (alike(writers, width)) width = 1;
   for (s64 i = 0; i < width; i++) {
     if (tensor->output && !writers[i]) return TO_PYTHON;
     if (!strong && writers[i] > 0 && writers[i] != m->cta) return TO_PYTHON;
@@ -151,6 +184,7 @@ static int may_write_global(Memory *m, const Tensor *tensor, u64 address, s64 wi
     return ASK_TENSOR;
   }
   const s32 *writers = tensor->writers + (address - tensor->base);
+  if (alike(writers, width)) width = 1;
   for (s64 i = 0; i < width; i++)
     if (writers[i] > 0 && writers[i] != m->cta) return TO_PYTHON;
   return DONE;
@@ -168,6 +202,7 @@ typedef struct {
 static int find(Memory *m, Places *places, int space, const u64 *addresses, u32 lanes, s64 width,
                 int writes, int strong) {
   const Tensor *tensor = 0;
+  InOrder known = {writes ? 0 : -2, writes ? 0 : -1}; /* a first write needs no wait */
   u64 first = addresses[__builtin_ctz(lanes)];
   if (space == GENERIC)
     space = first & SHARED_WINDOW ? SHARED : first & PARAMETER_WINDOW ? PARAMETER : GLOBAL;
@@ -187,8 +222,7 @@ static int find(Memory *m, Places *places, int space, const u64 *addresses, u32 
       if (!own_shared(m, address, width, places->offsets + i)) return TO_PYTHON;
       places->bytes[i] = m->shared + places->offsets[i];
       if (m->checks)
-        answer = writes ? may_write_shared(m, places->offsets[i], width)
-                        : may_read_shared(m, places->offsets[i], width);
+        answer = may_access_shared(m, places->offsets[i], width, writes, &known);
     } else if (space == GLOBAL) {
       if (address & (u64)(width - 1)) return TO_PYTHON;
       if (!tensor || address < tensor->base || address + (u64)width > tensor->end)
@@ -217,7 +251,7 @@ static void record(Memory *m, const Places *places, u32 lanes, s64 width, int wr
     if (places->space == SHARED && writes) wrote_shared(m, places->offsets[i], width);
     if (places->space == SHARED && !writes) read_shared(m, places->offsets[i], width);
     if (places->space == GLOBAL && writes)
-      for (s64 at = 0; at < width; at++) places->written[i][at] = (s32)m->cta;
+      fill(places->written[i], width, (s32)m->cta);
   }
 }
 

@@ -24,6 +24,36 @@ s32 engine_distinct(const s32 *cells, s64 count, s32 *found) {
   return number;
 }
 
+/* Some cells of a shadow: rows of `cells` cells, which begin at index[r] * cells if there is an
+   index, or else at start + r * stride. */
+typedef struct {
+  const s64 *index;
+  s64 start, rows, cells, stride;
+} Region;
+
+static s64 row_of(const Region *region, s64 r) {
+  return region->index ? region->index[r] * region->cells : region->start + r * region->stride;
+}
+
+/* Give the writer and the readers of cells of which all are alike; 0 if they are not. */
+int engine_alike(const s32 *writers, const s32 *readers, const Region *region, s32 *found) {
+  s32 differ = 0;
+  found[0] = writers[row_of(region, 0)];
+  found[1] = readers[row_of(region, 0)];
+  for (s64 r = 0; r < region->rows && !differ; r++) {
+    const s32 *w = writers + row_of(region, r), *q = readers + row_of(region, r);
+    for (s64 i = 0; i < region->cells; i++) differ |= (w[i] ^ found[0]) | (q[i] ^ found[1]);
+  }
+  return !differ;
+}
+
+void engine_fill(s32 *shadow, const Region *region, s32 value) {
+  for (s64 r = 0; r < region->rows; r++) {
+    s32 *row = shadow + row_of(region, r);
+    for (s64 i = 0; i < region->cells; i++) row[i] = value;
+  }
+}
+
 /* Twice the values of E2M1 */
 static const s16 e2m1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 

@@ -16,6 +16,7 @@ from enum import IntEnum
 import numpy as np
 
 from nvfp4.emulator.engine.library import distinct
+from nvfp4.emulator.engine.regions import Region, alike, fill, region
 from nvfp4.emulator.hazards import Event, Hazard, Kind
 
 Index = slice | np.ndarray | tuple[slice | int | np.ndarray, ...]
@@ -118,29 +119,45 @@ class Shadow:
     def _check_writer(self, index: Index, seen: int, fenced: int | None, reading: bool) -> None:
         cells = self.writer[index]
         for event in distinct(cells):
-            if event == NEVER:
-                if reading:
-                    raise self._fault(
-                        Kind.UNINITIALISED, index, cells, event, "is read but was never written"
-                    )
-            elif event == MBARRIER:
-                raise self._fault(Kind.MBARRIER, index, cells, event, "belongs to an mbarrier")
-            elif not seen >> event & 1:
-                kind = Kind.EARLY_READ if reading else Kind.OVERWRITE
-                verb = "read" if reading else "overwritten"
-                what = f"is {verb} without waiting for its writer: {self._events[event]}"
+            wrong = self._wrong_writer(event, seen, fenced, reading)
+            if wrong is not None:
+                kind, what = wrong
                 raise self._fault(kind, index, cells, event, what)
-            elif (
-                fenced is not None and self._events.generic >> event & 1 and not fenced >> event & 1
-            ):
-                what = f"has no fence.proxy.async after its writer: {self._events[event]}"
-                raise self._fault(Kind.PROXY, index, cells, event, what)
+
+    def _wrong_writer(
+        self, event: int, seen: int, fenced: int | None, reading: bool
+    ) -> tuple[Kind, str] | None:
+        """Say what is wrong with an access to cells that an event wrote."""
+        if event == NEVER:
+            return (Kind.UNINITIALISED, "is read but was never written") if reading else None
+        if event == MBARRIER:
+            return Kind.MBARRIER, "belongs to an mbarrier"
+        if not seen >> event & 1:
+            verb = "read" if reading else "overwritten"
+            what = f"is {verb} without waiting for its writer: {self._events[event]}"
+            return Kind.EARLY_READ if reading else Kind.OVERWRITE, what
+        if fenced is not None and self._events.generic >> event & 1 and not fenced >> event & 1:
+            return Kind.PROXY, f"has no fence.proxy.async after its writer: {self._events[event]}"
+        return None
+
+    def _all(self, index: Index) -> tuple[Region, int, int] | None:
+        """Give the region, its writer and its group of readers, if all its cells are alike."""
+        where = region(index, self.writer.shape)
+        if where is None or (both := alike(self.writer, self.readers, where)) is None:
+            return None
+        return where, *both
 
     def read(self, index: Index, event: int, seen: int, fenced: int | None = None) -> None:
         """Check and record a read by `event`, whose warp has observed `seen`.
 
         `fenced` are the generic writes behind a proxy fence, if the async proxy reads.
         """
+        every = self._all(index)
+        if every is not None:
+            where, writer, group = every
+            if self._wrong_writer(writer, seen, fenced, reading=True) is None:
+                fill(self.readers, where, self._events.group_after_read(group, event, seen))
+                return
         self._check_writer(index, seen, fenced, reading=True)
         self._add_reader(index, event, seen)
 
@@ -167,6 +184,14 @@ class Shadow:
 
     def write(self, index: Index, event: int, seen: int, fenced: int | None = None) -> None:
         """Check and record a write by `event`, as read does a read."""
+        every = self._all(index)
+        if every is not None:
+            where, writer, group = every
+            wrong = self._wrong_writer(writer, seen, fenced, reading=False)
+            if wrong is None and not self._events.group(group) & ~seen:
+                fill(self.writer, where, event)
+                fill(self.readers, where, 0)
+                return
         self._check_writer(index, seen, fenced, reading=False)
         self.check_readers(index, seen)
         self.writer[index] = event
