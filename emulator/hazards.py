@@ -7,6 +7,7 @@ from enum import Enum
 class Kind(Enum):
     """A class of fault, which a test can expect by name."""
 
+    LAUNCH = "launch"  # a launch that the hardware or the CUDA runtime refuses
     UNINITIALISED = "uninitialised"  # read of a register or memory never written
     EARLY_READ = "early read"  # data read without waiting for its writer
     OVERWRITE = "overwrite"  # data overwritten without waiting for its writer or its readers

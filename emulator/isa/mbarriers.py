@@ -125,11 +125,8 @@ def _arrive(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers
 
 def _announce(warp: Any, address: int, instruction: ptx.Instruction) -> None:
     """Make an arrival at another CTA's mbarrier an event, which that CTA may not exit before."""
-    event = warp.new_event("an arrival at its mbarrier", instruction)
     cta, _ = cta_at(warp, address)
-    cta.incoming |= 1 << event
-    warp.seen |= 1 << event
-    warp.cluster.events.always |= 1 << event
+    cta.incoming |= 1 << warp.executes("an arrival at its mbarrier", instruction)
 
 
 def _wait(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -> Step:
@@ -154,8 +151,11 @@ def _wait(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) 
         barrier = mbarrier_at(warp, at + offset)
         if barrier.phase & 1 != which & 1:
             warp.acquire(barrier.done, acquires, wide)
+            if warp.machine.options.check:
+                barrier.waits[warp] = (barrier.phase - 1, warp.executes("a wait", instruction))
             put(warp, ALL)
             return None
+        barrier.check_missed(warp)
         if spins:
             barrier.waiting.append(warp)
             return BLOCKED

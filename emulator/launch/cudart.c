@@ -47,12 +47,23 @@ int _emKernelGetAttribute(int *value, int attribute, const void *kernel, int dev
   return *value = 0;
 }
 
+/* Kernels are numbered from 1 (host.py); those whose clusters may have more than 8 CTAs. */
+#define KERNELS 1024
+static char large_clusters[KERNELS];
+
+int emulator_large_clusters(uintptr_t kernel) {
+  return kernel < KERNELS && large_clusters[kernel];
+}
+
 int _emdaFuncSetAttribute(const void *kernel, int attribute, int value) {
-  return (void)kernel, (void)attribute, (void)value, 0;
+  /* cudaFuncAttributeNonPortableClusterSizeAllowed */
+  if (attribute == 14 && (uintptr_t)kernel < KERNELS) large_clusters[(uintptr_t)kernel] = value != 0;
+  return 0;
 }
 
 int _emdaKernelSetAttributeForDevice(const void *kernel, int attribute, int value, int device) {
-  return (void)kernel, (void)attribute, (void)value, (void)device, 0;
+  (void)device;
+  return _emdaFuncSetAttribute(kernel, attribute, value);
 }
 
 /* Three symbols of the DSL's own run-time library are needed too. */

@@ -56,8 +56,11 @@ _lock = threading.RLock()
 class _Call:
     """The call that runs now: its launches' PTX and memory, and the error that they raised."""
 
-    def __init__(self, text: str, names: list[str], session: "Session") -> None:
+    def __init__(
+        self, text: str, names: list[str], session: "Session", large_clusters: Any
+    ) -> None:
         self.text, self.names, self.session = text, names, session
+        self.large_clusters = large_clusters
         self.error: BaseException | None = None
 
     def kernel(self, out: Any, name: bytes) -> int:
@@ -70,12 +73,12 @@ class _Call:
         # either. So every launch returns success, and the call raises the error afterwards.
         if self.error is None:
             try:
-                self._launch(config.contents, self.names[handle - 1], arguments)
+                self._launch(config.contents, handle, arguments)
             except BaseException as error:
                 self.error = error
         return 0
 
-    def _launch(self, config: _Config, name: str, arguments: Any) -> None:
+    def _launch(self, config: _Config, handle: int, arguments: Any) -> None:
         cluster: Dim = (1, 1, 1)
         for attribute in config.attributes[: config.attribute_count]:
             if attribute.id not in _KNOWN_ATTRIBUTES:
@@ -83,7 +86,7 @@ class _Call:
             if attribute.id == _CLUSTER_DIMENSION:
                 x, y, z = attribute.value[:3]
                 cluster = (x, y, z)
-        program = program_of(self.text, name)
+        program = program_of(self.text, self.names[handle - 1])
         kernel = program.kernel
         parameters = bytearray()
         for i, parameter in enumerate(kernel.parameters):
@@ -93,7 +96,15 @@ class _Call:
         bx, by, bz = config.block
         grid, block = (x, y, z), (bx, by, bz)
         self.session.run(
-            Launch(program, grid, block, cluster, config.dynamic_shared, bytes(parameters))
+            Launch(
+                program,
+                grid,
+                block,
+                cluster,
+                config.dynamic_shared,
+                bytes(parameters),
+                bool(self.large_clusters(ctypes.c_size_t(handle))),
+            )
         )
 
 
@@ -134,7 +145,9 @@ class Emulated:
         tvm_ffi = import_module("tvm_ffi")
         engines = import_module(_ENGINES)
         runtime = library()
-        self._set = ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL).emulator_set
+        stand_in = ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
+        self._set = stand_in.emulator_set
+        self._large_clusters = stand_in.emulator_large_clusters
         self._text = ptx
         parsed(ptx)  # raises UnsupportedInstruction here, not in the first call
         self._names: list[str] = []
@@ -155,7 +168,7 @@ class Emulated:
         Raises Hazard, Deadlock or UnsupportedInstruction.
         """
         session = Session(memory, options or Options())
-        call = _Call(self._text, self._names, session)
+        call = _Call(self._text, self._names, session, self._large_clusters)
         launch, kernel = _LAUNCH(call.launch), _KERNEL(call.kernel)
         with _lock:
             self._set(launch, kernel)

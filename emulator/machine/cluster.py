@@ -34,8 +34,7 @@ class Cta:
         threads = launch.block[0] * launch.block[1] * launch.block[2]
         self.threads = threads
         self.exited = False
-        self.started = cluster.events.new(Event("start", 0, f"CTA {index}"))
-        cluster.events.always |= 1 << self.started
+        self.started = cluster.events.new_executed(Event("start", 0, f"CTA {index}"))
         """The event that this CTA runs, which its own warps know and pass on to others."""
         self.incoming = 0
         """The events of other CTAs here: their accesses to its shared memory, their arrivals, and

@@ -10,21 +10,27 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from nvfp4.emulator.engine.registers import Registers
-from nvfp4.emulator.hazards import Deadlock
+from nvfp4.emulator.hazards import Deadlock, Hazard, Kind
 from nvfp4.emulator.machine import special_registers
 from nvfp4.emulator.machine.cluster import Cluster, Cta, Dim
 from nvfp4.emulator.machine.options import Options, Report
 from nvfp4.emulator.machine.program import Program
 from nvfp4.emulator.machine.warp import Warp
-from nvfp4.emulator.memory.addresses import RANK_SHIFT
+from nvfp4.emulator.memory.addresses import DYNAMIC_SHARED_BASE, RANK_SHIFT
 from nvfp4.emulator.memory.bytes import Bytes
 from nvfp4.emulator.memory.global_memory import GlobalMemory
 from nvfp4.emulator.memory.shared_memory import shared_layout
+
+MOST_THREADS = 1024
+PORTABLE_CLUSTER, LARGE_CLUSTER = 8, 16
+SHARED_BYTES = 232448
+REGISTERS = 65536
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ class Launch:
     """The bytes of dynamic shared memory."""
     parameters: bytes
     """The kernel's parameters, laid out as in its PTX."""
+    large_clusters: bool = False
+    """Whether clusters of more than 8 CTAs are allowed (a function attribute of CUDA)."""
 
 
 class Machine:
@@ -65,6 +73,7 @@ class Machine:
         self._check_launch()
 
     def _check_launch(self) -> None:
+        self._check_limits()
         launch, kernel = self.launch, self.launch.program.kernel
         if any(n % c for n, c in zip(launch.grid, launch.cluster, strict=True)):
             raise ValueError(f"grid {launch.grid} is no multiple of the cluster {launch.cluster}")
@@ -72,6 +81,24 @@ class Machine:
             raise ValueError(f"block {launch.block}, .reqntid {kernel.required_threads}")
         if kernel.required_cluster and kernel.required_cluster != launch.cluster:
             raise ValueError(f"cluster {launch.cluster}, required {kernel.required_cluster}")
+
+    def _check_limits(self) -> None:
+        """Refuse what a GPU would not launch."""
+        launch = self.launch
+        threads, cluster = prod(launch.block), prod(launch.cluster)
+        shared = self.shared_size - DYNAMIC_SHARED_BASE
+        if threads > MOST_THREADS:
+            raise Hazard(Kind.LAUNCH, f"{threads} threads in a CTA, of which {MOST_THREADS} fit")
+        most = LARGE_CLUSTER if launch.large_clusters else PORTABLE_CLUSTER
+        if cluster > most:
+            raise Hazard(Kind.LAUNCH, f"clusters of {cluster} CTAs; {most} are allowed")
+        if shared > SHARED_BYTES:
+            raise Hazard(Kind.LAUNCH, f"{shared} bytes of shared memory; a CTA has {SHARED_BYTES}")
+        registers = launch.program.kernel.most_registers
+        if registers is not None and registers * -(-threads // 32) * 32 > REGISTERS:
+            raise Hazard(
+                Kind.LAUNCH, f"{registers} registers x {threads} threads; an SM has {REGISTERS}"
+            )
 
     def after(self, delay: int, what: Callable[[], None]) -> None:
         self.at(self.time + delay, what)

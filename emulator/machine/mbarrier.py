@@ -13,7 +13,7 @@ class Mbarrier:
     """An mbarrier object: its phase completes when no arrival and no transaction is pending."""
 
     __slots__ = (
-        "count", "pending", "tx", "phase", "passed", "done", "waiting", "init", "where",
+        "count", "pending", "tx", "phase", "passed", "done", "waiting", "waits", "init", "where",
     )  # fmt: skip
 
     def __init__(self, count: int, init: int, where: str) -> None:
@@ -23,6 +23,8 @@ class Mbarrier:
         self.passed = NOTHING  # what this phase's arrivals pass on
         self.done = NOTHING  # what those of the completed phases pass on
         self.waiting: list[Any] = []
+        # For each warp the last phase that it has waited for, from 0 on, and the event of that.
+        self.waits: dict[Any, tuple[int, int]] = {}
         self.init = init  # the event of its initialisation
         self.where = where
 
@@ -47,6 +49,7 @@ class Mbarrier:
                 f"{-self.tx} bytes more than expected have come at {self.where} in this phase",
             )
         if self.tx == 0:
+            self._check_waits()
             self.pending = self.count
             self.phase += 1
             self.done |= self.passed
@@ -54,3 +57,27 @@ class Mbarrier:
             waiting, self.waiting = self.waiting, []
             for warp in waiting:
                 warp.wake()
+
+    def _check_waits(self) -> None:
+        """Refuse to end a phase if a wait for the one before may still be on.
+
+        The wait tells phases apart by parity alone, and would go on for another phase. So arrivals
+        have to follow each wait for the phase before, not only come after it in time.
+        """
+        for warp, (phase, event) in self.waits.items():
+            if phase == self.phase - 1 and not self.passed.always >> event & 1:
+                raise Hazard(
+                    Kind.MBARRIER,
+                    f"{self.where} ends a phase, which nothing keeps from coming before"
+                    f" {warp.where} has waited for the phase before: the wait would miss it",
+                )
+
+    def check_missed(self, warp: Any) -> None:
+        """Refuse a wait for a phase that is no longer the last one."""
+        last = self.waits.get(warp)
+        if last is not None and self.phase > last[0] + 2:
+            raise Hazard(
+                Kind.MBARRIER,
+                f"a phase of {self.where} was missed: it has ended {self.phase - 1 - last[0]} since"
+                " this warp's last wait",
+            )

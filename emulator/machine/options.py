@@ -34,6 +34,17 @@ class Options:
 
     PTX ISA has it so. False is for kernels that leave the fences out, as those of CUTLASS do.
     """
+    one_lane_stores: bool = True
+    """Whether a bulk store must be issued by one lane; each lane issues its own otherwise.
+
+    False lets lanes that agree issue one between them, as ptxas does: CUTLASS relies on it.
+    """
+    tcgen05_pipelines: frozenset[tuple[str, str]] | None = None
+    """The pairs of a thread's tcgen05 instructions that count as ordered; None for all of them.
+
+    PTX ISA has those of machine/tensor_pipe.py. ("mma", "cp") is not among them: that an MMA has
+    read its scales before a later copy writes over them.
+    """
     quantum: int = 64
     """The most instructions that a warp runs at a time."""
     multiprocessors: int = 128

@@ -285,6 +285,13 @@ class Warp:
         """Number something that others may have to wait for."""
         return self.cluster.events.new(Event(what, instruction.line, self.where))
 
+    def executes(self, what: str, instruction: ptx.Instruction) -> int:
+        """Number something that the warp has run, which its later arrivals tell."""
+        event = Event(what, instruction.line, self.where)
+        number = self.cluster.events.new_executed(event)
+        self.seen |= 1 << number
+        return number
+
     def event(self, instruction: ptx.Instruction, access: Access = Access.OWN_SHARED) -> int:
         """Give the event of the warp's accesses of a kind, a new one after each release."""
         number = self.spans[access]

@@ -50,6 +50,7 @@ class Events:
         self.of = [0] * len(Access)  # the events of each kind of access by a warp
         self.tensor = 0  # the events that access tensor memory
         self.always = 0  # the events that every arrival passes on (machine/passed.py)
+        self.executed = 0  # those of them that say what has run: CTAs, waits, arrivals
         self._groups: list[int] = [0]
         self._group_numbers: dict[int, int] = {0: 0}
 
@@ -65,6 +66,13 @@ class Events:
             self.mark_tensor(number)
         else:
             self.generic |= 1 << number
+        return number
+
+    def new_executed(self, event: Event) -> int:
+        """Number something that has run, and that later instructions follow."""
+        number = self.new(event)
+        self.executed |= 1 << number
+        self.always |= 1 << number
         return number
 
     def mark_tensor(self, number: int) -> None:

@@ -109,6 +109,8 @@ def _entry(statement: str) -> Kernel:
         if found:
             sizes = [*map(int, found.group(1).split(",")), 1, 1][:3]
             setattr(kernel, f"required_{field_name}", tuple(sizes))
+    if most := re.search(r"\.maxnreg\s+(\d+)", directives):
+        kernel.most_registers = int(most.group(1))
     return kernel
 
 

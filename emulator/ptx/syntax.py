@@ -91,6 +91,8 @@ class Kernel:
     """The labels of each .branchtargets, by its own label."""
     required_threads: tuple[int, int, int] | None = None
     required_cluster: tuple[int, int, int] | None = None
+    most_registers: int | None = None
+    """The registers of a thread that .maxnreg allows, if it is there."""
 
     @property
     def parameter_offsets(self) -> dict[str, int]:

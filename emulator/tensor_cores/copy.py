@@ -29,7 +29,7 @@ def _cp(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) ->
 
     def step(warp: Any) -> None:
         machine, registers = warp.machine, warp.registers
-        event, seen = issue_event(warp, instruction)
+        event, seen = issue_event(warp, instruction, "cp")
         where = matrix_descriptor(pick(registers[source], warp.mask))
         rows = chunks(where, 32, 1)[:, 0]
         address = pick(registers[to], warp.mask) + to_offset

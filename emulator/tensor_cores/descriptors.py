@@ -12,6 +12,11 @@ _SWIZZLE_BITS = {0: 0, 2: 3, 4: 2, 6: 1}
 """The address bits that each layout type (bits 61-63) exchanges: no, 128, 64, 32 bytes."""
 
 
+_MATRIX_RESERVED = 3 << 14 | 3 << 30 | 1 << 48 | 0xFF << 53
+_INSTRUCTION_RESERVED = 1 | 1 << 1 | 1 << 3 | 1 << 6 | 7 << 24
+"""The bits that must be 0 in a descriptor, of an instruction of kind::mxf4nvf4."""
+
+
 class MatrixDescriptor(NamedTuple):
     """A K-major matrix in shared memory."""
 
@@ -24,6 +29,8 @@ class MatrixDescriptor(NamedTuple):
 def matrix_descriptor(bits: int) -> MatrixDescriptor:
     if bits >> 46 & 3 != 1:
         raise Hazard(Kind.DESCRIPTOR, f"matrix descriptor {bits:#018x}: version is not 1")
+    if bits & _MATRIX_RESERVED:
+        raise Hazard(Kind.DESCRIPTOR, f"matrix descriptor {bits:#018x}: reserved bits are set")
     layout = bits >> 61 & 7
     if layout not in _SWIZZLE_BITS or bits >> 49 & 15:
         raise Unsupported(f"matrix descriptor {bits:#018x}: layout or offset mode")
@@ -71,7 +78,9 @@ def instruction_descriptor(bits: int) -> InstructionDescriptor:
         raise Hazard(Kind.DESCRIPTOR, f"instruction descriptor {bits:#010x}: operands are not E2M1")
     if bits >> 15 & 3:
         raise Hazard(Kind.DESCRIPTOR, f"instruction descriptor {bits:#010x}: not K-major")
-    if bits & 0xF or bits >> 6 & 1 or bits >> 31:
+    if bits & _INSTRUCTION_RESERVED:
+        raise Hazard(Kind.DESCRIPTOR, f"instruction descriptor {bits:#010x}: reserved bits are set")
+    if bits >> 2 & 1 or bits >> 31:
         raise Unsupported(f"instruction descriptor {bits:#010x}: sparse, or K = 96")
     if bits >> 4 & 3 or bits >> 29 & 3:
         raise Hazard(

@@ -45,15 +45,15 @@ def _mma(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -
 
     def step(warp: Any) -> None:
         machine, registers, mask = warp.machine, warp.registers, warp.mask
-        event, seen = issue_event(warp, instruction)
         ctas = pair_of(warp, group)
         shape = instruction_descriptor(pick(registers[description_slot], mask))
+        to = pick(registers[d_base], mask) + d_offset
+        event, seen = issue_event(warp, instruction, "mma", (to, shape))
         _check_shape(shape, group)
         rows_b = shape.n // group
         a_rows = chunks(matrix_descriptor(pick(registers[a_slot], mask)), 128, 2)
         b_rows = chunks(matrix_descriptor(pick(registers[b_slot], mask)), rows_b, 2)
         accumulate = bool((registers[accumulate_slot] ^ flip) & mask)
-        to = pick(registers[d_base], mask) + d_offset
         sa = pick(registers[sa_base], mask) + sa_offset
         sb = pick(registers[sb_base], mask) + sb_offset
         if (to | sa | sb) >> 16:

@@ -72,6 +72,7 @@ def _decode_bulk_prefetch(
     operand = global_operand(builder, source, rank, rest)
 
     def step(warp: Any) -> None:
+        warp.one_lane()
         warp.machine.counts["tma prefetches"] += 1
         operand.region(warp)
 

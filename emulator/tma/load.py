@@ -9,7 +9,7 @@ from nvfp4.emulator import ptx
 from nvfp4.emulator.hazards import Hazard, Kind
 from nvfp4.emulator.isa.builder import Builder
 from nvfp4.emulator.machine.mbarrier import Mbarrier
-from nvfp4.emulator.machine.passed import to_all
+from nvfp4.emulator.machine.passed import Passed, to_all
 from nvfp4.emulator.machine.program import Step
 from nvfp4.emulator.machine.shared_addresses import cta_at, mbarrier_at
 from nvfp4.emulator.memory.addresses import RANK_SHIFT
@@ -122,13 +122,16 @@ class _Load:
         if machine.options.check:
             event = warp.new_event("TMA load", self.instruction)
             cta.shared.shadow.write(slice(self.offset, end), event, warp.seen, warp.fenced)
-        arrive = partial(self._arrive, cta, mbarrier, event)
+        # The bytes come after what the warp had run when it issued the load.
+        executed = warp.seen & warp.cluster.events.executed
+        passed = to_all(1 << event if event else 0, always=executed)
+        arrive = partial(self._arrive, cta, mbarrier, passed)
         machine.after(machine.delay(), warp.placed(self.instruction, arrive))
 
-    def _arrive(self, cta: Any, mbarrier: Mbarrier, event: int) -> None:
+    def _arrive(self, cta: Any, mbarrier: Mbarrier, passed: Passed) -> None:
         """Move the bytes and complete as many transactions of the mbarrier."""
         if cta.exited:
             raise Hazard(Kind.EXITED, f"a TMA load arrives in CTA {cta.index}, which has exited")
         data = self.source.fetch(self.warp.machine.memory, self.warp)
         cta.shared.write_swizzled(self.offset, data, self.source.swizzle)
-        mbarrier.arrive(0, -self.source.size, to_all(1 << event if event else 0))
+        mbarrier.arrive(0, -self.source.size, passed)

@@ -22,7 +22,8 @@ def decode_store(instruction: ptx.Instruction, builder: Builder, rank: int, hint
         raise instruction.unsupported(f"{len(rest) - hinted} operands too many")
 
     def step(warp: Any) -> None:
-        # ptxas issues a store once for a warp whose lanes agree; the DSL relies on it
+        if warp.machine.options.one_lane_stores:
+            warp.one_lane()
         warp.access_global()
         cta, offset = cta_at(warp, warp.uniform(base, "source") + distance)
         if cta is not warp.cta:

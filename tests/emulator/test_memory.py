@@ -319,7 +319,8 @@ def test_boxes_are_stored_inside_only(x, y):
     maps = {"map": tensor_map(matrix, (32, 4), bits=8, sizes=(48, 5), strides=(64,))}
     body = ONE + AT + FILL + f"mov.u32 %r1,{x}; mov.u32 %r2,{y};\n"
     body += (
-        "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%map, {%r1, %r2}], [%r110];\n"
+        "@%q14 cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group"
+        " [%map, {%r1, %r2}], [%r110];\n"
     )
     run(body + STORED, {"x": matrix}, maps, delay=50)
     whole = torch.full((64, 256), 255, dtype=torch.uint8)

@@ -8,7 +8,7 @@ emulator.
 import re
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -25,7 +25,8 @@ from nvfp4.backends.cutedsl.gemm.layouts import layout_of
 from nvfp4.backends.cutedsl.runtime.compile import FUNCTION, Compiled, compiled
 from nvfp4.backends.reference.mm import mm as reference_mm
 from nvfp4.calls import Mm
-from nvfp4.emulator import Deadlock, Emulated, Hazard, Options, load
+from nvfp4.emulator import Deadlock, Emulated, Hazard, Kind, Options, load
+from nvfp4.emulator.machine.tensor_pipe import ISA_PIPELINES
 
 pytestmark = pytest.mark.usefixtures("emulated")
 
@@ -103,7 +104,7 @@ def unedited(kernel: str) -> Emulated:
     return load(code.object_code, FUNCTION, code.ptx)
 
 
-def run(kernel: str, function: Emulated, schedule: Schedule) -> Tensor:
+def run(kernel: str, function: Emulated, schedule: Schedule, **further: Any) -> Tensor:
     launch = prepared(kernel).launch
     out = launch.tensors["out"]
     out.fill_(float("nan"))
@@ -113,6 +114,7 @@ def run(kernel: str, function: Emulated, schedule: Schedule) -> Tensor:
         quantum=schedule.quantum,
         outputs=frozenset({"out"}),
         max_steps=1_000_000,
+        **further,
     )
     stream = 0
     function(*launch.args, stream, memory=launch.tensors, options=options)
@@ -153,6 +155,20 @@ def test_the_kernel_is_clean_under_every_schedule(kernel, delay):
     for seed in range(KERNELS[kernel].seeds):
         out = run(kernel, unedited(kernel), Schedule(seed, delay, 512 if seed % 2 else 64))
         same_bits(out, prepared(kernel).want)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_order_of_tcgen05_work_that_the_kernel_relies_on(kernel):
+    """PTX ISA's pairs, and that an MMA has read its scales before the next stage's are copied over
+    them: CUTLASS relies on that too.
+    """
+    schedule, function = Schedule(0, 30), unedited(kernel)
+    relied_on = ISA_PIPELINES | {("mma", "cp")}
+    out = run(kernel, function, schedule, tcgen05_pipelines=relied_on)
+    same_bits(out, prepared(kernel).want)
+    with pytest.raises(Hazard, match="reader: tcgen05.mma|writer: tcgen05.cp") as raised:
+        run(kernel, function, schedule, tcgen05_pipelines=ISA_PIPELINES)
+    assert raised.value.kind is Kind.OVERWRITE and "tcgen05.cp" in raised.value.text
 
 
 @pytest.mark.parametrize("edit", [e for e in EDITS if e.caught], ids=str)

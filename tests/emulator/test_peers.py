@@ -144,9 +144,9 @@ def run(code: Code, shape: Shape, options: Options) -> tuple[Tensor, Tensor]:
 
 
 def scheduled(seed: int, delay: int) -> Options:
-    """CUTLASS leaves tcgen05.wait::ld to ptxas, and tcgen05.fence out."""
+    """CUTLASS leaves tcgen05.wait::ld to ptxas, tcgen05.fence out, and stores by whole warps."""
     outputs = frozenset({"out"})
-    relied_on = {"tmem_load_waits": False, "tcgen05_fences": False}
+    relied_on = {"tmem_load_waits": False, "tcgen05_fences": False, "one_lane_stores": False}
     return Options(seed, delay, outputs, max_steps=5_000_000, **relied_on)
 
 

@@ -175,7 +175,8 @@ MEMORY_FAULTS = [
     Fault("bulk load", Kind.OUT_OF_BOUNDS, BULK, "[%x]", "[%x+3600]", "no tensor", "cp.async"),
     Fault("bulk store", Kind.OUT_OF_BOUNDS, PUT, "[%out]", "[%out+4000]", "", "cp.async"),
     Fault(
-        "prefetch", Kind.OUT_OF_BOUNDS, "cp.async.bulk.prefetch.L2.global [%x], 4096;\n", "4096",
+        "prefetch", Kind.OUT_OF_BOUNDS,
+        ONE + "@%q14 cp.async.bulk.prefetch.L2.global [%x], 4096;\n", "4096",
         "4112", "", "prefetch",
     ),
     Fault(
@@ -208,7 +209,7 @@ MEMORY_FAULTS = [
     ),
     Fault(
         "a bulk store of a peer's shared memory", Kind.OUT_OF_BOUNDS,
-        RANKS + AT + FILL + PEERS + "mapa.shared::cluster.u32 %r4,%r110,%r1;\n"
+        RANKS + ONE + AT + FILL + PEERS + "mapa.shared::cluster.u32 %r4,%r110,%r1;\n"
         "setp.eq.u32 %q0,%r1,0; @!%q0 bra E;\n" + STORE_BYTES.replace("%r110", "%r4") + STORED
         + "E: " + PEERS,
         "%r110,%r1", "%r110,%r2", "another CTA", "cp.async", PAIR,

@@ -35,8 +35,8 @@ BULK = ONE + AT + READY + expect(512) + BYTES + WAIT + COPY_OUT
 BOX = f"@%q14 {LOAD.format(2)} [%r110], [%map, {{0, 0}}], [%s];\n"
 TENSOR = "mov.u32 %r1,0; mov.u32 %r2,4;\n" + ONE + AT + READY + expect(512)
 TENSOR += BOX.replace("0, 0", "%r1, %r2") + WAIT + COPY_OUT
-STORE_BYTES = "cp.async.bulk.global.shared::cta.bulk_group [%out], [%r110], 128;\n"
-PUT = AT + FILL + STORE_BYTES + STORED
+STORE_BYTES = "@%q14 cp.async.bulk.global.shared::cta.bulk_group [%out], [%r110], 128;\n"
+PUT = ONE + AT + FILL + STORE_BYTES + STORED
 MULTIPLY = mma()
 WRITTEN_SCALES = re.sub("COPY_.*\n", "", MULTIPLY).replace(
     "ISSUE:",

@@ -8,10 +8,9 @@ from nvfp4.backends.triton.runtime.launch import Launch
 
 def run(*launches: Launch) -> None:
     """Launch in order, on a GPU, emulated or interpreted; record if a recording is active."""
-    sm = emulated_sm() if launches[0].device.type == "cpu" else 0
-    for launch in launches:
-        if sm:
-            emulated.run(launch, sm)
-        else:
+    if launches[0].device.type == "cpu" and (sm := emulated_sm()):
+        emulated.run(launches, sm)
+    else:
+        for launch in launches:
             launch.run()
     write_down(*launches)
