@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, Protocol
 
 import torch
 import typer
@@ -24,7 +24,6 @@ from nvfp4.backends.triton.runtime.emulated import run_one
 from nvfp4.backends.triton.runtime.launch import Launch
 from nvfp4.bench.run import commit_of, version_of
 from nvfp4.calls import Mm
-from nvfp4.emulator import Report
 from nvfp4.spec.swizzle import swizzled_shape
 
 TILES = {
@@ -39,6 +38,12 @@ ROWS = 128
 TRITON_SM = 80
 """The architecture of the Triton kernels."""
 ROUNDS = 7
+
+
+class Report(Protocol):
+    """What a launch reports: how many instructions its warps ran."""
+
+    instructions: int
 
 
 class Measured(NamedTuple):

@@ -14,7 +14,14 @@ from nvfp4.backends.cutedsl.gemm.choose import (
     predict,
 )
 from nvfp4.backends.cutedsl.gemm.config import Alpha, Epilogue, Kernel, Tile
-from nvfp4.backends.cutedsl.gemm.layouts import SHARED_BYTES, TMEM_COLUMNS, layout_of
+from nvfp4.backends.cutedsl.gemm.launch import BAND_BYTES, band_of
+from nvfp4.backends.cutedsl.gemm.layouts import (
+    SHARED_BYTES,
+    TMEM_COLUMNS,
+    Layout,
+    layout_of,
+    sized,
+)
 from nvfp4.backends.cutedsl.runtime.warmup import kernels_for
 from nvfp4.backends.workload import Workload
 from nvfp4.spec.format import FLOAT_DTYPES
@@ -118,6 +125,21 @@ def test_without_splitting_k():
             assert choose_config(m, n, k, splits=False).tile.split_k == 1
 
 
+@pytest.mark.parametrize("m, k", [(8192, 8192), (16384, 4096), (32768, 8192), (100_000, 16384)])
+def test_the_rows_of_a_band_stay_in_l2(m, k):
+    """All of A was walked for each column of tiles: 141 MB of it for 32768 x 8192, and L2 has 126,
+    so that each wave read it again.
+    """
+    tile = Tile(256, 256, 2)
+    tiles = -(-m // 256)
+    band = band_of(tile, m, k)
+    bands = -(-tiles // band)
+    assert band * 256 * k * 9 / 16 <= 1.05 * BAND_BYTES
+    assert (bands == 1) == (m * k * 9 / 16 <= BAND_BYTES)
+    assert bands * band - tiles < bands, "bands of nearly the same height"
+    assert band_of(tile, 1, k) == 1
+
+
 def exchange(prediction):
     return B200.exchange if prediction.tile.split_k > 1 else 0
 
@@ -135,12 +157,38 @@ def test_the_prediction_is_a_roofline():
     assert half.waves > whole.waves and half.time > whole.time
 
 
-def test_warmup_covers_every_choice():
-    n, k = 6144, 3584
+@pytest.mark.parametrize("n, k", [(6144, 3584), (7168, 2048), (2048, 512)])
+def test_warmup_covers_every_choice(n, k):
     kernels = kernels_for(Workload(n, k, 1000))
-    tiles = {kernel.tile for kernel in kernels}
-    assert {choose_config(m, n, k).tile for m in range(1, 1001)} <= tiles
-    assert len(kernels) == len(set(kernels)) == 4 * len(tiles)
+    forms = {(kernel.tile, kernel.half_sm) for kernel in kernels}
+    for m in range(1, 1001):
+        tile = choose_config(m, n, k).tile
+        rows, columns = (n, m) if tile.swapped else (m, n)
+        launched = sized(Kernel(tile, Epilogue(tma_store=not tile.swapped)), rows, columns, k, 148)
+        assert (tile, launched.half_sm) in forms
+    assert len(kernels) == len(set(kernels)) == 4 * len(forms)
+
+
+@pytest.mark.parametrize("tile", [*TILES, *NARROW], ids=str)
+@pytest.mark.parametrize("k", [256, 1024, 3584])
+def test_a_kernel_in_half_of_an_sm_has_all_the_stages_that_it_fills(tile, k):
+    """Every kernel took a whole SM: the next one's CTAs could not start beside it (PDL)."""
+    kernel = Kernel(tile, Epilogue(tma_store=not tile.swapped))
+    rows, columns = tile.cluster_tile
+    if tile.unfit(rows, columns, k):
+        return
+    chosen = sized(kernel, rows, columns, k, 148)
+    layout, fills = layout_of(chosen), -(-k // (256 * tile.split_k))
+    if chosen.half_sm:
+        assert 2 * (layout.shared_bytes + 1024) <= 228 * 1024, "two on an SM"
+        assert 2 * layout.tmem_columns <= TMEM_COLUMNS
+        assert layout.stages >= fills
+    else:
+        half = Layout(tile, kernel.epilogue, half_sm=True)
+        assert half.stages < max(2, fills) or 2 * half.tmem_columns > TMEM_COLUMNS
+        assert layout == layout_of(kernel)
+    many = sized(kernel, 300 * rows, columns, k, 148)
+    assert tile.split_k > 1 or not many.half_sm or 3 * fills <= layout_of(many).stages
 
 
 def test_no_tile_reads_scales_at_an_odd_column_of_tensor_memory():

@@ -184,11 +184,16 @@ class Epilogue:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A static configuration: one compiled function, for every shape and address."""
+    """A static configuration: one compiled function, for every shape and address.
+
+    half_sm: it takes no more than half of an SM's shared memory, so that the next kernel's CTAs may
+    start beside its own (PDL).
+    """
 
     tile: Tile
     epilogue: Epilogue = Epilogue()
     grouped: bool = False
+    half_sm: bool = False
 
     def __post_init__(self) -> None:
         if problems := self.problems():
@@ -208,4 +213,5 @@ class Kernel:
         parts += [f"bias {str(e.bias_dtype).removeprefix('torch.')}"] * e.bias
         parts += ["element stores"] * (not e.tma_store and e.glu is None)
         parts += [str(e.glu)] * (e.glu is not None)
+        parts += ["half of an SM"] * self.half_sm
         return f"{'grouped ' * self.grouped}{self.tile}: {', '.join(parts)}"

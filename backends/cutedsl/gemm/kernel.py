@@ -111,10 +111,14 @@ def gemm(
     segment: Int32,
     row_scale_stride: Int32,
     clusters: Int32,
+    band: Int32,
     stream,
     layout: cutlass.Constexpr[Layout],
 ):
-    """D [rows, columns] = A B^T; the strides of a and b in bytes, the others in elements."""
+    """D [rows, columns] = A B^T; the strides of a and b in bytes, the others in elements.
+
+    band: rows of cluster tiles that are walked together (schedule.py).
+    """
     tile = layout.tile
     a_tiles, b_tiles = ((n + SCALE_ROWS - 1) // SCALE_ROWS for n in (rows, columns))
     maps = operand_maps(
@@ -125,7 +129,7 @@ def gemm(
         out_map = output_map(layout, out, rows, columns, out_stride)
 
     high, wide = tile.cluster_tile
-    grid = ((rows + high - 1) // high, (columns + wide - 1) // wide)
+    grid = ((rows + high - 1) // high, (columns + wide - 1) // wide, band)
     sizes = (rows, columns, (k + STAGE_K - 1) // STAGE_K)
     factors = Factors(alpha, alpha_stride, segment, row_scale, row_scale_stride, bias)
     kernel(maps, out_map, out, out_stride, factors, sizes, grid, None, None, layout).launch(
@@ -153,7 +157,7 @@ def signature(epilogue: Epilogue) -> list[object]:
         *(make_ptr(t, 16, cute.AddressSpace.gmem, assumed_align=n) for t, n in pointers),
         *sizes,
         *strides,
-        *[Int32(1)] * 3,
+        *[Int32(1)] * 4,
         make_fake_stream(),
     ]
 
@@ -199,7 +203,7 @@ def kernel(
     if const_expr(layout.grouped):
         schedule = groups.schedule(experts, smem + layout.table, cluster, clusters)
     else:
-        schedule = Grid(rows, columns, grid[0], grid[1], cluster, clusters)
+        schedule = Grid(rows, columns, grid[0], grid[1], grid[2], cluster, clusters)
 
     if warp == LOAD_WARP:
         load(layout, maps, smem, rank, k_stages, schedule)

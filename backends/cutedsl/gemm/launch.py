@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nvfp4.backends.cutedsl.gemm.choose import B200_SMS
 from nvfp4.backends.cutedsl.gemm.config import Alpha, Epilogue, Kernel, Tile
+from nvfp4.backends.cutedsl.gemm.layouts import sized
 from nvfp4.backends.cutedsl.runtime.compile import FUNCTION, compiled
 from nvfp4.backends.recording import write_down
 from nvfp4.calls import Mm
@@ -84,6 +85,7 @@ def plan(call: Mm, out: Tensor, tile: Tile, sms: int) -> Launch:
         operands, rows, columns = (b, a, b_scales, a_scales), n, m
     if problems := tile.unfit(rows, columns, k):
         raise ValueError(f"tile {tile}: {'; '.join(problems)}")
+    kernel = sized(kernel, rows, columns, k, sms)
     factors = alpha, alpha if row_scale is None else row_scale, alpha if bias is None else bias
     sizes = (
         rows,
@@ -95,8 +97,24 @@ def plan(call: Mm, out: Tensor, tile: Tile, sms: int) -> Launch:
         n // segments,
         int(row_scale is not None and row_scale.numel() > 1),
         tile.clusters(rows, columns, sms),
+        band_of(tile, rows, k),
     )
     return Launch(kernel, (*operands, *factors, out), sizes, tensors)
+
+
+BAND_BYTES = 48 << 20
+"""Bytes of A, with its scales, that tiles of a band share: well within a B200's L2 of 126 MB, which
+B and D pass through meanwhile."""
+
+
+def band_of(tile: Tile, rows: int, k: int) -> int:
+    """Rows of cluster tiles that are walked together, before the next ones are (GROUP_M): all, if
+    their A stays in L2; else bands of nearly the same height whose A does.
+    """
+    high = tile.cluster_tile[0]
+    tiles = max(1, -(-rows // high))
+    bands = -(-tiles * high * k * 9 // (16 * BAND_BYTES))
+    return -(-tiles // max(1, bands))
 
 
 @functools.cache

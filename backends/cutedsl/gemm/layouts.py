@@ -22,8 +22,8 @@ Two accumulators of 256 columns and the scales do not fit: there the second star
 OVERLAP columns early, and the epilogue empties those columns first.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from typing import Any
 
 from nvfp4.backends.cutedsl.gemm.config import (
@@ -49,6 +49,7 @@ SCALE_TILE = TILE_ROWS * TILE_BLOCKS
 SCALE_WORDS = SCALE_TILE // 8  # TMA's elements of a scale tile: a box has at most 256
 SCALE_LANES = 32  # a scale tile is 32 lanes of 16 bytes, which hold 4 rows 32 apart
 SHARED_BYTES = 232448  # what sm_100 lets one CTA have
+HALF_SHARED_BYTES = 228 * 1024 // 2 - 1024  # half of an SM's, less what CUDA keeps of each CTA's
 TMEM_COLUMNS = 512
 STORE_BYTES = 128  # of a row that the epilogue moves at a time
 WARP_ROWS = 32
@@ -77,6 +78,7 @@ class Layout:
     tile: Tile
     epilogue: Epilogue
     grouped: bool = False
+    half_sm: bool = False
 
     @cached_property
     def glu(self) -> Glu | None:
@@ -203,9 +205,13 @@ class Layout:
         return self.partial_bytes + vectors + barriers + self.table_bytes
 
     @cached_property
+    def most_shared_bytes(self) -> int:
+        return HALF_SHARED_BYTES if self.half_sm else SHARED_BYTES
+
+    @cached_property
     def stages(self) -> int:
         """Stages of the operands' ring: all that fit beside one set of output buffers."""
-        return (SHARED_BYTES - self._fixed_bytes - self.output_bytes) // self.stage_pitch
+        return (self.most_shared_bytes - self._fixed_bytes - self.output_bytes) // self.stage_pitch
 
     @cached_property
     def output_sets(self) -> int:
@@ -213,7 +219,7 @@ class Layout:
         if not self.epilogue.tma_store:
             return 0
         used = self.stages * self.stage_pitch + self._fixed_bytes + 2 * self.output_bytes
-        return 2 if used <= SHARED_BYTES and self.subtiles > 1 else 1
+        return 2 if used <= self.most_shared_bytes and self.subtiles > 1 else 1
 
     @cached_property
     def outputs(self) -> int:
@@ -379,6 +385,21 @@ class Layout:
 
 
 def layout_of(kernel: Kernel) -> Layout:
-    layout = Layout(kernel.tile, kernel.epilogue, kernel.grouped)
-    assert layout.stages >= 2 and layout.shared_bytes <= SHARED_BYTES, kernel
+    layout = Layout(kernel.tile, kernel.epilogue, kernel.grouped, kernel.half_sm)
+    assert layout.stages >= 2 and layout.shared_bytes <= layout.most_shared_bytes, kernel
     return layout
+
+
+@cache
+def sized(kernel: Kernel, rows: int, columns: int, k: int, sms: int) -> Kernel:
+    """The kernel for a D of rows x columns: in half of an SM, where that costs nothing.
+
+    It costs nothing where a CTA fills no more stages than it has there, for all of its tiles
+    together. Two CTAs then have room for their accumulators too.
+    """
+    tile = kernel.tile
+    half = Layout(tile, kernel.epilogue, kernel.grouped, True)
+    tiles = -(-tile.tiles(rows, columns) // tile.clusters(rows, columns, sms))
+    fills = tiles * -(-k // (STAGE_K * tile.split_k))
+    fits = half.stages >= max(2, fills) and 2 * half.tmem_columns <= TMEM_COLUMNS
+    return replace(kernel, half_sm=True) if fits else kernel

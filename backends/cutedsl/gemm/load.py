@@ -70,7 +70,7 @@ def load(layout: cutlass.Constexpr[Layout], maps, smem: Int32, rank: Int32, k_st
     k_begin, k_end = k_range(layout, k_stages, rank)
     tile, walk = start(layout, grid, (x * CTA_ROWS, y * layout.tile.columns))
     if const_expr(not layout.grouped):
-        prefetch_weights(layout, operands, parts, tile, k_begin, k_end)
+        prefetch_weights(layout, operands, parts, place_of(layout, tile, walk), k_begin, k_end)
     cute.arch.griddepcontrol_wait()
 
     stage, phase = Int32(0), Int32(1)
@@ -126,7 +126,7 @@ def parts_of(layout: cutlass.Constexpr[Layout], smem: Int32, x: Int32, y: Int32,
 
 @cute.jit
 def prefetch_weights(
-    layout: cutlass.Constexpr[Layout], operands, parts: Parts, tile, k_begin: Int32, k_end: Int32
+    layout: cutlass.Constexpr[Layout], operands, parts: Parts, place, k_begin: Int32, k_end: Int32
 ):
     """Bring the first stages of weights to L2.
 
@@ -134,9 +134,9 @@ def prefetch_weights(
     expert's they are.
     """
     a_map, b_map, a_scale_map, b_scale_map = operands
-    weights, weight_scales, weight_row = b_map, b_scale_map, tile[1] + parts.b_row
+    weights, weight_scales, weight_row = b_map, b_scale_map, place.b_row + parts.b_row
     if const_expr(layout.tile.swapped):
-        weights, weight_scales, weight_row = a_map, a_scale_map, tile[0]
+        weights, weight_scales, weight_row = a_map, a_scale_map, place.a_row
     for k in cutlass.range(k_begin, cutlass.min(k_end, k_begin + layout.stages), unroll=1):
         ptx.tma_prefetch(weights, [k * ROW_BYTES, weight_row])
         ptx.tma_prefetch(weight_scales, [k * STAGE_WORDS, weight_row // SCALE_ROWS])

@@ -178,17 +178,21 @@ def tma_store(target: Int64, coordinates: Sequence[Int32], source: Int32, *, loc
 
 @dsl_user_op
 def tmem_alloc(holder: Int32, columns: int, cta_group: int, *, loc=None, ip=None) -> None:
-    """Allocate (one whole warp) and write the address to shared memory at `holder`."""
-    name = f"tcgen05.alloc.cta_group::{cta_group}.sync.aligned.shared::cta.b32"
-    asm(f"{name} [$0], {columns};", [holder], (), loc, ip)
+    """Allocate (one whole warp) and write the address to shared memory at `holder`.
+
+    The right to allocate goes to the next CTA on the SM at once.
+    """
+    group = f"cta_group::{cta_group}.sync.aligned"
+    text = f"tcgen05.alloc.{group}.shared::cta.b32 [$0], {columns};\n"
+    text += f"tcgen05.relinquish_alloc_permit.{group};"
+    asm(text, [holder], (), loc, ip)
 
 
 @dsl_user_op
 def tmem_free(tmem: Int32, columns: int, cta_group: int, *, loc=None, ip=None) -> None:
-    """Give up the right to allocate, and deallocate (the warp that allocated)."""
-    group = f"cta_group::{cta_group}.sync.aligned"
-    text = f"tcgen05.relinquish_alloc_permit.{group};\ntcgen05.dealloc.{group}.b32 $0, {columns};"
-    asm(text, [tmem], (), loc, ip)
+    """Deallocate (the warp that allocated)."""
+    name = f"tcgen05.dealloc.cta_group::{cta_group}.sync.aligned.b32"
+    asm(f"{name} $0, {columns};", [tmem], (), loc, ip)
 
 
 @dsl_user_op

@@ -1,45 +1,41 @@
 """Static persistent scheduling: which tiles a cluster computes, one after the other.
 
-Tiles are counted along M first: clusters that run together share few tiles of B, and all of A,
-which fits in L2 (126 MB: 16 k rows of K = 8192 are 75). A cluster takes every `clusters`-th tile.
-All roles count alike, by additions; grouped, by looking a tile's expert up (groups.py).
+Tiles are counted by bands of rows of D, within a band along M first (GROUP_M): clusters that run
+together share few tiles of B, and the band's rows of A, which stay in L2 (launch.band_of). A
+cluster takes every `clusters`-th tile. Grouped, a tile's expert is looked up (groups.py).
 """
 
 from typing import NamedTuple
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Boolean, Int32, const_expr
+from cutlass import Boolean, Int32, Uint32, const_expr
 
 from nvfp4.backends.cutedsl.gemm import groups
 from nvfp4.backends.cutedsl.gemm.layouts import SCALE_LANES, SCALE_ROWS, Layout
 
 
 class Grid(NamedTuple):
-    """D's size, the cluster tiles that it takes, and which cluster this is of how many."""
+    """D's size, the cluster tiles that it takes, and which cluster this is of how many.
+
+    rows, columns: of cluster tiles; band: rows of cluster tiles that are walked together.
+    """
 
     height: Int32
     width: Int32
     rows: Int32
     columns: Int32
+    band: Int32
     cluster: Int32
     clusters: Int32
 
 
 class Walk(NamedTuple):
-    """How a cluster gets from tile to tile, in rows and columns of D.
+    """The grid, and where a part of the cluster is in the cluster's tile."""
 
-    rows: rows of all tiles; backward: the step in rows, less `rows`; forward: the step in columns,
-    and one tile more; end: where the columns of tiles end; height, width: D's.
-    """
-
-    rows: Int32
-    backward: Int32
-    forward: Int32
-    tile_columns: int
-    end: Int32
-    height: Int32
-    width: Int32
+    grid: Grid
+    row_offset: Int32
+    column_offset: Int32
 
 
 class Place(NamedTuple):
@@ -73,42 +69,44 @@ class Place(NamedTuple):
 
 @cute.jit
 def start(layout: cutlass.Constexpr[Layout], grid, offset):
-    """What the first tile is, and how to go on; of the cluster, or of a part of it that is at
+    """The number of the first tile, and how to go on; of the cluster, or of a part of it that is at
     `offset`, (row, column) in the cluster's tile. grid: Grid, grouped: Groups.
     """
     if const_expr(layout.grouped):
-        return (grid.cluster,), grid.moved(offset)
-    high, wide = layout.tile.cluster_tile
-    column, step = grid.cluster // grid.rows, grid.clusters // grid.rows
-    first_row = (grid.cluster - column * grid.rows) * high
-    first = (first_row + offset[0], column * wide + offset[1])
-    rows = grid.rows * high
-    backward = (grid.clusters - step * grid.rows) * high - rows
-    end = grid.columns * wide
-    return first, Walk(rows, backward, (step + 1) * wide, wide, end, grid.height, grid.width)
+        return grid.cluster, grid.moved(offset)
+    return grid.cluster, Walk(grid, Int32(offset[0]), Int32(offset[1]))
 
 
 @cute.jit
-def next_tile(layout: cutlass.Constexpr[Layout], tile, walk):
+def next_tile(layout: cutlass.Constexpr[Layout], tile: Int32, walk) -> Int32:
     if const_expr(layout.grouped):
-        return (tile[0] + walk.clusters,)
-    row, column = tile[0] + walk.backward, tile[1] + walk.forward
-    if row < 0:
-        row = row + walk.rows
-        column = column - walk.tile_columns
-    return row, column
+        return tile + walk.clusters
+    return tile + walk.grid.clusters
 
 
 @cute.jit
-def remains(layout: cutlass.Constexpr[Layout], tile, walk) -> Boolean:
+def remains(layout: cutlass.Constexpr[Layout], tile: Int32, walk) -> Boolean:
     if const_expr(layout.grouped):
-        return tile[0] < walk.tiles
-    return tile[1] < walk.end
+        return tile < walk.tiles
+    return tile < walk.grid.rows * walk.grid.columns
 
 
 @cute.jit
-def place_of(layout: cutlass.Constexpr[Layout], tile, walk):
+def place_of(layout: cutlass.Constexpr[Layout], tile: Int32, walk):
     """The tile's coordinates: a Place, or groups.Place where grouped."""
     if const_expr(layout.grouped):
-        return groups.place_of(layout, tile[0], walk)
-    return Place(tile[0], tile[1], walk.height, walk.width)
+        return groups.place_of(layout, tile, walk)
+    grid = walk.grid
+    high, wide = layout.tile.cluster_tile
+    band = Int32(Uint32(tile) // Uint32(grid.band * grid.columns))
+    first = band * grid.band
+    rows = cutlass.min(grid.band, grid.rows - first)
+    within = tile - first * grid.columns
+    column = Int32(Uint32(within) // Uint32(rows))
+    row = first + within - column * rows
+    return Place(
+        row * high + walk.row_offset,
+        column * wide + walk.column_offset,
+        grid.height,
+        grid.width,
+    )

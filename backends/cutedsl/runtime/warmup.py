@@ -12,10 +12,15 @@ from multiprocessing import get_context
 import torch
 
 from nvfp4.backends.cutedsl import fused_needs
-from nvfp4.backends.cutedsl.gemm.choose import choose_config, choose_grouped_config
+from nvfp4.backends.cutedsl.gemm.choose import (
+    B200_SMS,
+    choose_config,
+    choose_grouped_config,
+)
 from nvfp4.backends.cutedsl.gemm.config import Alpha, Kernel
 from nvfp4.backends.cutedsl.gemm.launch import kernel_of
 from nvfp4.backends.cutedsl.gemm.launch_grouped import glu_kernel_of, grouped_kernel_of
+from nvfp4.backends.cutedsl.gemm.layouts import sized
 from nvfp4.backends.cutedsl.runtime.compile import compiled, is_cached
 from nvfp4.backends.environment import may_split_k
 from nvfp4.backends.workload import Workload
@@ -44,8 +49,10 @@ def kernels_for(workload: Workload) -> list[Kernel]:
     for dtype, m in product(workload.dtypes, workload.token_counts()):
         tile = choose_config(m, n, k, dtype.itemsize, splits=may_split_k()).tile
         aligned = n * dtype.itemsize % 16 == 0
+        rows, columns = (n, m) if tile.swapped else (m, n)
         for alpha, row_scale in FORMS:
-            found[kernel_of(tile, dtype, alpha, row_scale, bias, aligned)] = None
+            kernel = kernel_of(tile, dtype, alpha, row_scale, bias, aligned)
+            found[sized(kernel, rows, columns, k, B200_SMS)] = None
     return list(found)
 
 

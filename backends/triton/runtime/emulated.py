@@ -38,8 +38,11 @@ def run(launches: Iterable[Launch], sm: int) -> None:
         memory = memory_of(launch)
         new = (n for n, x in memory.items() if not any(overlap(x, y) for y in given))
         constants = new if given else ()  # the kernel before the first launch is not known
-        # LLVM moves uses of what tcgen05.ld has loaded before Triton's wait for it.
-        run_one(launch, sm, Options(constants=frozenset(constants), tmem_load_waits=False))
+        # Triton emits no tcgen05.fence, and LLVM moves uses of a tcgen05.ld before the wait for it.
+        options = Options(
+            constants=frozenset(constants), tmem_load_waits=False, tcgen05_fences=False
+        )
+        run_one(launch, sm, options)
         given += memory.values()
 
 
