@@ -1,14 +1,11 @@
 """What a backend is."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from nvfp4.backends.problem import Problem
-from nvfp4.backends.recording import Replay
 from nvfp4.backends.workload import Workload
 from nvfp4.calls.call import Launcher
 
@@ -39,8 +36,7 @@ class Backend:
     only_by_name: says why a problem that it can run is not given to it unasked; "" if it is.
     compile_ahead: fills a cache on disk, for a backend that keeps one.
     describe: says what it would run for mm's M, N, K.
-    replay: turns the launches of a recording, and the tensors of its call, into a function that
-        replays them; None if that is not possible.
+    replays: whether its launchers only launch, and write each launch down (recording.py).
     """
 
     name: str
@@ -49,7 +45,7 @@ class Backend:
     only_by_name: Callable[[Problem], str]
     compile_ahead: CompileAhead | None = None
     describe: Callable[[int, int, int], str] | None = None
-    replay: Callable[[Sequence[Any], Sequence[Tensor]], Replay | None] | None = None
+    replays: bool = False
 
     def reasons(self, problem: Problem) -> list[str]:
         """All the reasons why this backend cannot run the problem; none if it can."""

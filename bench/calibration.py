@@ -115,12 +115,12 @@ class Errors(NamedTuple):
     """The root of the mean square of the ratio's logarithm, as a factor less 1."""
     near: int
     """How many rows are within NEAR of 1."""
-    count: int
+    rows: int
 
     def __str__(self) -> str:
         return (
             f"median {self.median:.2f}, typical error {self.typical:.0%}, "
-            f"{self.near} of {self.count} rows within {NEAR:.0%}"
+            f"{self.near} of {self.rows} rows within {NEAR:.0%}"
         )
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from nvfp4.backends.recording import recorded
-from nvfp4.backends.triton.runtime.launch import Launch
 from nvfp4.bench import cases
 from nvfp4.bench.moe import Sizes, moe
 from nvfp4.dispatch.explain import explain
@@ -194,22 +193,7 @@ def configuration_of(call: Call) -> str:
     """The kernels of a call, each with its compile-time arguments, such as the tile."""
     with recorded() as recording:
         call()
-    return "; ".join(map(_described, recording.launches))
-
-
-def _described(launch: Launch) -> str:
-    kernel = launch.kernel.fn.__name__.removeprefix("_").removesuffix("_kernel")
-    options = {
-        "num_warps": launch.num_warps,
-        "num_stages": launch.num_stages,
-        "maxnreg": launch.maxnreg,
-    }
-    told = [
-        name if value is True else f"{name}={value}"
-        for name, value in (launch.constants | options).items()
-        if value not in (False, None, "")
-    ]
-    return f"{kernel}({', '.join(told)})"
+    return "; ".join(launch.describe() for launch in recording.launches)
 
 
 def _measure(case: cases.Case, device: str, rounds: int, ceilings: dict[str, float]) -> Row:

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nvfp4.backends.environment import call_settings
-from nvfp4.backends.recording import RECORDING, Recording, Replay, recorded
+from nvfp4.backends.program import Program, record
+from nvfp4.backends.recording import RECORDING, Recording, recorded
 from nvfp4.dispatch.registry import BACKENDS
 
 Run = Callable[..., Any]
@@ -47,16 +48,16 @@ class Call(NamedTuple):
 
     outputs: tuple[Output, ...]
     is_tuple: bool
-    launch: Replay
+    program: Program
 
     def run(self, device: torch.device, addresses: list[int]) -> Any:
         outputs = [output.make(device) for output in self.outputs]
         addresses += [out.data_ptr() for out in outputs]
         if device.index == torch.cuda.current_device():
-            self.launch(addresses, device)
+            self.program.run(addresses, device)
         else:
             with torch.cuda.device(device):
-                self.launch(addresses, device)
+                self.program.run(addresses, device)
         return tuple(outputs) if self.is_tuple else outputs[0]
 
 
@@ -131,13 +132,13 @@ def _record(
     with recorded() as recording, _Watch(recording) as watch:
         outputs = run(*args, **kwargs)
     results = outputs if isinstance(outputs, tuple) else (outputs,)
-    makers = [b.replay for b in BACKENDS if b.name in recording.backends]
-    if watch.works or len(makers) != 1 or makers[0] is None:
+    replayable = {b.name for b in BACKENDS if b.replays}
+    if watch.works or not recording.backends or not recording.backends <= replayable:
         return outputs, None
     if not all(map(_is_whole, results)):
         return outputs, None
-    launch = makers[0](recording.launches, [*tensors, *results])
-    if launch is None:
+    program = record(recording.launches, [*tensors, *results])
+    if program is None:
         return outputs, None
     storages = [x.untyped_storage().data_ptr() for x in results]
     if not watch.zeroed <= set(storages):
@@ -146,7 +147,7 @@ def _record(
         Output(x.shape, x.dtype, storage in watch.zeroed)
         for x, storage in zip(results, storages, strict=True)
     )
-    return outputs, Call(tuple(made), isinstance(outputs, tuple), launch)
+    return outputs, Call(tuple(made), isinstance(outputs, tuple), program)
 
 
 def _is_whole(x: Tensor) -> bool:

@@ -86,6 +86,11 @@ def uniform(value: Value, lanes: int) -> int | None:
     return int(first) if (chosen == first).all() else None
 
 
+def undefined(bits: int) -> int:
+    """Give the bits that stand for an undefined value: a NaN of every format."""
+    return (1 << bits) - 1
+
+
 def signed(value: int, bits: int) -> int:
     """Read a bit pattern as two's complement."""
     sign = 1 << (bits - 1)

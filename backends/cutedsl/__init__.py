@@ -73,4 +73,5 @@ BACKEND = Backend(
     only_by_name=_only_by_name,
     compile_ahead=_compile_ahead,
     describe=_describe,
+    replays=True,
 )

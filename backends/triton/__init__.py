@@ -4,15 +4,11 @@ Operators are the modules here, one launcher each. Imports go one way: runtime, 
 hopper, operators, warmup.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any
-
-from torch import Tensor
+from collections.abc import Iterable
 
 from nvfp4.backends.backend import Backend, Compilation
 from nvfp4.backends.emulation import emulated_slowly, emulator_needs
 from nvfp4.backends.problem import Problem
-from nvfp4.backends.recording import Replay
 from nvfp4.backends.target import sm_of
 from nvfp4.backends.triton.runtime.architecture import (
     ASSEMBLED_SINCE,
@@ -70,13 +66,6 @@ def _compile_ahead(workloads: Iterable[Workload], arch: str, workers: int) -> Co
     return Compilation(len(launches), compile_all(launches, works, sm, workers))
 
 
-def _replay(launches: Sequence[Any], tensors: Sequence[Tensor]) -> Replay | None:
-    from nvfp4.backends.triton.runtime.program import record
-
-    program = record(launches, tensors)
-    return program and program.run
-
-
 BACKEND = Backend(
     name="triton",
     ops=(
@@ -94,5 +83,5 @@ BACKEND = Backend(
     needs=_needs,
     only_by_name=_only_by_name,
     compile_ahead=_compile_ahead,
-    replay=_replay,
+    replays=True,
 )

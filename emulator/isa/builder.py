@@ -10,12 +10,12 @@ from typing import Any
 from nvfp4.emulator import ptx
 from nvfp4.emulator.hazards import Unsupported
 from nvfp4.emulator.isa.modifiers import Modifiers
-from nvfp4.emulator.lanes import ALL
+from nvfp4.emulator.lanes import ALL, undefined
 from nvfp4.emulator.machine.outcomes import YIELD
 from nvfp4.emulator.machine.program import Program, Step
 from nvfp4.emulator.machine.special_registers import is_special
 from nvfp4.emulator.machine.warp import Warp
-from nvfp4.emulator.ptx.registers import block_locals
+from nvfp4.emulator.ptx.registers import block_locals, written_by
 
 Decoder = Callable[[ptx.Instruction, "Builder"], Step]
 """Makes an instruction's step."""
@@ -46,7 +46,21 @@ def _step(
         raise instruction.unsupported(f"the operands are not understood: {error}") from error
     if instruction.guard is None or instruction.opcode == "bra":
         return step
-    return _guarded(step, *builder.predicate(instruction.guard))
+    skipped = {}
+    if instruction.opcode in ("ld", "atom"):
+        skipped = {builder.result(r, 32): undefined(r.bits) for r in written_by(instruction)}
+    return _guarded(step, *builder.predicate(instruction.guard), skipped)
+
+
+def _packs(instruction: ptx.Instruction) -> bool:
+    """Say whether an instruction packs its sources into one register.
+
+    Compilers leave a part undefined where nothing uses it, by a register that is never written.
+    """
+    _, *sources = instruction.operands or (None,)
+    if instruction.opcode == "mov":
+        return isinstance(sources[0], ptx.Vector)
+    return instruction.opcode == "cvt" and len(sources) > 1
 
 
 class Builder:
@@ -62,6 +76,7 @@ class Builder:
         self._slots: dict[Any, int] = {}
         self._names = {variable.name for variable in (*kernel.parameters, *shared)}
         self._local = block_locals(kernel)
+        self._written = {r.name for i in kernel.instructions for r in written_by(i)}
 
     def program(self) -> Program:
         """Return what has been decoded."""
@@ -90,7 +105,10 @@ class Builder:
     def source(self, operand: ptx.Operand, bits: int) -> int:
         """Give the slot of an operand's value; `bits` is the size of a constant."""
         if isinstance(operand, ptx.Register):
-            return self._slot(operand.name, operand.bits)
+            slot = self._slot(operand.name, operand.bits)
+            if operand.name not in self._written and _packs(self.kernel.instructions[self.index]):
+                self._constants[slot] = undefined(operand.bits)
+            return slot
         if isinstance(operand, ptx.Immediate):
             value = operand.value
             if isinstance(value, float):
@@ -144,8 +162,12 @@ class Builder:
         return put
 
 
-def _guarded(step: Step, predicate: int, flip: int) -> Step:
-    """Run a step in the lanes whose predicate is true."""
+def _guarded(step: Step, predicate: int, flip: int, skipped: Mapping[int, int]) -> Step:
+    """Run a step in the lanes whose predicate is true.
+
+    Compilers use what a load leaves in the other lanes, if no result depends on it. So a register
+    without a value gets an undefined one there, by its slot.
+    """
 
     def guarded(warp: Warp) -> int | None:
         mask = warp.mask
@@ -153,6 +175,9 @@ def _guarded(step: Step, predicate: int, flip: int) -> Step:
         if lanes == mask:
             return step(warp)
         if not lanes:
+            for slot, value in skipped.items():
+                if warp.registers[slot] is None:
+                    warp.registers[slot] = value
             return None
         full, warp.mask, warp.full = warp.full, lanes, False
         try:

@@ -190,24 +190,42 @@ def _decode_vote(instruction: ptx.Instruction, builder: Builder) -> Step:
     return step
 
 
+_REDUCTIONS: Mapping[str, Any] = {
+    "add": np.sum,
+    "min": np.min,
+    "max": np.max,
+    "and": np.bitwise_and.reduce,
+    "or": np.bitwise_or.reduce,
+    "xor": np.bitwise_xor.reduce,
+}
+
+
+def _extreme_float(words: np.ndarray, highest: bool, propagates: bool) -> int:
+    """Give the largest or smallest float32; -0 is below +0, and NaNs count only if they propagate.
+
+    The canonical NaN is the result if nothing else is left.
+    """
+    nan = np.isnan(words.view(np.float32))
+    if nan.all() or propagates and nan.any():
+        return 0x7FFFFFFF
+    words = words[~nan]
+    order = np.where(words >> 31, ~words, words | np.uint32(0x80000000))  # ascending, as integers
+    return int(words[order.argmax() if highest else order.argmin()])
+
+
 def _decode_redux(instruction: ptx.Instruction, builder: Builder) -> Step:
     modifiers = Modifiers(instruction, "sync")
     letter, bits = modifiers.type()
     operation = modifiers.need("add", "min", "max", "and", "or", "xor")
+    absolute = letter == "f" and bool(modifiers.take("abs"))
+    propagates = letter == "f" and bool(modifiers.take("NaN"))
     modifiers.done()
-    if letter == "f" or bits != 32:
-        raise instruction.unsupported("integers of 32 bits only")
+    if bits != 32 or letter == "f" and operation not in ("min", "max"):
+        raise instruction.unsupported("integers of 32 bits, and min and max of f32, only")
     put = builder.put(instruction.operands[0], 32)
     source = builder.source(instruction.operands[1], 32)
     mask = builder.source(instruction.operands[2], 32)
-    reduce: Any = {
-        "add": np.sum,
-        "min": np.min,
-        "max": np.max,
-        "and": np.bitwise_and.reduce,
-        "or": np.bitwise_or.reduce,
-        "xor": np.bitwise_xor.reduce,
-    }[operation]
+    reduce: Any = _REDUCTIONS[operation]
 
     def step(warp: Any) -> int | None:
         if (blocked := _member_mask(warp, pick(warp.registers[mask], warp.mask))) is not None:
@@ -215,6 +233,10 @@ def _decode_redux(instruction: ptx.Instruction, builder: Builder) -> Step:
         values = spread(warp.registers[source], 32)[members(warp.mask)]
         if letter == "s":
             values = values.view(np.int32)
+        if letter == "f":
+            magnitude = np.uint32(0x7FFFFFFF if absolute else 0xFFFFFFFF)
+            put(warp, _extreme_float(values & magnitude, operation == "max", propagates))
+            return None
         put(warp, int(reduce(values.astype(np.int64))) & 0xFFFFFFFF)
         return None
 

@@ -8,6 +8,7 @@ there, and the sum is rounded to odd, so that it rounds to float32 as if it were
 import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,8 @@ def _arithmetic(name: str, values: list[np.ndarray]) -> np.ndarray:
         if name == "fma":
             a, b, c = values
             return fma32(a, b, c) if a.dtype == np.float32 else _fma64(a, b, c)
+        if len(values) == 3:
+            return reduce(_OPERATIONS[name], values)
         return _OPERATIONS[name](*values)
 
 
@@ -131,7 +134,8 @@ def decode(instruction: ptx.Instruction, builder: Builder) -> Step:
     bits = 64 if kind in ("f64", "f32x2") else 32
     dtype = np.float64 if kind == "f64" else np.float32
     into, *operands = instruction.operands
-    if len(operands) != _SOURCES.get(name, 1):
+    three = name.startswith(("min", "max")) and kind == "f32" and len(operands) == 3
+    if len(operands) != _SOURCES.get(name, 1) and not three:
         raise ValueError(f"{len(operands)} operands behind the result")
     put = builder.put(into, bits)
     slots = [builder.source(operand, bits) for operand in operands]

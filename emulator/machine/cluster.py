@@ -80,6 +80,8 @@ class Cluster:
         self.events = Events()
         self.cta_group = 0  # of its tcgen05 instructions; 0 before the first
         self.grid_waits = 0  # the events of its griddepcontrol.wait
+        self.acquires: list[tuple[int, int]] = []
+        """The event of each acquire at .gpu scope, and the CTAs (bits) whose releases it was of."""
         self.barrier = ClusterBarrier(self)
         shape = machine.launch.cluster
         self.ctas: list[Cta] = []

@@ -14,6 +14,11 @@ class Options:
     """The longest time that asynchronous work takes, in instructions."""
     outputs: frozenset[str] = frozenset()
     """Names of tensors that start uninitialised and must be written whole."""
+    constants: frozenset[str] = frozenset()
+    """Names of tensors that no earlier kernel writes.
+
+    Bulk copies may load them before griddepcontrol.wait, as kernels do with weights.
+    """
     max_steps: int = 200_000_000
     """The number of instructions after which a run counts as a livelock."""
     check: bool = True

@@ -7,7 +7,7 @@ import numpy as np
 
 from nvfp4.emulator import ptx
 from nvfp4.emulator.hazards import Event, Hazard, Kind, Unsupported, UnsupportedInstruction
-from nvfp4.emulator.lanes import Loading, flags, spread, uniform
+from nvfp4.emulator.lanes import Loading, flags, spread, undefined, uniform
 from nvfp4.emulator.machine.outcomes import BLOCKED, DIVERGED, YIELD
 from nvfp4.emulator.machine.passed import NOTHING, Passed, to_all
 from nvfp4.emulator.memory.shadow import Access
@@ -135,7 +135,10 @@ class Warp:
         if bits == 1:
             old = old or 0
             value = old & ~self.mask | value & self.mask
-        elif old is not None and not (value.__class__ is int is old.__class__ and value == old):
+        elif value.__class__ is int and (old is None or old.__class__ is int and value == old):
+            pass  # the value of all lanes: one number is enough
+        else:
+            old = undefined(bits) if old is None else old
             value = np.where(flags(self.mask), spread(value, bits), spread(old, bits))
         self.registers[slot] = value
 
@@ -333,7 +336,18 @@ class Warp:
         self.machine.released |= 1 << self.cta.number
 
     def acquire_from_gpu(self) -> None:
-        self.acquired |= self.machine.released
+        """Acquire all releases so far; barriers pass this on, as an event that it has observed."""
+        new = self.machine.released & ~self.acquired
+        if new:
+            self.acquired |= new
+            number = self.cluster.events.new(Event("an acquire", 0, self.where))
+            self.seen |= 1 << number
+            self.cluster.acquires.append((number, new))
+
+    def has_acquired(self, cta: int) -> bool:
+        """Say whether this warp, or one that it has waited for, acquired a CTA's release."""
+        bits = (bits for number, bits in self.cluster.acquires if self.seen >> number & 1)
+        return bool(self.acquired >> cta & 1) or any(b >> cta & 1 for b in bits)
 
     def wait_for_grids(self, instruction: ptx.Instruction) -> None:
         """Allow global memory to this warp and to warps that wait for it (griddepcontrol.wait)."""
@@ -343,9 +357,14 @@ class Warp:
             self.seen |= 1 << event
             cluster.grid_waits |= 1 << event
 
-    def access_global(self) -> None:
-        """Refuse global memory before griddepcontrol.wait, if the kernel has it."""
+    def access_global(self, tensor: Any = None) -> None:
+        """Refuse global memory before griddepcontrol.wait, if the kernel has it.
+
+        A tensor that Options.constants names may be accessed earlier.
+        """
         if self.machine.waits_for_grids and not self.seen & self.cluster.grid_waits:
+            if tensor is not None and tensor.name in self.machine.options.constants:
+                return
             raise Hazard(
                 Kind.GRID_DEPENDENCY, "global memory is accessed without waiting for"
                 " griddepcontrol.wait, which this kernel has"

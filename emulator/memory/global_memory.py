@@ -155,7 +155,7 @@ class GlobalMemory:
             return
         for cta in (np.unique(writer[(writer > 0) & (writer != own)]) - 1).tolist():
             cluster, events = tensor.writes[cta]
-            if warp.acquired >> cta & 1 or cluster is warp.cluster and not events & ~warp.seen:
+            if warp.has_acquired(cta) or cluster is warp.cluster and not events & ~warp.seen:
                 continue
             raise Hazard(
                 Kind.RACE, f"{tensor.name} is read where CTA {cta} has written in this launch,"

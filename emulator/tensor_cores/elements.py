@@ -46,4 +46,4 @@ DECODE: Mapping[str, tuple[int, Callable[[np.ndarray], np.ndarray]]] = {
     "s8": (8, lambda codes: codes.view(np.int8).astype(np.float64)),
     "u8": (8, lambda codes: codes.astype(np.float64)),
 }
-"""For each type of an operand: its bits, and the values of unsigned codes."""
+"""Each type of an operand, with its bits and the values of its unsigned codes."""

@@ -97,7 +97,8 @@ def _decode_mma(instruction: ptx.Instruction, builder: Builder) -> Step:
             factors_a, factors_b = scale(warp)
             left = left * np.repeat(factors_a, k // per_k, 1)
             right = right * np.repeat(factors_b, k // per_k, 1)
-        words = finish(left.dot(right.T), gathered(warp, slots_c))
+        with np.errstate(all="ignore"):
+            words = finish(left.dot(right.T), gathered(warp, slots_c))
         warp.machine.counts["mma.sync"] += 1
         for put, word in zip(puts, words, strict=True):
             put(warp, word)
@@ -114,15 +115,13 @@ def _slots(builder: Builder, operand: ptx.Operand, count: int) -> list[int]:
 
 
 def _add_f32(product: np.ndarray, words: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        total = (product + accumulator(words, 32).view(np.float32)).astype(np.float32)
-    return accumulator_words(total)
+    total = product + accumulator(words, 32).view(np.float32)
+    return accumulator_words(total.astype(np.float32))
 
 
 def _add_f16(product: np.ndarray, words: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        total = (product + accumulator(words, 16).view(np.float16)).astype(np.float16)
-    return accumulator_words(total)
+    total = product + accumulator(words, 16).view(np.float16)
+    return accumulator_words(total.astype(np.float16))
 
 
 def _add_s32(product: np.ndarray, words: np.ndarray) -> np.ndarray:
@@ -135,7 +134,7 @@ _FINISH: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "f16": _add_f16,
     "s32": _add_s32,
 }
-"""For each type of C and D: adds a float64 product to C's words, and gives D's words."""
+"""How a float64 product is added to words of C, giving D's words, by their type."""
 
 
 def _decode_scales(

@@ -217,10 +217,10 @@ def _decode_mma(instruction: ptx.Instruction, builder: Builder, modifiers: Modif
             own = slice(_ROWS * (warp.index % 4), _ROWS * (warp.index % 4 + 1))
             left = shared_a.read(warp, 64, bits, batch.event)[own]
         right = shared_b.read(warp, n, bits, batch.event)
-        product = decode_a(left).dot(decode_b(right).T) * (signs[0] * signs[1])
-        if (warp.registers[enable[0]] ^ enable[1]) & warp.mask:
-            product = product + _accumulator(warp, pipe, slots_d, total)
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
+            product = decode_a(left).dot(decode_b(right).T) * (signs[0] * signs[1])
+            if (warp.registers[enable[0]] ^ enable[1]) & warp.mask:
+                product = product + _accumulator(warp, pipe, slots_d, total)
             words = accumulator_words(_wrapped(product, total))
         for slot, word in zip(slots_d, words, strict=True):
             loading = Loading(word, instruction.line, "wgmma", "wgmma.wait_group")

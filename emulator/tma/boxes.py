@@ -39,7 +39,6 @@ class Box:
         bits = tmap.element_bits
         if starts[0] * bits % 8 or counts[0] * bits % 8:
             raise Hazard(Kind.DESCRIPTOR, "a row of the box begins or ends within a byte")
-        self.empty = 0 in counts
         self.shape = tuple(reversed((tmap.box[0] * bits // 8, *tmap.box[1:])))
         width, skips[0] = counts[0] * bits // 8, skips[0] * bits // 8
         self._counts = (*reversed(counts[1:]), width)
@@ -47,12 +46,13 @@ class Box:
             slice(s, s + n) for s, n in zip(reversed(skips), self._counts, strict=True)
         )
         self.whole = self._counts == self.shape
-        if self.empty:
+        self.tensor: Tensor | None = None  # if nothing of the box lies inside
+        if 0 in counts:
             return
         pairs = list(zip(starts[1:], counts[1:], tmap.strides, strict=True))
         low = tmap.base + starts[0] * bits // 8 + sum(s * stride for s, _, stride in pairs)
         high = low + width + sum((n - 1) * stride for _, n, stride in pairs)
-        self.tensor: Tensor = warp.machine.memory.find(low, high)
+        self.tensor = warp.machine.memory.find(low, high)
         self._offset = low - self.tensor.base
         self._strides = (*(stride for _, _, stride in reversed(pairs)), 1)
 
@@ -68,7 +68,7 @@ class Box:
 
     def fetch(self, memory: Any, warp: Any) -> np.ndarray:
         """Read the box's bytes in order, with zeros outside the tensor."""
-        if self.empty:
+        if self.tensor is None:
             return np.zeros(int(np.prod(self.shape)), np.uint8)
         memory.view_read_check(self.tensor, self.view, warp)
         data = self.view(self.tensor.bytes.data)
@@ -79,7 +79,7 @@ class Box:
         return out.reshape(-1)
 
     def put(self, memory: Any, data: np.ndarray, warp: Any, event: int) -> None:
-        if self.empty:
+        if self.tensor is None:
             return
         if memory.check:
             memory.view_write_check(self.tensor, self.view(self.tensor.track()), warp, event)

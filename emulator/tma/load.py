@@ -32,9 +32,9 @@ def decode_load(
 
     def step(warp: Any) -> None:
         warp.one_lane()
-        warp.access_global()
         destination = _destination(warp, operands, group)
         source = operands.source.region(warp)
+        warp.access_global(source.tensor)
         source.check_alignment(destination.offset)
         load = _Load(warp, instruction, source, destination.offset)
         targets = list(_targets(warp, operands.mask, destination, group))

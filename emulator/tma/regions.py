@@ -19,8 +19,8 @@ class Span:
     def __init__(self, warp: Any, address: int, size: int) -> None:
         self.size = size
         self._address = address
-        self._tensor = warp.machine.memory.find(address, address + size)
-        begin = address - self._tensor.base
+        self.tensor = warp.machine.memory.find(address, address + size)
+        begin = address - self.tensor.base
         self._region = slice(begin, begin + size)
 
     def check_alignment(self, offset: int) -> None:
@@ -30,13 +30,13 @@ class Span:
 
     def fetch(self, memory: Any, warp: Any) -> np.ndarray:
         """Read the bytes."""
-        memory.read_check(self._tensor, self._region, warp)
-        return self._tensor.bytes.data[self._region]
+        memory.read_check(self.tensor, self._region, warp)
+        return self.tensor.bytes.data[self._region]
 
     def put(self, memory: Any, data: np.ndarray, warp: Any, event: int) -> None:
         """Write the bytes, as part of an event."""
-        memory.write_check(self._tensor, self._region, warp, event)
-        self._tensor.bytes.data[self._region] = data
+        memory.write_check(self.tensor, self._region, warp, event)
+        self.tensor.bytes.data[self._region] = data
 
 
 Region = Box | Span

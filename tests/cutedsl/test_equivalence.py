@@ -168,7 +168,7 @@ def test_tiles_are_walked_in_bands(tile, band):
     a, b = operands(shape, True)
     alpha, got = torch.tensor([[0.5]]), torch.empty(shape.m, shape.n, dtype=torch.bfloat16)
     launch = plan(Mm(a.data, b.data, a.scales, b.scales, alpha), got, tile, 2 * tile.cluster)
-    run_or_emulate(launch._replace(args=(*launch.args[:-1], band)))
+    run_or_emulate(launch._replace(sizes=(*launch.sizes[:-1], band)))
     same_bits(got, run("reference", shape, True, alpha))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import nvfp4
-from nvfp4.backends import cutedsl, environment, triton
+from nvfp4.backends import cutedsl, emulation, environment, triton
 from nvfp4.backends.problem import Problem
 from nvfp4.backends.target import Target
 from nvfp4.backends.triton.runtime import architecture
@@ -96,7 +96,7 @@ def test_a_c_compiler_that_is_not_there_was_taken_for_one(monkeypatch, named):
 
 
 def test_emulation_without_numpy_raised_an_import_error(monkeypatch):
-    monkeypatch.setattr(cutedsl, "find_spec", lambda name: None)
+    monkeypatch.setattr(emulation, "find_spec", lambda name: None)
     reasons = cutedsl.BACKEND.reasons(Problem("mm", CPU))
     assert "needs the package numpy to emulate sm_100, got none" in reasons
 

@@ -35,6 +35,7 @@ def test_a_count_in_shared_memory_needs_its_barriers(barrier):
 
 def test_an_ordinary_store_races_with_atomics():
     body = HISTOGRAM.replace("atom.relaxed.sys.shared.add.u32 %r5,", "st.shared.b32 ")
+    body = body.replace("mov.u32 %r4,1;", "mov.u32 %r4,%t;")  # equal stores do not race
     with pytest.raises(Hazard) as raised:
         run(body, {"out": torch.zeros(128, dtype=torch.int32)}, block=128)
     assert raised.value.kind is Kind.OVERWRITE
@@ -113,3 +114,34 @@ def test_an_exchange_in_shared_memory_locks():
     out = torch.zeros(128, dtype=torch.int32)
     run(body, {"out": out}, block=128, outputs="out")
     assert out.tolist() == list(range(128))
+
+
+# The threads of each of two CTAs write a word. The CTA that counts second sums up both parts.
+LAST_ONE = """mov.u32 %r1,%ctaid.x; mad.lo.u32 %r2,%r1,64,%t; mul.wide.u32 %d1,%r2,4;
+add.s64 %d1,%d1,%parts; add.u32 %r3,%t,1; st.global.b32 [%d1],%r3; bar.sync 0;
+setp.eq.u32 %q0,%t,0; mov.u32 %r4,1; @%q0 atom.global.gpu.acq_rel.add.u32 %r5,[%count],%r4;
+@%q0 st.shared.b32 [%s],%r5; bar.sync 0; ld.shared.b32 %r5,[%s]; setp.ne.u32 %q1,%r5,1;
+@%q1 bra E; mul.wide.u32 %d1,%t,4; add.s64 %d2,%d1,%parts; ld.global.b32 %r6,[%d2];
+ld.global.b32 %r7,[%d2+256]; add.u32 %r0,%r6,%r7; add.s64 %d2,%d1,%out;
+st.global.b32 [%d2],%r0; E:
+"""
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_barrier_passes_an_acquire_on(seed):
+    """One thread acquires the other CTA's release, and all warps then read that CTA's words."""
+
+    def launch(body: str) -> list[int]:
+        memory = {
+            "parts": torch.zeros(128, dtype=torch.int32),
+            "count": torch.zeros(1, dtype=torch.int32),
+            "out": torch.zeros(64, dtype=torch.int32),
+        }
+        run(body, memory, block=64, grid=(2, 1, 1), seed=seed)
+        return memory["out"].tolist()
+
+    assert launch(LAST_ONE) == [2 * (t + 1) for t in range(64)]
+    for old, new in (("acq_rel", "relaxed"), ("acq_rel", "release"), ("acq_rel", "acquire")):
+        with pytest.raises(Hazard) as raised:
+            launch(LAST_ONE.replace(old, new))
+        assert raised.value.kind is Kind.RACE

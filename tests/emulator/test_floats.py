@@ -295,6 +295,20 @@ def test_unpacking_from_eight_bits():
         np.testing.assert_array_equal(got, want[first : first + 64])
 
 
+@pytest.mark.parametrize("nan", ["", ".NaN"])
+@pytest.mark.parametrize("name", ["min", "max"])
+def test_min_and_max_of_three(name, nan):
+    random = np.random.default_rng(0)
+    edges = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, 1.5, -2.0], np.float32)
+    a, b, c = (random.choice(edges, 64) for _ in range(3))
+    for i in (0, 32):
+        parts = a[i : i + 32], b[i : i + 32], c[i : i + 32]
+        twice = each(f"{name}{nan}.f32 {{0}},{{1}},{{2}};", "u4", *parts[:2]).view(np.float32)
+        want = each(f"{name}{nan}.f32 {{0}},{{1}},{{2}};", "u4", twice, parts[2])
+        got = each(f"{name}{nan}.f32 {{0}},{{1}},{{2}},{{3}};", "u4", *parts)
+        np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize(
     "instruction",
     [

@@ -132,6 +132,18 @@ def test_a_deadlock_names_where_each_warp_waits():
     launch(body.replace("A:\n", "A:\n" + arrive).replace("1,64", "1,32"), {"block": 96})
 
 
+def test_constants_may_be_loaded_before_griddepcontrol_wait():
+    """By bulk copies alone, and only if they are named as constants."""
+    x = torch.arange(1024, dtype=torch.int32).reshape(32, 32)
+    maps = {"map": tensor_map(x, (32, 4))}
+    body = ONE + AT + READY + expect(512) + BOX + WAIT + "griddepcontrol.wait;\n"
+    run(body, {"x": x}, maps, constants=frozenset({"x"}))
+    for text, constants in ((body, frozenset({"y"})), ("ld.global.b32 %r0,[%x];" + body, {"x"})):
+        with pytest.raises(Hazard) as raised:
+            run(text, {"x": x}, maps, constants=constants)
+        assert raised.value.kind is Kind.GRID_DEPENDENCY
+
+
 def test_a_loop_without_end_is_given_up():
     with pytest.raises(Deadlock, match="still running after 10") as raised:
         launch("L: mov.u32 %r0,1; bra L;\n", {"max_steps": 1000})

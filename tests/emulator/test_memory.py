@@ -37,7 +37,7 @@ from emulated_values import (
     tensor,
 )
 
-from nvfp4.emulator import execute
+from nvfp4.emulator import Hazard, Kind, execute
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
@@ -73,6 +73,35 @@ def test_narrow_loads_extend():
         body = f"cvt.u64.u32 %d5,%t; add.s64 %d5,%d5,%x; ld.global.{kind} %r0,[%d5]; {STORE}"
         run(body, {"x": tensor(data), "out": out}, outputs="out")
         assert out.tolist() == want.tolist()
+
+
+@pytest.mark.parametrize("reads", ["none", "some"])
+def test_lanes_that_do_not_load_have_an_undefined_value(reads):
+    """They may use it; it is a NaN of every format."""
+    body = f"setp.lt.u32 %q0,%t,{0 if reads == 'none' else 8};\n"
+    body += "mul.wide.u32 %d1,%t,4; add.s64 %d2,%d1,%x; @%q0 ld.global.b32 %r0,[%d2];\n" + STORE
+    x, out = torch.arange(32, dtype=torch.int32), torch.zeros(32, dtype=torch.int32)
+    run(body, {"x": x, "out": out}, outputs="out")
+    x[0 if reads == "none" else 8 :] = -1
+    assert out.tolist() == x.tolist()
+    with pytest.raises(Hazard) as raised:
+        run(body.replace("@%q0 ld.global.b32 %r0", "@%q0 ld.global.b32 %r1"), {"x": x, "out": out})
+    assert raised.value.kind is Kind.UNINITIALISED
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    ["mov.b32 %r0,{%h1,%h9};", "cvt.rn.satfinite.e4m3x2.f32 %h2,%r99,%r98; cvt.u32.u16 %r0,%h2;"],
+)
+def test_a_part_that_is_never_written_is_undefined(instruction):
+    """Compilers pack values in pairs and leave the other half out; other uses are refused."""
+    out = torch.zeros(32, dtype=torch.int32)
+    start = "mov.u16 %h1,7; mov.u32 %r98,0f40E00000;\n"  # 7, which is 0x4E as E4M3
+    run(start + instruction + STORE, {"out": out}, outputs="out")
+    assert out[0].item() & ALL == (0xFFFF0007 if "mov.b32" in instruction else 0x7F4E)
+    with pytest.raises(Hazard) as raised:
+        run("add.u32 %r0,%r97,1;" + STORE, {"out": out})
+    assert raised.value.kind is Kind.UNINITIALISED
 
 
 def test_parameters_are_read_by_width():

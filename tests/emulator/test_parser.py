@@ -50,7 +50,7 @@ def test_operands_of_every_form():
         ("@%nowhere mov.u32 %r0,1;", "%nowhere"),
         ("ld.shared.b128 %r0,[%s];", "128"),
         ("tcgen05.shift.cta_group::1.down [%r0];", "shift"),
-        ("cp.async.ca.shared.global [%s],[%d0],16;", "bulk"),
+        ("cp.async.cs.shared.global [%s],[%d0],16;", "cs"),
         (".local .b32 x;", "directive"),
     ],
 )

@@ -1,6 +1,8 @@
 """What a warp does together in the emulator: moves, divergence, shuffles, votes."""
 
 import pytest
+import torch
+from emulated_ptx import STORE, run
 from emulated_values import ALL, in_lanes
 
 
@@ -131,3 +133,29 @@ def test_a_part_of_a_warp_votes_by_itself():
     body = """setp.ge.u32 %q0,%t,20; @!%q0 bra J; setp.gt.u32 %q1,%t,24;
     vote.sync.ballot.b32 %r0,%q1,0xFFF00000; bra E; J: redux.sync.add.u32 %r0,%t,0xFFFFF; E: """
     assert in_lanes(body) == [190] * 20 + [0xFE000000] * 12
+
+
+@pytest.mark.parametrize(
+    ("values", "form", "want"),
+    [
+        ([1.5, -2.0, 3.0], "max", 3.0),
+        ([1.5, -2.0, 3.0], "min", -2.0),
+        ([1.5, -4.0, 3.0], "max.abs", 4.0),
+        ([-0.0, 0.0], "max", 0.0),
+        ([0.0, -0.0], "min", -0.0),
+        ([float("nan"), -1.0], "max", -1.0),
+        ([float("nan"), -1.0], "max.NaN", None),
+        ([float("nan"), float("nan")], "min", None),
+        ([-float("inf"), 1e-45], "min", -float("inf")),
+    ],
+)
+def test_floats_are_reduced_over_a_warp(values, form, want):
+    """None stands for the canonical NaN."""
+    x = torch.tensor((values * 32)[:32])
+    out = torch.zeros(32)
+    body = "mul.wide.u32 %d1,%t,4; add.s64 %d1,%d1,%x; ld.global.b32 %r1,[%d1];\n"
+    run(body + f"redux.sync.{form}.f32 %r0,%r1,-1;\n" + STORE, {"x": x, "out": out})
+    bits = torch.tensor([want or 0.0]).view(torch.int32).item()
+    if want is not None and str(want) == "-0.0":
+        bits = -(2**31)
+    assert out.view(torch.int32).tolist() == [0x7FFFFFFF if want is None else bits] * 32

@@ -261,32 +261,32 @@ def mm_form(
     form(f"mm {name}", on)(lambda backend: _mm(backend, *shape, dtype, config, factors))
 
 
-mm_form("16x64, rows masked", portable, (3, 72, 256), BF16, TILE_16X64)
+mm_form("16x64, rows masked", portable, (3, 80, 256), BF16, TILE_16X64)
 mm_form("16x64", portable, (15, 72, 272), F16, TILE_16X64, "row_scale bias")
-mm_form("32x64", portable, (20, 72, 512), F32, TILE_32X64, "segments bias")
-mm_form("64x64", portable, (40, 136, 272), BF16, TILE_64X64, "alpha of rows")
-mm_form("64x128", portable, (70, 136, 128), F16, TILE_64X128, "row_scale")
-mm_form("128x128", portable, (130, 72, 144), F32, TILE_128X128, "row_scale bias")
+mm_form("32x64", portable, (20, 80, 512), F32, TILE_32X64, "segments bias")
+mm_form("64x64", portable, (40, 144, 272), BF16, TILE_64X64, "alpha of rows")
+mm_form("64x128", portable, (70, 144, 128), F16, TILE_64X128, "row_scale")
+mm_form("128x128", portable, (130, 80, 144), F32, TILE_128X128, "row_scale bias")
 
-mm_form("8x64, split-K", hopper, (5, 72, 768), BF16, DECODE_8X64._replace(splits=3), "row_scale")
+mm_form("8x64, split-K", hopper, (5, 80, 768), BF16, DECODE_8X64._replace(splits=3), "row_scale")
 mm_form("16x32, split-K", hopper, (12, 40, 784), F16, DECODE_16X32, "segments bias")
 mm_form("64x64 unaligned", hopper, (40, 136, 272), F32, TILE_64X64, "row_scale bias")
-for tile, dtype in zip(COST, FLOAT_DTYPES * len(COST), strict=False):
-    for stream_k in (False, True):
-        mm_form(
-            f"{tile.BM} per_sm={tile.per_sm} stages={tile.a_stages}{' stream-K' * stream_k}",
-            hopper,
-            (min(tile.BM + 1, 20), 136, 384),
-            dtype,
-            tile._replace(stream_k=stream_k),
-            "row_scale bias" if stream_k else "alpha of rows",
-        )
+for i, (tile, dtype) in enumerate(zip(COST, FLOAT_DTYPES * len(COST), strict=False)):
+    stream_k = i % 3 != 1
+    mm_form(
+        f"{tile.BM} per_sm={tile.per_sm} stages={tile.a_stages}{' stream-K' * stream_k}",
+        hopper,
+        (min(tile.BM + 1, 20), 144, 384),
+        dtype,
+        tile._replace(stream_k=stream_k),
+        "row_scale bias" if i % 2 else "alpha of rows",
+    )
 
 for bm, dtype in ((16, BF16), (32, F16), (64, F32), (128, BF16)):
     mm_form(
         f"block-scaled {bm}",
         multiplies_nvfp4,
-        (bm - 3, 136, 272 if bm == 32 else 256),
+        (bm - 3, 144 if bm != 16 else 136, 272 if bm == 32 else 256),
         dtype,
         None,
         "row_scale bias" if bm > 16 else "segments",
@@ -322,7 +322,7 @@ def _(backend: str) -> Outputs:
 
 @form("linear, one scale", decoding)
 def _(backend: str) -> Outputs:
-    return _linear(backend, "nvfp4", (20, 72, 256), F32, TILE_32X64, static=True)
+    return _linear(backend, "nvfp4", (20, 80, 256), F32, TILE_32X64, static=True)
 
 
 @form("linear W4A16")
@@ -382,7 +382,7 @@ def grouped_form(
 ) -> None:
     form(f"grouped_mm {name}", on)(
         lambda backend: _grouped(
-            backend, 136, k, dtype, config, factors, expected_rows=expected_rows
+            backend, 144, k, dtype, config, factors, expected_rows=expected_rows
         )
     )
 

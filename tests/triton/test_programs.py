@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from nvfp4.backends.extents import extent
+from nvfp4.backends.program import Program, record
 from nvfp4.backends.triton import (
     glu_quantize,
     grouped_mm,
@@ -18,9 +20,8 @@ from nvfp4.backends.triton import (
     route,
     weight_only_linear,
 )
-from nvfp4.backends.triton.runtime import program
+from nvfp4.backends.triton.runtime.descriptors import Described
 from nvfp4.backends.triton.runtime.launch import Launch
-from nvfp4.backends.triton.runtime.program import Program, record
 from nvfp4.calls import (
     Dispatched,
     GluQuantize,
@@ -122,7 +123,7 @@ def _tensors(planned: tuple[Any, ...]) -> list[Tensor]:
 
 
 def _extents(planned: tuple[Any, ...]) -> list[tuple[int, int]]:
-    return [program.extent(x) for x in _tensors(planned)]
+    return [extent(x) for x in _tensors(planned)]
 
 
 def _recorded(planned: tuple[Any, ...]) -> Program:
@@ -201,6 +202,6 @@ def test_operands_that_overlap_are_not_told_apart():
 def test_descriptors_are_kept_by_address():
     x = torch.zeros(128, 64, dtype=torch.float16)
     (_, multiply) = _launches(_linear(300))
-    described = program.Described(next(a for a in multiply.args if isinstance(a, TensorDescriptor)))
+    described = Described(next(a for a in multiply.args if isinstance(a, TensorDescriptor)))
     assert described.at(x.data_ptr()) is described.at(x.data_ptr())
     assert described.at(0).base.data_ptr() == 0

@@ -11,19 +11,53 @@ from nvfp4.backends.cutedsl.gemm.choose import B200_SMS
 from nvfp4.backends.cutedsl.gemm.config import Alpha, Epilogue, Kernel, Tile
 from nvfp4.backends.cutedsl.gemm.layouts import sized
 from nvfp4.backends.cutedsl.runtime.compile import FUNCTION, compiled
+from nvfp4.backends.recording import write_down
 from nvfp4.calls import Mm
 
 
 class Launch(NamedTuple):
-    """A kernel and its run-time arguments but the stream.
-
-    outputs: names of the tensors that it writes whole.
-    """
+    """A kernel and its run-time arguments but the stream."""
 
     kernel: Kernel
-    args: tuple[int | float, ...]
+    operands: tuple[Tensor, ...]
+    """Their addresses are the first arguments; what is not there is an address that is not read."""
+    sizes: tuple[int | float, ...]
+    """The other arguments."""
     tensors: dict[str, Tensor]
+    """What the kernel reads and writes, by name."""
     outputs: frozenset[str] = frozenset({"out"})
+    """Names of the tensors that it writes whole."""
+
+    @property
+    def args(self) -> tuple[int | float, ...]:
+        return *(operand.data_ptr() for operand in self.operands), *self.sizes
+
+    @property
+    def device(self) -> torch.device:
+        return self.tensors["out"].device
+
+    def run(self) -> None:
+        """Launch on the current stream of the tensors' GPU; emulate where they are on a CPU."""
+        if self.device.type != "cuda":
+            from nvfp4.backends.cutedsl.runtime import emulated  # not needed where there is a GPU
+
+            emulated.run(self)
+        elif self.device.index == torch.cuda.current_device():
+            self._run_here()
+        else:
+            with torch.cuda.device(self.device):
+                self._run_here()
+
+    def _run_here(self) -> None:
+        launch, _ = self.bound()
+        launch(*self.args)
+
+    def bound(self) -> tuple[Callable[..., None], tuple[Any, ...]]:
+        """What to launch, and its arguments in the form that a recording takes."""
+        return on_current_stream(self.kernel, self.device), (*self.operands, *self.sizes)
+
+    def describe(self) -> str:
+        return str(self.kernel)
 
 
 def plan(call: Mm, out: Tensor, tile: Tile, sms: int) -> Launch:
@@ -52,13 +86,8 @@ def plan(call: Mm, out: Tensor, tile: Tile, sms: int) -> Launch:
     if problems := tile.unfit(rows, columns, k):
         raise ValueError(f"tile {tile}: {'; '.join(problems)}")
     kernel = sized(kernel, rows, columns, k, sms)
-    unused = alpha.data_ptr()
-    args = (
-        *(operand.data_ptr() for operand in operands),
-        alpha.data_ptr(),
-        unused if row_scale is None else row_scale.data_ptr(),
-        unused if bias is None else bias.data_ptr(),
-        out.data_ptr(),
+    factors = alpha, alpha if row_scale is None else row_scale, alpha if bias is None else bias
+    sizes = (
         rows,
         columns,
         k,
@@ -70,7 +99,7 @@ def plan(call: Mm, out: Tensor, tile: Tile, sms: int) -> Launch:
         tile.clusters(rows, columns, sms),
         band_of(tile, rows, k),
     )
-    return Launch(kernel, args, tensors)
+    return Launch(kernel, (*operands, *factors, out), sizes, tensors)
 
 
 BAND_BYTES = 48 << 20
@@ -134,23 +163,19 @@ def sms_of(device: torch.device) -> int:
 
 def run_or_emulate(launch: Launch) -> None:
     """Run a launch on the GPU that its tensors are on; the emulator runs one of CPU tensors."""
-    if launch.tensors["out"].is_cuda:
-        run(launch)
-        return
-    from nvfp4.backends.cutedsl.runtime import emulated  # not needed where there is a GPU
-
-    emulated.run(launch)
+    launch.run()
+    write_down(launch)
 
 
-def run(launch: Launch) -> None:
-    """Launch on the current stream of the tensors' GPU."""
-    device = launch.tensors["out"].device
-    function = function_on(launch.kernel, device)
-    if device.index == torch.cuda.current_device():
-        function(*launch.args, torch.cuda.current_stream().cuda_stream)
-    else:
-        with torch.cuda.device(device):
-            function(*launch.args, torch.cuda.current_stream().cuda_stream)
+@functools.cache
+def on_current_stream(kernel: Kernel, device: torch.device) -> Callable[..., None]:
+    """The kernel's function on a GPU, without its last argument, which is the current stream."""
+    function = function_on(kernel, device)
+
+    def launch(*args: int | float) -> None:
+        function(*args, torch.cuda.current_stream().cuda_stream)
+
+    return launch
 
 
 @functools.cache

@@ -108,8 +108,7 @@ def _launch(
         "out": outputs["out"],
         **{name: outputs.get(name, alpha) for name in ("scales", "p", "global_scale")},
     }
-    args = (
-        *(tensor.data_ptr() for tensor in tensors.values()),
+    sizes = (
         rows,
         n,
         2 * half_k,
@@ -124,7 +123,7 @@ def _launch(
         limit,
     )
     own = {name: t for name, t in tensors.items() if name == "alpha" or t is not alpha}
-    return Launch(kernel, args, own, frozenset())
+    return Launch(kernel, tuple(tensors.values()), sizes, own, frozenset())
 
 
 def clusters_of(kernel: Kernel, rows: int, experts: int, n: int, sms: int) -> int:

@@ -5,14 +5,14 @@ launcher does.
 """
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from nvfp4.backends.triton.runtime.extents import contains
+from nvfp4.backends.extents import contains, overlap
 from nvfp4.backends.triton.runtime.launch import Launch
 from nvfp4.backends.triton.runtime.ptx import Ptx, compiled
 from nvfp4.emulator import Options, Report, encode_tensor_map, execute
@@ -27,10 +27,26 @@ MAP_ALIGNMENT = 64
 """Bytes that a tensor map among the parameters is aligned to."""
 
 
-def run(launch: Launch, sm: int, options: Options | None = None) -> Report:
-    """Run a launch as an sm_<sm> GPU would; every hazard that the emulator sees is an error."""
+def run(launches: Iterable[Launch], sm: int) -> None:
+    """Run launches one after the other as an sm_<sm> GPU would.
+
+    Every hazard that the emulator sees is an error. With PDL, a kernel may load before the end of
+    the launch before it what that one was not given: the weights.
+    """
+    given: list[Tensor] = []
+    for launch in launches:
+        memory = memory_of(launch)
+        new = (n for n, x in memory.items() if not any(overlap(x, y) for y in given))
+        constants = new if given else ()  # the kernel before the first launch is not known
+        # LLVM moves uses of what tcgen05.ld has loaded before Triton's wait for it.
+        run_one(launch, sm, Options(constants=frozenset(constants), tmem_load_waits=False))
+        given += memory.values()
+
+
+def run_one(launch: Launch, sm: int, options: Options | None = None) -> Report:
+    """Run one launch and report what ran."""
     ptx = compiled(launch, sm)
-    memory = _memory(launch)
+    memory = memory_of(launch)
     x, y, z = (*launch.grid, 1, 1)[:3]
     scratch = torch.empty(x * y * z * ptx.global_scratch, dtype=torch.uint8)
     return execute(
@@ -46,7 +62,7 @@ def run(launch: Launch, sm: int, options: Options | None = None) -> Report:
     )
 
 
-def _memory(launch: Launch) -> dict[str, Tensor]:
+def memory_of(launch: Launch) -> dict[str, Tensor]:
     """Name the tensors that the launch is given; of several that share memory, the largest."""
     named = [(name, _tensor(value)) for name, value in _arguments(launch).items()]
     tensors = [(name, x) for name, x in named if x is not None and x.numel()]

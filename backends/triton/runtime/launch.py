@@ -9,7 +9,6 @@ A compiled kernel then serves every number of tokens that has its configuration.
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import walk_packages
 from typing import Any, NamedTuple
@@ -21,17 +20,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.runtime import JITFunction
 
 from nvfp4.backends.triton.runtime import cache_folder
-
-
-@dataclass(frozen=True)
-class Address:
-    """The part of a tensor that a launch asks for; Triton would specialize a tuple by its items."""
-
-    address: int
-    dtype: torch.dtype
-
-    def data_ptr(self) -> int:
-        return self.address
+from nvfp4.backends.triton.runtime.descriptors import pointer
 
 
 class Launch(NamedTuple):
@@ -96,6 +85,28 @@ class Launch(NamedTuple):
         loaded = _LOADED[self._key(self.device.index)]
         x, y, z = (*self.grid, 1, 1)[:3]
         return loaded.kernel[x, y, z], (*self.args, *loaded.constants)
+
+    def bound(self) -> tuple[Callable[..., None], tuple[Any, ...]]:
+        """What to launch, and its arguments in the form that a recording takes."""
+        launch, arguments = self.loaded()
+        return launch, tuple(
+            pointer(x) if isinstance(x, TensorDescriptor) else x for x in arguments
+        )
+
+    def describe(self) -> str:
+        """The kernel's name, with its constants and options."""
+        kernel = self.kernel.fn.__name__.removeprefix("_").removesuffix("_kernel")
+        options = {
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "maxnreg": self.maxnreg,
+        }
+        told = [
+            name if value is True else f"{name}={value}"
+            for name, value in (self.constants | options).items()
+            if value not in (False, None, "")
+        ]
+        return f"{kernel}({', '.join(told)})"
 
     def _load(self) -> "Loaded":
         cache_folder.ensure_usable()

@@ -12,7 +12,8 @@ from nvfp4.backends.triton.runtime.ahead import compile_launch
 from nvfp4.backends.triton.runtime.architecture import interpreting
 from nvfp4.backends.triton.runtime.compat import copy_descriptor
 from nvfp4.backends.triton.runtime.compiler_process import compiler
-from nvfp4.backends.triton.runtime.launch import Address, Launch
+from nvfp4.backends.triton.runtime.descriptors import Address
+from nvfp4.backends.triton.runtime.launch import Launch
 
 
 class Ptx(NamedTuple):

@@ -27,3 +27,8 @@ def contains(outer: Tensor, inner: Tensor) -> bool:
     """Whether all bytes that `inner` spans lie within those of `outer`."""
     (begin, end), (first, last) = extent(outer), extent(inner)
     return begin <= first and last <= end
+
+
+def overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether the bytes that two tensors span overlap."""
+    return not apart([extent(a), extent(b)])

@@ -1,0 +1,71 @@
+"""The PTX instructions that each kernel must have, and those that it must not have."""
+
+import re
+from collections.abc import Iterator
+
+from nvfp4.backends.triton.runtime.architecture import gemm_architecture, multiplies_nvfp4
+
+QUANTIZERS = (
+    "_quantize_kernel",
+    "_quantize_rows_kernel",
+    "_glu_quantize_kernel",
+    "_quantize_tokens_kernel",
+)
+ROUNDING = "_round_rows_kernel"
+"""Quantizes and decodes in one pass, so nothing is packed."""
+
+BLOCK_SCALED = ("mxf4nvf4", "block_scale")
+APPROXIMATE = ("div.full", "div.approx", "rcp.approx")
+
+
+def names(ptx: str) -> Iterator[str]:
+    """Names of instructions.
+
+    A multiply-add is "fma exact" where its product by a power of two leaves one rounding.
+    """
+    for name, operands in re.findall(r"^\s*(?:@!?%p\d+ )?([a-z][\w.:]+)(.*)", ptx, re.M):
+        factor = re.search(r", 0f([0-9A-F]{8}), ", operands)
+        exact = name == "fma.rn.f32" and factor and int(factor[1], 16) & 0x7FFFFF == 0
+        yield "fma exact" if exact else name
+
+
+def check_instructions(kernel: str, ptx: str, sm: int) -> None:
+    found = set(names(ptx))
+
+    def has(*parts: str) -> bool:
+        return any(all(part in name for part in parts) for name in found)
+
+    # A float32 becomes E4M3 in one rounding. Triton 3.6 goes through float16 on sm_89.
+    assert not has("cvt", "e4m3x2.f16x2")
+    if kernel in (*QUANTIZERS, ROUNDING):
+        assert has("div.rn.f32")
+        assert not any(has(name) for name in APPROXIMATE)
+        rounds_as = gemm_architecture(sm) if kernel == ROUNDING else sm
+        assert has("cvt.rn.satfinite.e4m3x2.f32") == (rounds_as >= 90)
+    if kernel in QUANTIZERS:
+        assert has("cvt.rn.satfinite.e2m1x2.f32") == (sm >= 100)
+        # No fused multiply-add rounds otherwise than its sum would.
+        assert not has("fma.rn")
+    if kernel.endswith("mm_kernel"):
+        check_multiplication(kernel, found, sm)
+
+
+def check_multiplication(kernel: str, found: set[str], sm: int) -> None:
+    """Check that a GEMM uses one kind of tensor-core instruction, the architecture's."""
+    kinds = {
+        "wgmma": any("wgmma.mma_async" in n and "f32.f16.f16" in n for n in found),
+        "mma": any("mma.sync" in n and "f32.f16.f16.f32" in n for n in found),
+        "tcgen05": any("tcgen05.mma" in n and all(b in n for b in BLOCK_SCALED) for n in found),
+        "mma.block_scale": any(
+            "mma.sync" in n and all(b in n for b in BLOCK_SCALED) for n in found
+        ),
+    }
+    used = [kind for kind, present in kinds.items() if present]
+    assert len(used) == 1, (kernel, used)
+    decoded = ("mma", "wgmma") if sm == 90 else ("mma",)
+    native = ("mma.block_scale",) if sm >= 120 else ("tcgen05",)
+    # W4A16 multiplies decoded operands on every architecture, by the same kernel.
+    allowed = (*native, *decoded) if multiplies_nvfp4(sm) else decoded
+    assert used[0] in allowed, (kernel, used)
+    if kernel.startswith("_hopper"):
+        assert used == ["wgmma"]

@@ -1,0 +1,133 @@
+"""Every form of every Triton and Gluon kernel, executed for every architecture in the emulator.
+
+The PTX that Triton compiles runs on CPU tensors, and must give the reference's bits.
+With another release of Triton first in PYTHONPATH, this file checks that one.
+"""
+
+import functools
+import re
+from collections.abc import Iterable
+
+import pytest
+import torch
+from cases import same_bits
+from instructions import check_instructions
+from kernel_forms import FORMS, Form, Outputs, forms_on
+from launches import planned, ran
+from paths import ROOT
+
+from nvfp4.backends import triton
+from nvfp4.backends.problem import Problem
+from nvfp4.backends.target import Target
+from nvfp4.backends.triton.runtime.ptx import Ptx, compiled
+
+pytestmark = [pytest.mark.emulated, pytest.mark.compiles]
+
+ARCHITECTURES = (80, 89, 90, 100, 120)
+"""Architectures whose PTX differs."""
+
+TWINS = {86: 80, 103: 100, 110: 100, 121: 120}
+"""Architectures that compile to another's PTX."""
+
+TWIN_FORMS = (
+    "quantize bf16",
+    "quantize_dynamic fp16, linear scales, several warps a row",
+    "quantize_dynamic of long rows: their scales",
+    "dequantize to fp32, a scale a row",
+    "glu_quantize of experts, scales found",
+    "glu_quantize of long rows: their scales",
+    "mm 16x64, rows masked",
+    "mm block-scaled 32",
+    "linear, scales found",
+    "linear W4A16",
+    "grouped_mm 16x64",
+    "grouped_mm block-scaled 16",
+    "moe_dispatch of several chunks of ids",
+    "moe_combine float16, top 8",
+)
+"""Forms that have every kernel between them."""
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch):
+    """Memory that a kernel does not write is NaN or the largest integer."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@functools.cache
+def reference(form: Form) -> Outputs:
+    return form.run("reference")
+
+
+def skip_if_refused(sm: int) -> None:
+    if reasons := triton.BACKEND.reasons(Problem("quantize", Target("cpu", sm))):
+        pytest.skip("; ".join(reasons))
+
+
+def execute(form: Form, sm: int) -> list[tuple[str, Ptx]]:
+    """Run a form and compare its outputs; return its kernels' names and PTX."""
+    launches, got = ran(form, sm)
+    for mine, theirs in zip(got, reference(form), strict=True):
+        same_bits(one_nan(mine), one_nan(theirs))
+    return [(launch.kernel.fn.__name__, compiled(launch, sm)) for launch in launches]
+
+
+def one_nan(x: torch.Tensor) -> torch.Tensor:
+    """Give every NaN of a float the same bits: hardware's arithmetic and a CPU's choose others."""
+    floats = x.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    return torch.where(x.isnan(), torch.nan, x) if floats else x
+
+
+@pytest.mark.parametrize(
+    "sm, form",
+    [
+        pytest.param(sm, form, id=f"sm_{sm}: {form}")
+        for sm in ARCHITECTURES
+        for form in forms_on(sm)
+    ],
+)
+def test_a_form_of_a_kernel_gives_the_references_bits(sm, form):
+    skip_if_refused(sm)
+    for kernel, ptx in execute(form, sm):
+        check_instructions(kernel, ptx.text, sm)
+
+
+@pytest.mark.parametrize("name", TWIN_FORMS)
+@pytest.mark.parametrize("sm", TWINS)
+def test_a_twin_compiles_to_the_same_ptx_or_gives_the_same_bits(sm, name):
+    skip_if_refused(sm)
+    form = next(each for each in FORMS if each.name == name)
+    if not form.on(sm):
+        pytest.skip(f"sm_{sm} has no {name}")
+    own = [compiled(launch, sm) for launch in planned(form, sm)]
+    twins = [compiled(launch, TWINS[sm]) for launch in planned(form, TWINS[sm])]
+    if not form.on(TWINS[sm]) or list(map(without_target, own)) != list(map(without_target, twins)):
+        execute(form, sm)
+
+
+def without_target(ptx: Ptx) -> Ptx:
+    """What a launch needs of PTX, without the architecture that it names."""
+    lines = (line for line in ptx.text.splitlines() if not line.startswith(".target"))
+    return ptx._replace(text="\n".join(lines))
+
+
+def kernels(forms: Iterable[Form], sm: int) -> set[str]:
+    return {launch.kernel.fn.__name__ for form in forms for launch in planned(form, sm)}
+
+
+def test_every_kernel_has_a_form():
+    files = (ROOT / "backends" / "triton").rglob("*.py")
+    written = {
+        name for file in files for name in re.findall(r"def (\w+_kernel)\(", file.read_text())
+    }
+    assert set().union(*(kernels(forms_on(sm), sm) for sm in ARCHITECTURES)) == written
+
+
+@pytest.mark.parametrize("sm", TWINS)
+def test_every_kernel_of_a_twin_is_compiled(sm):
+    skip_if_refused(sm)
+    chosen = [form for form in forms_on(sm) if form.name in TWIN_FORMS]
+    assert kernels(chosen, sm) == kernels(forms_on(sm), sm)
