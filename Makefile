@@ -5,7 +5,7 @@ WORKERS ?= auto
 # One thread a worker: each core has a worker already.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help quick test wheel vllm demo bench info lint format setup clean
+.PHONY: help quick test wheel matrix vllm demo bench info lint format setup clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,9 +19,17 @@ test: setup ## Run all tests; without a GPU, kernels are interpreted or emulated
 wheel: setup ## Build the package and test it as it is installed.
 	tests/installed/run
 
-triton-%: setup ## Compile the Triton kernels with that release: make triton-3.6.0 (ONLY=89).
+triton-%: setup ## Compile and emulate the Triton kernels with that release: make triton-3.6.0 (ONLY=89).
 	test -d .triton/$* || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .triton/$* triton==$*
-	PYTHONPATH=.triton/$* TRITON_CACHE_DIR=.triton/$*-cache $(BIN)/python -m pytest -q tests/triton/test_compile.py $(if $(ONLY),-k '$(ONLY)')
+	PYTHONPATH=.triton/$* TRITON_CACHE_DIR=.triton/$*-cache $(BIN)/python -m pytest -q tests/triton/test_compile.py tests/triton/test_emulated.py $(if $(ONLY),-k '$(ONLY)')
+
+# A release that is not there is fetched; hours of CPU time for all of them.
+matrix: setup ## Execute every kernel for every GPU with each Triton, and record it (ONLY="--triton 3.6.0 --sm 89").
+	for release in 3.6.0 3.7.1 3.8.0 3.9.0; do \
+	  test -d .triton/$$release || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .triton/$$release triton==$$release || exit 1; \
+	done
+	$(BIN)/python tests/support/matrix.py --all $(ONLY)
+	$(BIN)/python -m nvfp4.bench.verification
 
 vllm: .venv-vllm/.ready ## Test the vLLM plugin with the real engine (RECORD=file keeps what is measured).
 	.venv-vllm/bin/python -m pytest tests/engine $(if $(RECORD),--record $(RECORD))

@@ -1,6 +1,7 @@
 """The variables of the environment that configure this package (NVFP4_*): all are read here."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 BACKEND = "NVFP4_BACKEND"
@@ -38,9 +39,23 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nvfp4"
 
 
-def call_settings() -> tuple[str | None, ...]:
-    """All that changes how a call runs: a recorded call is replayed only under equal settings."""
-    return tuple(map(os.environ.get, (BACKEND, BATCH_INVARIANT, TUNED)))
+def call_settings() -> tuple[bytes | None, ...]:
+    """All that changes how a call runs: a recorded call is replayed only under equal settings.
+
+    It is asked at each call. os.environ raises and catches an exception for what is not set, which
+    takes 2 us a variable. So this looks into the dictionary behind it (CPython 3.10 to 3.14).
+    """
+    return _CALL_SETTINGS()
+
+
+def _reader(*names: str) -> Callable[[], tuple[bytes | None, ...]]:
+    variables: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]
+    keys = tuple(map(os.fsencode, names))
+    return lambda: tuple(map(variables.get, keys))
+
+
+_CALL_SETTINGS = _reader(BACKEND, BATCH_INVARIANT, TUNED)
+"""Reads the variables that call_settings names."""
 
 
 def prefer_batch_invariance() -> None:

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from nvfp4.cli.emulating import EMULATE, emulating
 from nvfp4.cli.errors import user_errors
 from nvfp4.cli.progress import steps
 from nvfp4.demo.run import Report, run
@@ -24,11 +25,14 @@ def demo(
     max_tokens: Annotated[int, typer.Option(min=2, help="How much of the text to use.")] = 1024,
     new_tokens: Annotated[int, typer.Option(min=1, help="How much each model writes.")] = 40,
     backend: Annotated[str, typer.Option(help="A backend's name; default: chosen per op.")] = "",
+    emulate: Annotated[str, typer.Option(metavar="ARCH", help=EMULATE)] = "",
     out: Annotated[Path | None, typer.Option(help="A file for the result, in JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
 ) -> None:
     """Run a language model with every linear layer in NVFP4 (W4A4), and compare it with bf16."""
-    with user_errors(), steps() as step:
+    if emulate and not backend:
+        backend = "triton"  # what is emulated runs by name only
+    with user_errors(), emulating(emulate), steps() as step:
         report = run(model, text, max_tokens, new_tokens, backend, step)
         as_text = json.dumps(report.as_dict(), indent=2)
         if out is not None:

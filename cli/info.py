@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nvfp4.backends.target import target_of
+from nvfp4.cli.emulating import EMULATE, emulating
 from nvfp4.cli.errors import user_errors
 from nvfp4.dispatch import BACKENDS
 from nvfp4.dispatch.explain import STAGES, explain
@@ -69,13 +70,14 @@ def _device(device: torch.device) -> dict[str, Any]:
 
 def info(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    emulate: Annotated[str, typer.Option(metavar="ARCH", help=EMULATE)] = "",
     problem: Annotated[
         tuple[int, int, int] | None,
         typer.Option(metavar="M N K", help="What each backend's mm would run, and how long."),
     ] = None,
 ) -> None:
     """Say what this machine has, and which backend runs each op on it, and why."""
-    with user_errors():
+    with user_errors(), emulating(emulate):
         facts = _facts()
         if problem is not None:
             facts["problem"] = _plans(*problem)

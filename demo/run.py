@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from nvfp4.backends.target import target_of
 from nvfp4.demo import measure
 from nvfp4.demo.model import TEXT, default_weights, load
 from nvfp4.dispatch.explain import explain
@@ -45,6 +46,13 @@ class Report:
         return asdict(self)
 
 
+def _name(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    target = target_of(torch.device(device))
+    return f"{platform.machine()} CPU" + (f", {target}" if target.emulated else "")
+
+
 def run(
     weights: Path | None,
     text: Path | None,
@@ -58,7 +66,8 @@ def run(
     `step(title, total)` opens a progress bar and returns the function that advances it.
     """
     start = time.perf_counter()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    emulated = target_of(torch.device("cpu")).emulated
+    device = "cuda" if torch.cuda.is_available() and not emulated else "cpu"
     explanation = explain("linear", device, backend)
     path = weights or default_weights()
 
@@ -95,7 +104,7 @@ def run(
     worst = min(projections, key=lambda projection: projection.cosine)
     return Report(
         model=source,
-        device=torch.cuda.get_device_name() if device == "cuda" else platform.machine() + " CPU",
+        device=_name(device),
         torch=torch.__version__,
         backends={stage.op: stage.backend for stage in explanation.stages},
         why=str(explanation),

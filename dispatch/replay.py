@@ -33,26 +33,18 @@ _ALLOCATIONS = (
 _ZEROS = (torch.ops.aten.zeros.default, torch.ops.aten.new_zeros.default)
 
 
-class Output(NamedTuple):
-    size: torch.Size
-    dtype: torch.dtype
-    zeroed: bool
-
-    def make(self, device: torch.device) -> Tensor:
-        allocate = torch.zeros if self.zeroed else torch.empty
-        return allocate(self.size, dtype=self.dtype, device=device)
-
-
 class Call(NamedTuple):
     """Remembered: what it returns, and what it launches on its tensors and those."""
 
-    outputs: tuple[Output, ...]
+    outputs: tuple[Callable[..., Tensor], ...]
+    """Each allocates an output on a given device."""
     is_tuple: bool
     program: Program
 
     def run(self, device: torch.device, addresses: list[int]) -> Any:
-        outputs = [output.make(device) for output in self.outputs]
-        addresses += [out.data_ptr() for out in outputs]
+        outputs = [make(device=device) for make in self.outputs]
+        for out in outputs:
+            addresses.append(out.data_ptr())
         if device.index == torch.cuda.current_device():
             self.program.run(addresses, device)
         else:
@@ -67,38 +59,39 @@ def replayed(run: Run) -> Run:
 
     @functools.wraps(run)
     def call(*args: Any, **kwargs: Any) -> Any:
-        tensors, addresses, form = [], [], []
+        addresses: list[int] = []
+        form: list[Any] = []
+        first: Any = None  # all tensors are on its device, or the call is refused when it is run
         for x in (*args, *kwargs.values()):
             if isinstance(x, Tensor):
+                first = x if first is None else first
                 address = x.data_ptr()
-                tensors.append(x)
                 addresses.append(address)
-                form.append((x.dtype, x.shape, x.stride(), x.device, address % 16 == 0))
+                form += x.dtype, x.shape, x.stride(), x.get_device(), address % 16 == 0
             else:
                 form.append(x)
-        device = tensors[0].device
         # What is written down runs. Of tensors at one address, no address tells which is meant.
         written = RECORDING.get() is not None
-        if written or not _launches_alone(device) or len(set(addresses)) < len(addresses):
+        if written or not _launches_alone(first) or len(set(addresses)) < len(addresses):
             return run(*args, **kwargs)
         key = (*form, *kwargs, *call_settings())
-        if key not in known:
-            outputs, remembered = _record(run, args, kwargs, tensors)
-            if len(known) == MOST:
-                known.clear()
-            known[key] = remembered
-            return outputs
-        remembered = known[key]
-        if remembered is None:
+        remembered = known.get(key)
+        if remembered is not None:
+            return remembered.run(first.device, addresses)
+        if key in known:
             return run(*args, **kwargs)
-        return remembered.run(device, addresses)
+        outputs, remembered = _record(run, args, kwargs)
+        if len(known) == MOST:
+            known.clear()
+        known[key] = remembered
+        return outputs
 
     return call
 
 
-def _launches_alone(device: torch.device) -> bool:
-    """Whether what runs there is launched by addresses: on a CPU kernels are interpreted."""
-    return device.type == "cuda"
+def _launches_alone(x: Tensor) -> bool:
+    """Whether what runs on x is launched by addresses: on a CPU kernels are interpreted."""
+    return x.is_cuda
 
 
 class _Watch(TorchDispatchMode):
@@ -125,13 +118,12 @@ class _Watch(TorchDispatchMode):
         return result
 
 
-def _record(
-    run: Run, args: Sequence[Any], kwargs: dict[str, Any], tensors: Sequence[Tensor]
-) -> tuple[Any, Call | None]:
+def _record(run: Run, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, Call | None]:
     """What a call returns, and the call to remember; None if it cannot be replayed."""
     with recorded() as recording, _Watch(recording) as watch:
         outputs = run(*args, **kwargs)
     results = outputs if isinstance(outputs, tuple) else (outputs,)
+    tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
     replayable = {b.name for b in BACKENDS if b.replays}
     if watch.works or not recording.backends or not recording.backends <= replayable:
         return outputs, None
@@ -144,7 +136,9 @@ def _record(
     if not watch.zeroed <= set(storages):
         return outputs, None
     made = (
-        Output(x.shape, x.dtype, storage in watch.zeroed)
+        functools.partial(
+            torch.zeros if storage in watch.zeroed else torch.empty, x.shape, dtype=x.dtype
+        )
         for x, storage in zip(results, storages, strict=True)
     )
     return outputs, Call(tuple(made), isinstance(outputs, tuple), program)

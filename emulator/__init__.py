@@ -1,4 +1,4 @@
-"""An emulator of sm_100a kernels: it runs their PTX on a CPU and looks for hazards.
+"""An emulator of GPU kernels: it runs their PTX on a CPU and looks for hazards.
 
     report = load(obj, name, ptx)(*args, memory={"a": a, "out": out}, options=Options(seed=1))
 
@@ -7,7 +7,7 @@ of its rooms imports only rooms that stand below it here:
 
     launch        calls of compiled functions and of single kernels, over cudart.c
     instructions  the table of all instructions by opcode
-    tensor_cores  tcgen05: allocation, copies, MMAs, commits, moves to registers
+    tensor_cores  MMAs of warps (mma.sync), of warpgroups (wgmma), and tcgen05
     tma           tensor maps, and bulk copies by them
     isa           the other instructions, and how each becomes a step of a program
     machine       warps, CTAs, clusters, barriers, and the scheduler with its options

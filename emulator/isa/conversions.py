@@ -20,7 +20,11 @@ def to_bfloat16(bits: np.ndarray) -> np.ndarray:
 
 
 def _to_float16(bits: np.ndarray) -> np.ndarray:
-    half = bits.view(np.float32).astype(np.float16)
+    return _canonical(bits.view(np.float32).astype(np.float16))
+
+
+def _canonical(half: np.ndarray) -> np.ndarray:
+    """Give the patterns of float16; any NaN becomes 0x7FFF."""
     return np.where(np.isnan(half), np.uint16(0x7FFF), half.view(np.uint16))
 
 
@@ -171,6 +175,8 @@ def _convert_floats(
             if kind == "f":
                 if rounding in integers:
                     value = integers[rounding](value)
+                if bits == 16 and source[1] > 16:
+                    return _canonical(value.astype(np.float16))
                 return value.astype(FLOATS[bits]).view(DTYPES[bits])
             info = np.iinfo((SIGNED if kind == "s" else DTYPES)[bits])
             whole = integers[rounding or "rzi"](value.astype(np.float64))

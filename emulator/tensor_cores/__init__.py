@@ -1,1 +1,1 @@
-"""Tensor cores of the fifth generation: the tcgen05 instructions."""
+"""Tensor cores: mma.sync, wgmma and tcgen05, and how each lays out its operands."""

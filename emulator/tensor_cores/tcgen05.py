@@ -6,7 +6,7 @@ from nvfp4.emulator import ptx
 from nvfp4.emulator.isa.builder import Builder, Decoder, Operation
 from nvfp4.emulator.isa.modifiers import Modifiers
 from nvfp4.emulator.machine.program import Step
-from nvfp4.emulator.tensor_cores import access, allocation, commit, copy, mma
+from nvfp4.emulator.tensor_cores import access, allocation, commit, copy, half_mma, mma
 
 _OPERATIONS: Mapping[str, Operation] = {
     **allocation.OPERATIONS,
@@ -18,7 +18,9 @@ _OPERATIONS: Mapping[str, Operation] = {
 
 
 def _decode_tcgen05(instruction: ptx.Instruction, builder: Builder) -> Step:
-    name, *_ = instruction.modifiers
+    name, *others = instruction.modifiers
+    if name == "mma" and (kind := next((o for o in others if o in half_mma.OPERATIONS), "")):
+        return half_mma.OPERATIONS[kind](instruction, builder, Modifiers(instruction, name))
     if name not in _OPERATIONS:
         raise instruction.unsupported(f"tcgen05.{name} is not known")
     return _OPERATIONS[name](instruction, builder, Modifiers(instruction, name))

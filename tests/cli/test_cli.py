@@ -25,6 +25,23 @@ def test_info(run):
         assert word in result.stdout
 
 
+def test_info_of_an_emulated_gpu(run):
+    result = run("info", "--emulate", "sm_89")
+    assert result.exit_code == 0
+    for line in (
+        "emulated sm_89",
+        "triton: by name only: emulated: sm_89 code run by the CPU, slowly",
+        "cutedsl: needs sm_100 or sm_103, or the CPU to emulate it, got emulated sm_89",
+    ):
+        assert line in result.stdout
+
+
+def test_an_emulated_gpu_has_to_be_known(run):
+    result = run("info", "--emulate", "sm_75")
+    assert result.exit_code == 2
+    assert "sm needs one of 80, 86, 89" in result.output
+
+
 def test_info_json(run):
     facts = json.loads(run("info", "--json").stdout)
     assert torch.__version__.startswith(facts["packages"]["torch"])

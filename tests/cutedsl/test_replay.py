@@ -42,7 +42,7 @@ def recorded(monkeypatch) -> list[replay.Call | None]:
 
 def _pretend(monkeypatch) -> None:
     """Take this machine's tensors for a GPU's from now on."""
-    monkeypatch.setattr(replay, "_launches_alone", lambda device: True)
+    monkeypatch.setattr(replay, "_launches_alone", lambda x: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: None)
 
 

@@ -82,6 +82,23 @@ def test_demo(small_model):
     assert set(report["backends"]) == {"quantize_dynamic", "mm"}
 
 
+@pytest.mark.emulated
+@pytest.mark.compiles
+@needs_transformers
+def test_demo_on_an_emulated_gpu(small_model):
+    arguments = ["demo", "--model", str(small_model), "--max-tokens", "4", "--new-tokens", "1"]
+    emulated, plain = (
+        CliRunner().invoke(app, [*arguments, *options, "--json"])
+        for options in (["--emulate", "sm_89"], ["--backend", "reference"])
+    )
+    assert emulated.exit_code == 0, emulated.output
+    report = json.loads(emulated.stdout)
+    assert report["device"].endswith("emulated sm_89")
+    assert report["backends"] == {"quantize_dynamic": "triton", "mm": "triton"}
+    expected = json.loads(plain.stdout)["perplexity_nvfp4"]
+    assert report["perplexity_nvfp4"] == pytest.approx(expected, rel=1e-2)
+
+
 @pytest.mark.slow
 @needs_transformers
 @pytest.mark.skipif(

@@ -68,7 +68,7 @@ def op(monkeypatch) -> Op:
 
 def _pretend(monkeypatch) -> None:
     """That this machine's tensors are a GPU's."""
-    monkeypatch.setattr(replay, "_launches_alone", lambda device: True)
+    monkeypatch.setattr(replay, "_launches_alone", lambda x: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: None)
 
 
@@ -293,7 +293,7 @@ def test_a_replayed_call_gives_the_same_bits(name, m, device, monkeypatch):
     monkeypatch.setattr(replay.Call, "run", spied)
     got = getattr(OPS, name)(*args)
     assert len(replays) == 1
-    monkeypatch.setattr(replay, "_launches_alone", lambda device: False)
+    monkeypatch.setattr(replay, "_launches_alone", lambda x: False)
     want = getattr(OPS, name)(*args)
     got, want = (x if isinstance(x, tuple) else (x,) for x in (got, want))
     for g, w in zip(got, want, strict=True):

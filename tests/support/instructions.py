@@ -52,13 +52,15 @@ def check_instructions(kernel: str, ptx: str, sm: int) -> None:
 
 def check_multiplication(kernel: str, found: set[str], sm: int) -> None:
     """Check that a GEMM uses one kind of tensor-core instruction, the architecture's."""
+
+    def uses(*parts: str) -> bool:
+        return any(all(part in name for part in parts) for name in found)
+
     kinds = {
-        "wgmma": any("wgmma.mma_async" in n and "f32.f16.f16" in n for n in found),
-        "mma": any("mma.sync" in n and "f32.f16.f16.f32" in n for n in found),
-        "tcgen05": any("tcgen05.mma" in n and all(b in n for b in BLOCK_SCALED) for n in found),
-        "mma.block_scale": any(
-            "mma.sync" in n and all(b in n for b in BLOCK_SCALED) for n in found
-        ),
+        "wgmma": uses("wgmma.mma_async", "f32.f16.f16"),
+        "mma": uses("mma.sync", "f32.f16.f16.f32"),
+        "tcgen05": uses("tcgen05.mma", *BLOCK_SCALED),
+        "mma.block_scale": uses("mma.sync", *BLOCK_SCALED),
     }
     used = [kind for kind, present in kinds.items() if present]
     assert len(used) == 1, (kernel, used)

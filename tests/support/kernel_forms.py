@@ -62,8 +62,34 @@ class Form(NamedTuple):
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def op(self) -> str:
+        """The op whose kernels run."""
+        return "weight_only_linear" if "W4A16" in self.name else self.name.split()[0].rstrip(",")
+
 
 FORMS: list[Form] = []
+
+SMALL = (
+    "quantize bf16",
+    "quantize_dynamic fp16, linear scales, several warps a row",
+    "quantize_dynamic of long rows: their scales",
+    "dequantize to fp32, a scale a row",
+    "glu_quantize of experts, scales found",
+    "glu_quantize of long rows: their scales",
+    "mm 16x64, rows masked",
+    "mm 16x32, split-K",
+    "mm 64 per_sm=2 stages=2",
+    "mm block-scaled 32",
+    "linear, scales found",
+    "linear W4A16",
+    "grouped_mm 16x64",
+    "grouped_mm 32 per_sm=2 stages=4",
+    "grouped_mm block-scaled 16",
+    "moe_dispatch of several chunks of ids",
+    "moe_combine float16, top 8",
+)
+"""Names of forms that have every kernel of every architecture between them."""
 
 
 def everywhere(sm: int) -> bool:
@@ -192,7 +218,7 @@ def _(backend: str) -> Outputs:
 
 @form("glu_quantize of long rows: their scales")
 def _(backend: str) -> Outputs:
-    call = GluQuantize(activations(2, 2 * (4096 + 48)), limit=7.0)
+    call = GluQuantize(activations(2, 2 * (4096 + 48)), swiglu_limit=7.0)
     if backend == "reference":
         return (OPS.glu_quantize(*call[:4], backend=backend)[2],)
     row_scale = torch.empty(2)
@@ -468,3 +494,41 @@ for dtype, top_k, weights in ((BF16, 1, F32), (F16, 8, BF16), (F32, 2, F16)):
 
 def forms_on(sm: int) -> Iterator[Form]:
     return (each for each in FORMS if each.on(sm))
+
+
+def one_nan(x: Tensor) -> Tensor:
+    """Give every NaN of a float the same bits: hardware's arithmetic and a CPU's choose others."""
+    return torch.where(x.isnan(), torch.nan, x) if x.dtype in FLOAT_DTYPES else x
+
+
+def cutedsl_forms() -> Iterator[Form]:
+    """One problem for each op that CuTe DSL's kernels have; those have tests of their own."""
+
+    def outputs(run: Callable[[str], Outputs]) -> Callable[[str], Outputs]:
+        def seeded(backend: str) -> Outputs:
+            torch.manual_seed(0)
+            return run(backend)
+
+        return seeded
+
+    def fused(backend: str) -> Outputs:
+        experts, k, offsets = len(COUNTS), 256, _offsets()
+        rows = sum(COUNTS) + 2
+        a, a_scales = codes(rows, k), small_scales(rows, k)
+        b = codes(experts, 256, k)
+        b_scales = torch.stack([swizzle_scales(small_scales(256, k)) for _ in range(experts)])
+        alpha, p = torch.full((experts, 1), 2.0**-8), torch.tensor(2.0**-6)
+        grouped = swizzle_grouped_scales(a_scales, offsets)
+        return OPS.grouped_mm_glu_quantize(
+            a, b, grouped, b_scales, alpha, offsets, None, p, backend=backend
+        )
+
+    def mm_(backend: str) -> Outputs:
+        return _mm(backend, 20, 136, 272, BF16, None)
+
+    def grouped_mm_(backend: str) -> Outputs:
+        return _grouped(backend, 136, 272, F32, None, True)
+
+    yield Form("mm", outputs(mm_), everywhere)
+    yield Form("grouped_mm", outputs(grouped_mm_), everywhere)
+    yield Form("grouped_mm_glu_quantize", outputs(fused), everywhere)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from cases import same_bits
 from instructions import check_instructions
-from kernel_forms import FORMS, Form, Outputs, forms_on
+from kernel_forms import FORMS, SMALL, Form, Outputs, forms_on, one_nan
 from launches import planned, ran
 from paths import ROOT
 
@@ -28,24 +28,6 @@ ARCHITECTURES = (80, 89, 90, 100, 120)
 
 TWINS = {86: 80, 103: 100, 110: 100, 121: 120}
 """Architectures that compile to another's PTX."""
-
-TWIN_FORMS = (
-    "quantize bf16",
-    "quantize_dynamic fp16, linear scales, several warps a row",
-    "quantize_dynamic of long rows: their scales",
-    "dequantize to fp32, a scale a row",
-    "glu_quantize of experts, scales found",
-    "glu_quantize of long rows: their scales",
-    "mm 16x64, rows masked",
-    "mm block-scaled 32",
-    "linear, scales found",
-    "linear W4A16",
-    "grouped_mm 16x64",
-    "grouped_mm block-scaled 16",
-    "moe_dispatch of several chunks of ids",
-    "moe_combine float16, top 8",
-)
-"""Forms that have every kernel between them."""
 
 
 @pytest.fixture(autouse=True)
@@ -75,12 +57,6 @@ def execute(form: Form, sm: int) -> list[tuple[str, Ptx]]:
     return [(launch.kernel.fn.__name__, compiled(launch, sm)) for launch in launches]
 
 
-def one_nan(x: torch.Tensor) -> torch.Tensor:
-    """Give every NaN of a float the same bits: hardware's arithmetic and a CPU's choose others."""
-    floats = x.dtype in (torch.float32, torch.float16, torch.bfloat16)
-    return torch.where(x.isnan(), torch.nan, x) if floats else x
-
-
 @pytest.mark.parametrize(
     "sm, form",
     [
@@ -95,7 +71,7 @@ def test_a_form_of_a_kernel_gives_the_references_bits(sm, form):
         check_instructions(kernel, ptx.text, sm)
 
 
-@pytest.mark.parametrize("name", TWIN_FORMS)
+@pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("sm", TWINS)
 def test_a_twin_compiles_to_the_same_ptx_or_gives_the_same_bits(sm, name):
     skip_if_refused(sm)
@@ -121,7 +97,7 @@ def kernels(forms: Iterable[Form], sm: int) -> set[str]:
 def test_every_kernel_has_a_form():
     files = (ROOT / "backends" / "triton").rglob("*.py")
     written = {
-        name for file in files for name in re.findall(r"def (\w+_kernel)\(", file.read_text())
+        name for file in files for name in re.findall(r"def (_\w+_kernel)\(", file.read_text())
     }
     assert set().union(*(kernels(forms_on(sm), sm) for sm in ARCHITECTURES)) == written
 
@@ -129,5 +105,5 @@ def test_every_kernel_has_a_form():
 @pytest.mark.parametrize("sm", TWINS)
 def test_every_kernel_of_a_twin_is_compiled(sm):
     skip_if_refused(sm)
-    chosen = [form for form in forms_on(sm) if form.name in TWIN_FORMS]
+    chosen = [form for form in forms_on(sm) if form.name in SMALL]
     assert kernels(chosen, sm) == kernels(forms_on(sm), sm)

@@ -113,7 +113,7 @@ def _hopper_grouped_mm_kernel(
     a, words, scales, alpha, row_scale, bias, tiles, out, count, N, steps, scale_tiles, segment,
     BM: gl.constexpr, A_STAGES: gl.constexpr, B_STAGES: gl.constexpr, PER_SM: gl.constexpr,
 ):  # fmt: skip
-    pipe = pipeline(BM, A_STAGES, B_STAGES)
+    pipe = pipeline(BM, A_STAGES, B_STAGES, PER_SM)
     epilogue = (alpha, row_scale, bias, out, segment)
     gl.warp_specialize(
         [

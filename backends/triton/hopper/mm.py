@@ -129,7 +129,7 @@ def _hopper_mm_kernel(
     A_STAGES: gl.constexpr, B_STAGES: gl.constexpr, STREAM_K: gl.constexpr, PER_SM: gl.constexpr,
     GROUP_M: gl.constexpr,
 ):  # fmt: skip
-    pipe = pipeline(BM, A_STAGES, B_STAGES)
+    pipe = pipeline(BM, A_STAGES, B_STAGES, PER_SM)
     size = (M, N, steps)
     epilogue = (alpha, row_scale, bias, out, N, alpha_stride, row_scale_stride, segment)
     partials = (partial_sums, tile_counters)

@@ -188,11 +188,19 @@ def first_iteration():
     return gl.to_tensor(0).to(gl.uint32)
 
 
+@constexpr_function
+def alternates(PER_SM):
+    """Whether the consumers take turns; else another program decodes while this one multiplies."""
+    return PER_SM == 1
+
+
 @gluon.jit
-def _barriers(N: gl.constexpr, COUNT: gl.constexpr):
+def _barriers(N: gl.constexpr, COUNT: gl.constexpr, USED: gl.constexpr = True):
+    """Allocate N barriers. Those not USED stay plain memory, which Triton gives to others."""
     barriers = gl.allocate_shared_memory(gl.int64, [N, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(N):
-        mbarrier.init(barriers.index(i), count=COUNT)
+    if USED:
+        for i in gl.static_range(N):
+            mbarrier.init(barriers.index(i), count=COUNT)
     return barriers
 
 
@@ -221,7 +229,9 @@ class Pipeline:
 
 
 @gluon.jit
-def pipeline(BM: gl.constexpr, A_STAGES: gl.constexpr, B_STAGES: gl.constexpr):
+def pipeline(
+    BM: gl.constexpr, A_STAGES: gl.constexpr, B_STAGES: gl.constexpr, PER_SM: gl.constexpr
+):
     """Allocate a program's shared memory and initialize its barriers."""
     return Pipeline(
         gl.allocate_shared_memory(gl.float16, [A_STAGES, BM, BK], A_SHARED),
@@ -229,7 +239,7 @@ def pipeline(BM: gl.constexpr, A_STAGES: gl.constexpr, B_STAGES: gl.constexpr):
         gl.allocate_shared_memory(gl.int32, [B_STAGES, 1, SCALE_QUADS], SCALES_SHARED),
         Ring(_barriers(A_STAGES, 1), _barriers(A_STAGES, 2), A_STAGES),
         Ring(_barriers(B_STAGES, 1), _barriers(B_STAGES, 2), B_STAGES),
-        _barriers(2, 1),
+        _barriers(2, 1, alternates(PER_SM)),
     )
 
 
@@ -305,7 +315,7 @@ def multiply(pipe, iteration, count, C: gl.constexpr, BM: gl.constexpr, PER_SM: 
     Returns float32 [ROWS, BM].
     """
     FIRST: gl.constexpr = 1 - C  # consumer 0 begins: its first wait must not block
-    PING_PONG: gl.constexpr = PER_SM == 1  # else another program decodes while this one multiplies
+    PING_PONG: gl.constexpr = alternates(PER_SM)
     acc = gl.full([ROWS, BM], 0.0, gl.float32, accumulator_layout(BM))
     for _ in range(count):
         first, second = decode(pipe, pipe.b_ring.wait_full(iteration), C, BM)
