@@ -75,8 +75,9 @@ def outcome(run: dict[str, Any]) -> str:
 
 
 def short(reasons: str) -> str:
-    """A reason without what was got, which the column says."""
-    return re.sub(r"( on emulated sm_\d+)?, got .*", "", reasons.split("; ")[0])
+    """A reason without what the row or the column says: what was got, and that a CPU emulates."""
+    first = reasons.split("; ")[0]
+    return re.sub(r"( on emulated sm_\d+)?(, or the CPU to emulate it)?, got .*", "", first)
 
 
 def releases() -> list[str]:
