@@ -8,6 +8,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from itertools import repeat
 from pathlib import Path
 from typing import Annotated, NamedTuple, Protocol
 
@@ -20,7 +21,7 @@ from nvfp4.backends.cutedsl.gemm.config import Tile
 from nvfp4.backends.cutedsl.gemm.launch import plan
 from nvfp4.backends.cutedsl.runtime import emulated
 from nvfp4.backends.recording import recorded
-from nvfp4.backends.triton.runtime.emulated import run_one
+from nvfp4.backends.triton.runtime.emulated import options_of, run_one
 from nvfp4.backends.triton.runtime.launch import Launch
 from nvfp4.bench.run import commit_of, version_of
 from nvfp4.calls import Mm
@@ -80,7 +81,8 @@ def triton_case(call: Callable[[], object]) -> list[Measured]:
     with nvfp4.emulate(sm=TRITON_SM), recorded() as recording:
         call()
     launches = [launch for launch in recording.launches if isinstance(launch, Launch)]
-    return measured(lambda: (run_one(launch, TRITON_SM) for launch in launches))
+    options = [options_of(launch, launches[:index]) for index, launch in enumerate(launches)]
+    return measured(lambda: map(run_one, launches, repeat(TRITON_SM), options))
 
 
 def triton_calls() -> dict[str, Callable[[], object]]:

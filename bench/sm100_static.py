@@ -206,7 +206,7 @@ KERNELS: dict[str, tuple[Compile, Needs, tuple[Shape, ...]]] = {
     "nvfp4 grouped, SwiGLU, quantized": (fused, _needs_ours, GLU_TILES),
     cutlass_operators.PACKAGE: (cutlass_operators.compile, cutlass_operators.needs, TILES),
 }
-"""For each kernel, by name: what compiles it, what says what it needs, and its tiles."""
+"""Kernels by name, each with what compiles it, what says what it needs, and its tiles."""
 
 
 def read(kernel: str, tile: Shape, compiled: Compiled) -> Row:

@@ -35,7 +35,7 @@ commit follows all work of its thread.
 
 
 def issue_event(
-    warp: Any, instruction: ptx.Instruction, kind: str = "commit", key: Any = None
+    warp: Any, instruction: ptx.Instruction, kind: str, key: Any = None
 ) -> tuple[int, int]:
     """Give the event of tensor core work, and the events that this work has observed.
 

@@ -29,7 +29,7 @@ def _commit(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers
 
     def step(warp: Any) -> None:
         pair_of(warp, group)
-        _, seen = issue_event(warp, instruction)
+        _, seen = issue_event(warp, instruction, "commit")
         warp.batch = 0
         address = pick(warp.registers[base], warp.mask) + offset
         targets = [address]

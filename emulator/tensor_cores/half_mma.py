@@ -83,11 +83,11 @@ def decode(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers)
 
     def step(warp: Any) -> None:
         machine, registers, mask = warp.machine, warp.registers, warp.mask
-        event, seen = issue_event(warp, instruction)
-        (cta,) = pair_of(warp, 1)
         shape = _shape(pick(registers[description_slot], mask))
-        accumulate = bool((registers[accumulate_slot] ^ flip) & mask)
         to = pick(registers[d_base], mask) + d_offset
+        event, seen = issue_event(warp, instruction, "mma", (to, shape))
+        (cta,) = pair_of(warp, 1)
+        accumulate = bool((registers[accumulate_slot] ^ flip) & mask)
         rows, into = _rows(shape.m, to >> 16), cta.tensor.region(to, shape.n)
         where_b = _chunks(pick(registers[b_slot], mask), shape.n, shape.mn_major[1])
         shared = [where_b]

@@ -5,7 +5,7 @@ launcher does.
 """
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,26 +27,29 @@ MAP_ALIGNMENT = 64
 """Bytes that a tensor map among the parameters is aligned to."""
 
 
-def run(launches: Iterable[Launch], sm: int) -> None:
+def run(launches: Sequence[Launch], sm: int) -> None:
     """Run launches one after the other as an sm_<sm> GPU would.
 
-    Every hazard that the emulator sees is an error. With PDL, a kernel may load before the end of
-    the launch before it what that one was not given: the weights.
+    Every hazard that the emulator sees is an error.
     """
-    given: list[Tensor] = []
-    for launch in launches:
-        memory = memory_of(launch)
-        new = (n for n, x in memory.items() if not any(overlap(x, y) for y in given))
-        constants = new if given else ()  # the kernel before the first launch is not known
-        # Triton emits no tcgen05.fence, and LLVM moves uses of a tcgen05.ld before the wait for it.
-        options = Options(
-            constants=frozenset(constants), tmem_load_waits=False, tcgen05_fences=False
-        )
-        run_one(launch, sm, options)
-        given += memory.values()
+    for index, launch in enumerate(launches):
+        run_one(launch, sm, options_of(launch, launches[:index]))
 
 
-def run_one(launch: Launch, sm: int, options: Options | None = None) -> Report:
+def options_of(launch: Launch, before: Sequence[Launch]) -> Options:
+    """How a launch is emulated after those `before` it.
+
+    With PDL, a kernel may load before the end of the one before it what that one was not given: the
+    weights. What runs before the first launch is not known, so that may load nothing.
+    """
+    given = [x for each in before for x in memory_of(each).values()]
+    memory = memory_of(launch).items()
+    new = (name for name, x in memory if given and not any(overlap(x, y) for y in given))
+    # Triton emits no tcgen05.fence, and LLVM moves uses of a tcgen05.ld before the wait for it.
+    return Options(constants=frozenset(new), tmem_load_waits=False, tcgen05_fences=False)
+
+
+def run_one(launch: Launch, sm: int, options: Options) -> Report:
     """Run one launch and report what ran."""
     ptx = compiled(launch, sm)
     memory = memory_of(launch)
