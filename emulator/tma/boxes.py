@@ -5,19 +5,23 @@ from typing import Any
 import numpy as np
 
 from nvfp4.emulator.hazards import Hazard, Kind, Unsupported
-from nvfp4.emulator.memory.addresses import PARAMETER_WINDOW
+from nvfp4.emulator.memory.addresses import PARAMETER_WINDOW, SHARED_WINDOW
 from nvfp4.emulator.memory.global_memory import Tensor
 from nvfp4.emulator.tma import tensor_map
 from nvfp4.emulator.tma.tensor_map import TensorMap
 
 
 def map_at(warp: Any, address: int) -> TensorMap:
-    if not address & PARAMETER_WINDOW:
-        raise Unsupported("tensor maps outside the kernel's parameters")
-    offset = address & (PARAMETER_WINDOW - 1)
-    if offset % 64:
+    """Read the tensor map at a generic address, among the parameters or in global memory."""
+    if address & SHARED_WINDOW:
+        raise Unsupported("tensor maps in shared memory")
+    if address % 64:
         raise Hazard(Kind.MISALIGNED, "a tensor map needs an address that is a multiple of 64")
-    data = warp.machine.parameters.data[offset : offset + 128]
+    offset = address & (PARAMETER_WINDOW - 1)
+    if address & PARAMETER_WINDOW:
+        data = warp.machine.parameters.data[offset : offset + 128]
+    else:
+        data = warp.machine.memory.load(np.array([address]), 8, 128, warp)
     return tensor_map.decode(data.tobytes())
 
 

@@ -9,7 +9,7 @@ import torch
 
 import nvfp4
 from nvfp4.backends import cutedsl, environment
-from nvfp4.backends.cutedsl.gemm.choose import NARROW, TILES
+from nvfp4.backends.cutedsl.gemm.choose import NARROW, SPLIT, TILES
 from nvfp4.backends.cutedsl.gemm.config import Alpha, Epilogue, Kernel, Tile
 from nvfp4.backends.cutedsl.gemm.launch import function_on, loadable
 from nvfp4.backends.cutedsl.runtime import cache
@@ -33,13 +33,14 @@ def kernel_of(tile: Tile, bias: bool = True) -> Kernel:
 
 
 @compiles
-@pytest.mark.parametrize("tile", [*TILES, *NARROW, *CLUSTERS], ids=str)
+@pytest.mark.parametrize("tile", [*TILES, *NARROW, *SPLIT, *CLUSTERS], ids=str)
 def test_nothing_spills(tile):
     code = compiled(kernel_of(tile), "sm_100a").cubin
     resources = cubin.resources(code)
     assert resources.spill_stores == resources.spill_loads == resources.local == 0
     assert resources.stack == 0
-    assert resources.registers <= 128, "192 threads, one CTA an SM: no limit near, but no waste"
+    most = 160 if tile in SPLIT else 128
+    assert resources.registers <= most, "two CTAs of 192 threads on an SM: no limit near"
     assert resources.static_shared <= 1024, "what CUDA keeps for itself"
 
 

@@ -9,6 +9,7 @@ from nvfp4.backends.cutedsl.gemm.choose import (
     B200,
     GROUPED,
     NARROW,
+    SPLIT,
     TILES,
     choose_config,
     predict,
@@ -38,7 +39,7 @@ EPILOGUES = [
 ]
 
 
-@pytest.mark.parametrize("tile", [*TILES, *NARROW, Tile(256, 256, 4, 4)], ids=str)
+@pytest.mark.parametrize("tile", [*TILES, *NARROW, *SPLIT, Tile(256, 256, 4, 4)], ids=str)
 def test_everything_fits(tile):
     for epilogue in EPILOGUES:
         if tile.swapped and epilogue.tma_store:
@@ -55,7 +56,7 @@ def test_everything_fits(tile):
         assert emptied >= layout.overlap and layout.second_acc >= 0
 
 
-@pytest.mark.parametrize("tile", [*TILES, *NARROW, Tile(256, 192, 4, 4)], ids=str)
+@pytest.mark.parametrize("tile", [*TILES, *NARROW, *SPLIT, Tile(256, 192, 4, 4)], ids=str)
 def test_a_stage_holds_each_byte_once(tile):
     layout = layout_of(Kernel(tile, Epilogue(tma_store=False)))
     for tiles, sharers in (
@@ -82,7 +83,7 @@ def test_a_stage_holds_each_byte_once(tile):
         ((128, 8), "or, swapped, 8, 16, 32 or 64"),
         ((256, 128), "cluster_rows needs 2 or 4 for a pair"),
         ((128, 128, 3), "cluster_rows and cluster_columns need 1, 2 or 4"),
-        ((128, 128, 1, 1, 2), "split_k needs one CTA a tile and columns up to 64"),
+        ((128, 192, 1, 1, 2), "split_k needs one CTA a tile and columns up to 128"),
         ((128, 16, 1, 1, 3, True), "split_k needs 1, 2, 4 or 8"),
     ],
 )
@@ -112,16 +113,26 @@ def test_choices():
     for n, k in SERVED:
         assert choose_config(1, n, k).tile.swapped and choose_config(1, n, k).tile.columns == 8
         assert choose_config(33, n, k).tile.columns == 64
-        assert not choose_config(65, n, k).tile.swapped
+        assert not choose_config(257, n, k).tile.swapped
         assert choose_config(8192, n, k).tile.rows == 256
         assert choose_config(8192, n, k).tile.columns in (192, 256)
     assert choose_config(1, 4096, 7168).tile.split_k > 1
     assert choose_config(1, 16384, 7168).tile.split_k == 1, "its 128 tiles fill the machine"
 
 
+def test_few_hundred_tokens_split_k_where_unsplit_tiles_leave_sms_idle():
+    """128x2048x7168 ran on 64 of 148 SMs."""
+    for m, least in ((65, 120), (128, 120), (200, 120), (256, 120)):
+        whole, split = (choose_config(m, 2048, 7168, splits=s) for s in (False, True))
+        assert whole.tile.clusters(m, 2048, 148) * whole.tile.cluster <= 64
+        assert split.tile.tiles(2048, m) * split.tile.cluster >= least
+        assert split.time < 0.75 * whole.time
+    assert choose_config(257, 2048, 7168).tile.split_k == 1
+
+
 def test_without_splitting_k():
     for n, k in SERVED:
-        for m in (1, 8, 33, 64):
+        for m in (1, 8, 33, 64, 128):
             assert choose_config(m, n, k, splits=False).tile.split_k == 1
 
 
@@ -141,7 +152,8 @@ def test_the_rows_of_a_band_stay_in_l2(m, k):
 
 
 def exchange(prediction):
-    return B200.exchange if prediction.tile.split_k > 1 else 0
+    partials = 128 * prediction.tile.columns * 4
+    return B200.exchange + partials / 64 / B200.clock if prediction.tile.split_k > 1 else 0
 
 
 def test_the_prediction_is_a_roofline():
@@ -169,7 +181,7 @@ def test_warmup_covers_every_choice(n, k):
     assert len(kernels) == len(set(kernels)) == 4 * len(forms)
 
 
-@pytest.mark.parametrize("tile", [*TILES, *NARROW], ids=str)
+@pytest.mark.parametrize("tile", [*TILES, *NARROW, *SPLIT], ids=str)
 @pytest.mark.parametrize("k", [256, 1024, 3584])
 def test_a_kernel_in_half_of_an_sm_has_all_the_stages_that_it_fills(tile, k):
     """Every kernel took a whole SM: the next one's CTAs could not start beside it (PDL)."""

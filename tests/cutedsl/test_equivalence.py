@@ -13,7 +13,7 @@ from bounds import gemm_bound
 from cases import Shape, activations, same_bits, skip_if_it_cannot
 
 import nvfp4
-from nvfp4.backends.cutedsl.gemm.choose import B200_SMS, NARROW, TILES
+from nvfp4.backends.cutedsl.gemm.choose import B200_SMS, NARROW, SPLIT, TILES
 from nvfp4.backends.cutedsl.gemm.config import Tile
 from nvfp4.backends.cutedsl.gemm.launch import plan, run_or_emulate
 from nvfp4.calls import Mm
@@ -153,7 +153,7 @@ def run_tile(tile: Tile, shape: Shape, row_scale: bool, sms: int) -> None:
 
 
 @emulated
-@pytest.mark.parametrize("tile", [*TILES, *CLUSTERS, *NARROW], ids=str)
+@pytest.mark.parametrize("tile", [*TILES, *CLUSTERS, *NARROW, *SPLIT], ids=str)
 def test_every_tile(tile):
     run_tile(tile, tile_problem(tile), tile.columns != 128, sms=2 * tile.cluster)
 
@@ -168,7 +168,7 @@ def test_tiles_are_walked_in_bands(tile, band):
     a, b = operands(shape, True)
     alpha, got = torch.tensor([[0.5]]), torch.empty(shape.m, shape.n, dtype=torch.bfloat16)
     launch = plan(Mm(a.data, b.data, a.scales, b.scales, alpha), got, tile, 2 * tile.cluster)
-    run_or_emulate(launch._replace(args=(*launch.args[:-1], band)))
+    run_or_emulate(launch._replace(sizes=(*launch.sizes[:-1], band)))
     same_bits(got, run("reference", shape, True, alpha))
 
 

@@ -313,6 +313,32 @@ def test_boxes_are_loaded_with_zeros_outside(x, y):
     assert out[:128].reshape(4, 32).tolist() == whole[20 + y : 24 + y, 64 + x : 96 + x].tolist()
 
 
+@pytest.mark.parametrize("place", [0, 64, 32])
+def test_a_tensor_map_may_be_in_global_memory(place):
+    """The kernel gets its address; it must be a multiple of 64."""
+    matrix, out = torch.arange(128, dtype=torch.int32).reshape(4, 32), torch.empty(512)
+    room = torch.zeros(256, dtype=torch.uint8)
+    start = -room.data_ptr() % 64 + place
+    data = torch.frombuffer(bytearray(tensor_map(matrix, (32, 4))), dtype=torch.uint8)
+    room[start : start + 128] = data
+    memory = {"map": room[start:], "x": matrix, "out": out.view(torch.int32)}
+    body = (
+        ONE
+        + AT
+        + READY
+        + expect(512)
+        + f"@%q14 {LOAD.format(2)} [%r110], [%map, {{0, 0}}], [%s];\n"
+    )
+    body += WAIT + COPY_OUT
+    if place % 64:
+        with pytest.raises(Hazard) as raised:
+            run(body, memory)
+        assert raised.value.kind is Kind.MISALIGNED
+    else:
+        run(body, memory)
+        assert torch.equal(memory["out"][:128], matrix.reshape(-1))
+
+
 @pytest.mark.parametrize("x, y", [(0, 0), (16, 3), (-16, -2), (32, 2), (64, 0), (0, 9)])
 def test_boxes_are_stored_inside_only(x, y):
     matrix = torch.full((5, 64), 255, dtype=torch.uint8)

@@ -138,7 +138,7 @@ ARRIVALS = (
     Edit(ONE, "no commit of the stages", On("empty", COMMIT), DROP, DEADLOCK,
          "no stage becomes empty", None),
     Edit(ONE, "stages committed to the next one's barrier", On("empty", COMMIT),
-         within(r"\[(%r\d+)\]", r"[\1+8]"), DEADLOCK,
+         within(r"\[(%r\d+)\]", r"[\1+8]"), DEADLOCK | MBARRIER,
          "the first never becomes empty", None),
     Edit(ONE, "all lanes commit", On("empty", COMMIT), ALL_LANES, MANY_LANES,
          "32 arrivals for one", None),
@@ -216,7 +216,7 @@ STARTS_AND_ENDS = (
     Edit(ONE, "accumulator-empty counts an arrival more", On("acc_empty", INIT), plus(1), DEADLOCK,
          "its phase never ends"),
     Edit(PAIR, "accumulator-empty counts one CTA's warps", On("acc_empty", INIT), to(4),
-         OVERWRITE | MBARRIER, "the peer's are not waited for"),
+         OVERWRITE | MBARRIER | READ, "the peer's are not waited for"),
     Edit(MULTICAST, "empty counts an MMA less", On("empty", INIT), plus(-1), OVERWRITE | MBARRIER,
          "one that reads the stage is not waited for"),
     Edit(MULTICAST, "empty counts an MMA more", On("empty", INIT), plus(1), DEADLOCK,
@@ -400,7 +400,8 @@ EPILOGUE = (
     Edit(SPLIT_K, "the own partials added twice", MAPA_TO_LOAD, r"\1, 0;", WRONG,
          "the sum is over both CTAs", 9, (8,)),
     Edit(SPLIT_K, "a token too many stored", r"or\.pred\s+(%p\d+), (%p\d+), %p\d+;\s+@\1 bra",
-         r"mov.pred \1, \2;\n@\1 bra", OUT_OF_BOUNDS, "the output has no room for it", 8, (1,)),
+         r"mov.pred \1, \2;\n@\1 bra", OUT_OF_BOUNDS | _any(Kind.RACE),
+         "the output has no room for it, or another CTA writes it", 8, (1,)),
 )
 
 # fmt: on

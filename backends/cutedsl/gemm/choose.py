@@ -13,7 +13,14 @@ import functools
 import math
 from typing import NamedTuple
 
-from nvfp4.backends.cutedsl.gemm.config import CTA_ROWS, GLU_COLUMNS, STAGE_K, SWAPPED_COLUMNS, Tile
+from nvfp4.backends.cutedsl.gemm.config import (
+    CTA_ROWS,
+    GLU_COLUMNS,
+    SPLIT_COLUMNS,
+    STAGE_K,
+    SWAPPED_COLUMNS,
+    Tile,
+)
 from nvfp4.backends.cutedsl.gemm.layouts import MMA_K
 from nvfp4.spec.format import BLOCK
 
@@ -40,7 +47,9 @@ class Machine(NamedTuple):
     hbm: float
     """Bytes a second."""
     exchange: float
-    """Seconds that a split-K cluster takes to add its partial sums."""
+    """Seconds that the CTAs of a split-K cluster take to meet; their partial sums pass between them
+    at the rate of L2 (assumed).
+    """
 
 
 B200 = Machine(
@@ -52,7 +61,9 @@ B200 = Machine(
 )
 
 SWAP_UP_TO = 64
-"""The most tokens that go to the MMA's N side: one tile holds them."""
+"""The most tokens that always go to the MMA's N side: one tile holds them."""
+SPLIT_UP_TO = 256
+"""The most tokens for which K may be split: with more, unsplit tiles fill the GPU."""
 
 WIDE = (64, 128, 192, 256)
 TILES = (
@@ -64,6 +75,8 @@ NARROW = tuple(
     for columns in SWAPPED_COLUMNS
     for split in (1, 2, 4, 8)
 )
+SPLIT = tuple(Tile(128, SPLIT_COLUMNS, split_k=split, swapped=True) for split in (2, 4, 8))
+"""Tiles for more tokens than SWAP_UP_TO, where unsplit ones would leave SMs idle."""
 GROUPED = (*TILES, Tile(128, 64, swapped=True))
 GLU = tuple(tile for tile in TILES if tile.columns == 2 * GLU_COLUMNS)
 
@@ -142,14 +155,18 @@ def _predict(
 
     hbm = moved / machine.hbm
     epilogue = waves * machine.epilogue * tile.columns / 256
-    overhead = machine.launch + epilogue + (machine.exchange if tile.split_k > 1 else 0)
+    overhead = machine.launch + epilogue
+    if tile.split_k > 1:
+        partials = 4 * CTA_ROWS * tile.columns
+        overhead += machine.exchange + partials / L2_BYTES / machine.clock
     return Prediction(tile, overhead + max(mma, l2, hbm), mma, l2, hbm, epilogue, waves)
 
 
 def candidates(m: int, n: int, k: int, splits: bool) -> tuple[Tile, ...]:
     """The tiles to choose from. Few tokens go to the MMA's N side, in one tile that just fits."""
     if m > SWAP_UP_TO:
-        return TILES
+        split = (t for t in SPLIT if not t.unfit(n, m, k))
+        return (*TILES, *split) if splits and m <= SPLIT_UP_TO else TILES
     fitting = min(columns for columns in SWAPPED_COLUMNS if columns >= m)
     narrow = (t for t in NARROW if t.columns == fitting and not t.unfit(n, m, k))
     return tuple(t for t in narrow if splits or t.split_k == 1)

@@ -23,6 +23,9 @@ CTA_ROWS = 128
 SWAPPED_COLUMNS = (8, 16, 32, 64)
 """Tile widths for few tokens. Those under SCALE_STEP hold all tokens in one tile."""
 
+SPLIT_COLUMNS = 128
+"""The widest tile with split_k: its partial sums, 64 KB, leave room for 4 stages."""
+
 SCALE_STEP = 64
 """Rows of B's scales that the MMA can move by: a tile of columns starts on a multiple of it.
 
@@ -71,8 +74,8 @@ class Tile:
         if self.split_k not in (1, 2, 4, 8):
             found.append("split_k needs 1, 2, 4 or 8")
         alone = self.ctas == 1 and self.cluster_rows == self.cluster_columns == 1
-        if self.split_k > 1 and not (alone and self.columns <= 64):
-            found.append("split_k needs one CTA a tile and columns up to 64")
+        if self.split_k > 1 and not (alone and self.columns <= SPLIT_COLUMNS):
+            found.append(f"split_k needs one CTA a tile and columns up to {SPLIT_COLUMNS}")
         return found
 
     def unfit(self, rows: int, columns: int, k: int) -> list[str]:

@@ -11,7 +11,9 @@ from nvfp4.backends.cutedsl.gemm.choose import B200_SMS
 from nvfp4.backends.cutedsl.gemm.config import Alpha, Epilogue, Kernel, Tile
 from nvfp4.backends.cutedsl.gemm.layouts import sized
 from nvfp4.backends.cutedsl.runtime.compile import FUNCTION, compiled
+from nvfp4.backends.cutedsl.runtime.occupancy import clusters_on
 from nvfp4.backends.recording import write_down
+from nvfp4.backends.target import target_of
 from nvfp4.calls import Mm
 
 
@@ -96,7 +98,7 @@ def plan(call: Mm, out: Tensor, tile: Tile, sms: int) -> Launch:
         segments if alpha_rows > 1 else 0,
         n // segments,
         int(row_scale is not None and row_scale.numel() > 1),
-        tile.clusters(rows, columns, sms),
+        min(tile.clusters(rows, columns, sms), clusters_on(kernel, out.device, sms)),
         band_of(tile, rows, k),
     )
     return Launch(kernel, (*operands, *factors, out), sizes, tensors)
@@ -186,8 +188,7 @@ def function_on(kernel: Kernel, device: torch.device) -> Callable[..., Any]:
             f"nvfp4: {kernel.tile} would be compiled while a CUDA graph is captured; call "
             "nvfp4.warmup(...) with this shape before capturing"
         )
-    major, minor = torch.cuda.get_device_capability(device)
     from nvfp4.backends.cutedsl.runtime import compat  # imports CuTe DSL, which takes seconds
 
-    code = compiled(kernel, f"sm_{10 * major + minor}a")
+    code = compiled(kernel, f"sm_{target_of(device).sm}a")
     return compat.load(code.object_code, FUNCTION)

@@ -8,6 +8,7 @@ from torch import Tensor
 from nvfp4.backends.cutedsl.gemm.config import Alpha, Epilogue, Glu, Kernel, Tile
 from nvfp4.backends.cutedsl.gemm.launch import Launch, aligned, loadable, starts_on_16_bytes
 from nvfp4.backends.cutedsl.gemm.layouts import layout_of
+from nvfp4.backends.cutedsl.runtime.occupancy import clusters_on
 from nvfp4.calls import GroupedMm, GroupedMmGluQuantize, Quantized
 from nvfp4.spec.grouped import MAX_EXPERTS
 from nvfp4.spec.swizzle import TILE_ROWS
@@ -119,7 +120,10 @@ def _launch(
         tensors["out"].stride(0),
         alpha.shape[1],
         int(tensors["p"].numel() > 1),
-        clusters_of(kernel, rows, experts, n, sms),
+        min(
+            clusters_of(kernel, rows, experts, n, sms),
+            clusters_on(kernel, tensors["out"].device, sms),
+        ),
         limit,
     )
     own = {name: t for name, t in tensors.items() if name == "alpha" or t is not alpha}

@@ -24,6 +24,9 @@ from nvfp4.backends.cutedsl.gemm.factors import Factors, element, of_element, of
 from nvfp4.backends.cutedsl.gemm.layouts import Layout
 from nvfp4.backends.cutedsl.gemm.output import EpilogueWarp, Output
 
+LOADS_AT_ONCE = 64
+"""Partial sums that a thread loads before it stores their totals: each takes a register."""
+
 DTYPES = {
     torch.bfloat16: cutlass.BFloat16,
     torch.float16: cutlass.Float16,
@@ -66,9 +69,13 @@ def drain_split_k(
         if const_expr(s == layout.release_after):
             release(layout, accumulator, own.smem, own.rank)
         store_partial(layout, sums, own.smem, own.r, s * layout.subtile)
-    share = own.rank * (layout.tile.columns // layout.tile.split_k)
-    sums = reduce_partials(layout, own.smem, own.r, own.rank)
-    store(layout, own, accumulator, output, factors, terms, place, sums, share)
+    exchange(layout, own.smem)
+    share = layout.tile.columns // layout.tile.split_k
+    count = min(share, LOADS_AT_ONCE // layout.tile.split_k)
+    for i in cutlass.range_constexpr(0, share, count):
+        first = own.rank * share + i
+        sums = reduce_partials(layout, own.smem, own.r, first, count)
+        store(layout, own, accumulator, output, factors, terms, place, sums, first)
 
 
 @cute.jit
@@ -122,18 +129,24 @@ def store_partial(
 
 
 @cute.jit
-def reduce_partials(layout: cutlass.Constexpr[Layout], smem: Int32, r: Int32, rank: Int32):
-    """Split-K: this CTA's share of the tile's columns, added in the order of the CTAs' ranks."""
-    split = layout.tile.split_k
-    share = layout.tile.columns // split
+def exchange(layout: cutlass.Constexpr[Layout], smem: Int32):
+    """Split-K: tell that this CTA's partial sums are there, and wait for all CTAs'."""
     arrive_at_all(layout, smem + layout.partial_full)
     ptx.mbarrier_wait_relaxed(smem + layout.partial_full, Int32(0))
     ptx.acquire_shared()
-    at = smem + layout.partials + (rank * share * CTA_ROWS + r) * 4
-    sums = [ptx.load_cluster(ptx.map_to_cta(at, Int32(0)), 4 * CTA_ROWS * i) for i in range(share)]
-    for q in cutlass.range_constexpr(1, split):
+
+
+@cute.jit
+def reduce_partials(
+    layout: cutlass.Constexpr[Layout], smem: Int32, r: Int32, first: Int32,
+    count: cutlass.Constexpr[int],
+):  # fmt: skip
+    """Split-K: `count` columns of the tile, added in the order of the CTAs' ranks."""
+    at = smem + layout.partials + (first * CTA_ROWS + r) * 4
+    sums = [ptx.load_cluster(ptx.map_to_cta(at, Int32(0)), 4 * CTA_ROWS * i) for i in range(count)]
+    for q in cutlass.range_constexpr(1, layout.tile.split_k):
         remote = ptx.map_to_cta(at, Int32(q))
-        sums = [sums[i] + ptx.load_cluster(remote, 4 * CTA_ROWS * i) for i in range(share)]
+        sums = [sums[i] + ptx.load_cluster(remote, 4 * CTA_ROWS * i) for i in range(count)]
     return sums
 
 
