@@ -2,6 +2,7 @@
 
 import pytest
 from paths import ROOT
+from triton_edits import EDITS
 
 from nvfp4.bench import verification
 
@@ -10,6 +11,13 @@ from nvfp4.bench import verification
 def test_a_table_is_not_written_by_hand(page, name):
     text = (ROOT / page).read_text()
     assert verification.filled(text, name, verification.tables()[page, name]) == text
+
+
+def test_the_faults_in_tritons_ptx_are_counted():
+    unnoticed = sum(bool(edit.unnoticed) for edit in EDITS)
+    text = (ROOT / "docs" / "verification.md").read_text()
+    assert f"gets {len(EDITS)} more faults; the emulator notices {len(EDITS) - unnoticed}." in text
+    assert f"each of the other {unnoticed}." in text
 
 
 def test_no_cell_says_compiled():
