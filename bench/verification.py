@@ -8,7 +8,6 @@ A cell is "hardware (commit, GPU)", "emulated (CI)", or "refused, because" and t
 import json
 import re
 from collections.abc import Iterable
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ MACHINES = {
 }
 
 Cells = dict[tuple[str, str, int], str]
-"""By backend, op and architecture."""
+"""Texts by backend, op and architecture."""
 
 
 def hardware() -> Cells:
@@ -77,7 +76,7 @@ def outcome(run: dict[str, Any]) -> str:
 
 def short(reasons: str) -> str:
     """A reason without what was got, which the column says."""
-    return re.sub(r", got emulated sm_\d+", "", reasons.split("; ")[0])
+    return re.sub(r"( on emulated sm_\d+)?, got .*", "", reasons.split("; ")[0])
 
 
 def releases() -> list[str]:
@@ -95,10 +94,12 @@ def by_op(cells: Cells, backend: str, ops: Iterable[str]) -> str:
     def column(sm: int) -> tuple[str, ...]:
         return tuple(cell(cells, backend, op, sm) for op in ops)
 
-    recorded = [sm for sm in ARCHITECTURES if any(column(sm))]
-    groups = [(list(sms), texts) for texts, sms in groupby(recorded, column)]
-    heads = [", ".join(f"sm_{sm}" for sm in sms) for sms, _ in groups]
-    rows = [[f"`{op}`", *(texts[i] for _, texts in groups)] for i, op in enumerate(ops)]
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for sm in ARCHITECTURES:
+        if any(column(sm)):
+            groups.setdefault(column(sm), []).append(f"sm_{sm}")
+    heads = map(", ".join, groups.values())
+    rows = [[f"`{op}`", *(texts[i] for texts in groups)] for i, op in enumerate(ops)]
     return table([f"`{backend}`", *heads], rows)
 
 
@@ -108,8 +109,8 @@ def by_release() -> str:
     for sm in ARCHITECTURES:
         row = [f"sm_{sm}"]
         for release in releases():
-            cells = {op: text for (b, op, at), text in emulated(release).items() if at == sm}
-            row.append(summary(list(cells.values())))
+            found = emulated(release).items()
+            row.append(summary([x for (b, _, at), x in found if (b, at) == ("triton", sm)]))
         rows.append(row)
     return table(["", *(f"Triton {release}" for release in releases())], rows)
 
@@ -135,7 +136,7 @@ def by_gpu(cells: Cells) -> str:
             ran = [text for text in texts if text.startswith("hardware")]
             gpus = sorted({text.rsplit(", ")[-1].rstrip(")") for text in ran})
             most = f"**run on {', '.join(gpus)}** ({len(ran)} of {len(texts)} ops), else "
-            row.append((most if ran else "") + summary(texts) if texts else "")
+            row.append((most if ran else "") + summary(texts))
         rows.append(row)
     return table(["GPU", "`triton`", "`cutedsl`"], rows)
 

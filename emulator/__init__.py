@@ -11,11 +11,12 @@ of its rooms imports only rooms that stand below it here:
     tma           tensor maps, and bulk copies by them
     isa           the other instructions, and how each becomes a step of a program
     machine       warps, CTAs, clusters, barriers, and the scheduler with its options
+    engine        a warp's registers, and the C interpreter of what touches nothing else
     memory        global, shared and tensor memory, and the shadow: who wrote and read each byte
     ptx           the parser, and PTX as values
     lanes         values in the 32 lanes of a warp
     hazards       the faults and how they are reported
-    c_library     C sources compiled and loaded
+    c_library     C sources, compiled by the system's compiler and kept
 
 It does not see ptxas and SASS, register budgets, the order of summation within an MMA, data races
 within a CTA on global memory, and speed.

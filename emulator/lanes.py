@@ -1,9 +1,8 @@
 """A warp's 32 lanes: register values and sets of lanes.
 
-A register holds an int when its value is equal in all lanes. Most values are: addresses, counters,
-descriptors. Otherwise it holds a numpy array of 32, which is never changed in place. Both are
-unsigned bit patterns, and instructions give them a type. A predicate register is an int with a bit
-for each lane, as any set of lanes is.
+A value is a numpy array of 32 or, where all lanes have the same, an int. Both are unsigned bit
+patterns, and instructions give them a type. A predicate is an int with a bit for each lane, as any
+set of lanes is.
 """
 
 from collections.abc import Mapping
@@ -16,24 +15,6 @@ LANES = 32
 ALL = (1 << LANES) - 1
 
 Value = int | np.ndarray
-
-
-class Loading:
-    """A register's content that nothing can use yet, because an instruction still brings it."""
-
-    __slots__ = ("value", "line", "what", "wait")
-
-    def __init__(
-        self,
-        value: np.ndarray,
-        line: int,
-        what: str = "tcgen05.ld",
-        wait: str = "tcgen05.wait::ld (Options.tmem_load_waits)",
-    ) -> None:
-        self.value, self.line, self.what, self.wait = value, line, what, wait
-
-    def __str__(self) -> str:
-        return f"a register of the {self.what} in PTX line {self.line} is used without {self.wait}"
 
 
 DTYPES: Mapping[int, Any] = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}

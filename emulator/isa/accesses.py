@@ -6,15 +6,17 @@ from typing import Any
 import numpy as np
 
 from nvfp4.emulator import ptx
+from nvfp4.emulator.engine.records import Does, Record
+from nvfp4.emulator.engine.registers import ALWAYS
 from nvfp4.emulator.hazards import Hazard, Kind
-from nvfp4.emulator.isa.builder import Builder, Decoder
+from nvfp4.emulator.isa.builder import Builder, Decoded, Decoder, Lanes
 from nvfp4.emulator.isa.modifiers import Modifiers
 from nvfp4.emulator.lanes import (
     ALL,
     DTYPES,
     SIGNED,
-    lowest,
     members,
+    pick,
     signed,
     spread,
     uniform,
@@ -155,11 +157,40 @@ class _Access:
         if self.bits == 128:
             raise instruction.unsupported("128-bit registers are not known")
 
+    def lanes(
+        self,
+        does: Does,
+        builder: Builder,
+        base: int,
+        offset: int,
+        elements: tuple[int, ...],
+        step: Step,
+    ) -> Lanes:
+        """Make the engine's record of the access, if it may be one of those that it knows."""
+        space = _ENGINE_SPACES.get(self.space)
+        if space is None or self.acquires or self.releases or not -(1 << 31) <= offset < 1 << 31:
+            return Lanes((), step)
+        shape = memory_shape(self.bits, self.count, builder.bits[base], self.letter == "s")
+        flips = shape, space | self.strong << 8
+        return Lanes(
+            [Record(does, 0, ALWAYS, (base,), offset, flips=flips, elements=elements)], step
+        )
 
+
+def memory_shape(bits: int, count: int, base_bits: int, flag: bool) -> int:
+    """Pack what an access is like, for engine.c: elements, their number, the address, a flag."""
+    return bits // 8 | count << 8 | base_bits // 8 << 16 | flag << 24
+
+
+_ENGINE_SPACES = {
+    "": 0, "global": 1, "shared": 2, "shared::cta": 2, "shared::cluster": 2, "param": 3
+}  # fmt: skip
+"""The numbers of state spaces in engine/memory.h."""
 _POLICIES = ("evict_first", "evict_last", "evict_normal", "evict_unchanged", "no_allocate")
 
 
-def _decode_ld(instruction: ptx.Instruction, builder: Builder) -> Step:
+def _decode_ld(instruction: ptx.Instruction, builder: Builder) -> Lanes:
+    """Decode ld. The engine runs it, and leaves what it does not know to be right to this step."""
     access = _Access(instruction, builder)
     space, bits, count = access.space, access.bits, access.count
     into = instruction.operands[0]
@@ -196,10 +227,12 @@ def _decode_ld(instruction: ptx.Instruction, builder: Builder) -> Step:
                 value = whole
             put(warp, value.view(DTYPES[width]))
 
-    return step
+    elements = tuple(builder.result(operand, bits) for operand in results)
+    return access.lanes(Does.LOAD, builder, base, offset, elements, step)
 
 
-def _decode_st(instruction: ptx.Instruction, builder: Builder) -> Step:
+def _decode_st(instruction: ptx.Instruction, builder: Builder) -> Lanes:
+    """Decode st, which the engine runs as it does ld."""
     access = _Access(instruction, builder)
     space, bits = access.space, access.bits
     base, offset = builder.address(instruction.operands[0], 32 if space != "" else 64)
@@ -213,12 +246,6 @@ def _decode_st(instruction: ptx.Instruction, builder: Builder) -> Step:
         if releases:
             warp.release_to_gpu()
         address = registers[base]
-        if address.__class__ is int:  # all lanes write to one place, and one of them wins
-            lane = lowest(mask)
-            row = [v if (v := registers[s]).__class__ is int else int(v[lane]) for s in slots]
-            values = np.array([[v & ((1 << bits) - 1) for v in row]], DTYPES[bits])
-            store(warp, space, np.array([address + offset]), values, instruction)
-            return
         columns = np.empty((32, len(slots)), DTYPES[bits])
         for i, slot in enumerate(slots):
             columns[:, i] = spread(registers[slot], bits)
@@ -228,7 +255,7 @@ def _decode_st(instruction: ptx.Instruction, builder: Builder) -> Step:
             addresses, columns = addresses[lanes], columns[lanes]
         store(warp, space, addresses, columns, instruction)
 
-    return step
+    return access.lanes(Does.STORE, builder, base, offset, tuple(slots), step)
 
 
 def _decode_mapa(instruction: ptx.Instruction, builder: Builder) -> Step:
@@ -243,11 +270,6 @@ def _decode_mapa(instruction: ptx.Instruction, builder: Builder) -> Step:
 
     def step(warp: Any) -> None:
         address, to = warp.registers[source], warp.registers[rank]
-        if address.__class__ is int and to.__class__ is int:
-            if to >= len(warp.cluster.ctas):
-                raise Hazard(Kind.OUT_OF_BOUNDS, f"no CTA {to} in the cluster")
-            put(warp, address & OFFSET_MASK | to << RANK_SHIFT | window)
-            return
         wide = spread(to, 64)
         if (wide[members(warp.mask)] >= len(warp.cluster.ctas)).any():
             raise Hazard(Kind.OUT_OF_BOUNDS, "no such CTA in the cluster")
@@ -257,7 +279,7 @@ def _decode_mapa(instruction: ptx.Instruction, builder: Builder) -> Step:
     return step
 
 
-def _decode_cvta(instruction: ptx.Instruction, builder: Builder) -> Step:
+def _decode_cvta(instruction: ptx.Instruction, builder: Builder) -> Decoded:
     """Convert an address between its state space and generic: add or remove a window's base."""
     modifiers = Modifiers(instruction)
     _, bits = modifiers.type()
@@ -265,15 +287,17 @@ def _decode_cvta(instruction: ptx.Instruction, builder: Builder) -> Step:
     space = modifiers.need(*SPACES)
     modifiers.done()
     window = {"global": 0, "const": 0, "param": PARAMETER_WINDOW}.get(space, SHARED_WINDOW)
-    put = builder.put(instruction.operands[0], bits)
-    source = builder.source(instruction.operands[1], bits)
+    into, operand = instruction.operands
+    if not window:
+        return builder.lanes(f"mov_u{bits}", into, bits, (operand,), (bits,))
+    put, source = builder.put(into, bits), builder.source(operand, bits)
 
     def step(warp: Any) -> None:
         address = warp.registers[source]
-        one = address if address.__class__ is int else int(address[0])
+        one = pick(address, warp.mask)
         if to and bool(one & window) != bool(window):
             raise Hazard(Kind.OUT_OF_BOUNDS, f"generic address {one:#x} is not in .{space}")
-        put(warp, address & ~window if to and address.__class__ is int else address ^ window)
+        put(warp, address ^ DTYPES[bits](window))
 
     return step
 

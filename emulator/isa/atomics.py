@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nvfp4.emulator import ptx
+from nvfp4.emulator.engine import library
 from nvfp4.emulator.isa.accesses import SPACES, check_alignment, resolve
 from nvfp4.emulator.isa.builder import Builder, Decoder
-from nvfp4.emulator.isa.halves import rounded, widened
 from nvfp4.emulator.isa.modifiers import Modifiers
-from nvfp4.emulator.lanes import DTYPES, members, spread
+from nvfp4.emulator.lanes import DTYPES, LANES, members, spread
 from nvfp4.emulator.machine.program import Step
 from nvfp4.emulator.machine.shared_addresses import cta_at
 from nvfp4.emulator.memory.addresses import SHARED_WINDOW
@@ -27,7 +27,7 @@ class _Type(NamedTuple):
     name: str
     bits: int
     dtype: Any
-    """None for f16 and bf16, which halves.py computes."""
+    """None for f16 and bf16, which the engine computes."""
 
 
 def _type(modifiers: Modifiers) -> _Type:
@@ -62,8 +62,6 @@ _OPERATIONS: Mapping[str, Callable[[Any, Any], Any]] = {
     "dec": _decrement,
     "exch": lambda old, new: new,
 }
-_HALVES: Mapping[str, Callable[..., np.ndarray]] = {"add": np.add, "min": np.fmin, "max": np.fmax}
-"""The operations on f16 and bf16; a minimum prefers a number to a NaN."""
 
 
 def _combine(operation: str, kind: _Type, old: int, sources: list[int]) -> int:
@@ -78,9 +76,7 @@ def _combine(operation: str, kind: _Type, old: int, sources: list[int]) -> int:
         with np.errstate(over="ignore", invalid="ignore"):
             new = np.array([_OPERATIONS[operation](a, b)]).astype(kind.dtype)
         return int(new.view(DTYPES[kind.bits])[0])
-    a, b = widened(pair.view(np.uint16), kind.name).reshape(2, -1)
-    values = _HALVES[operation](a, b)
-    return int(np.ascontiguousarray(rounded(values, kind.name)).view(DTYPES[kind.bits])[0])
+    return int(library.apply(f"{operation}_{kind.name}", *np.repeat(pair, LANES).reshape(2, -1))[0])
 
 
 class _Place(NamedTuple):

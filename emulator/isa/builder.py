@@ -1,13 +1,17 @@
 """Building a kernel's program: a decoder makes a step of each instruction.
 
 Constants, special registers and the addresses of variables have slots as registers do, filled when
-a warp starts. So a step takes every source from a slot.
+a warp starts. So a step takes every source from a slot. Instructions that touch registers only
+become records instead, which the engine runs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from nvfp4.emulator import ptx
+from nvfp4.emulator.engine import library
+from nvfp4.emulator.engine.records import Does, Record, packed
+from nvfp4.emulator.engine.registers import ALWAYS, Layout
 from nvfp4.emulator.hazards import Unsupported
 from nvfp4.emulator.isa.modifiers import Modifiers
 from nvfp4.emulator.lanes import ALL, undefined
@@ -15,10 +19,20 @@ from nvfp4.emulator.machine.outcomes import YIELD
 from nvfp4.emulator.machine.program import Program, Step
 from nvfp4.emulator.machine.special_registers import is_special
 from nvfp4.emulator.machine.warp import Warp
-from nvfp4.emulator.ptx.registers import block_locals, written_by
+from nvfp4.emulator.ptx.registers import written_by
 
-Decoder = Callable[[ptx.Instruction, "Builder"], Step]
-"""Makes an instruction's step."""
+
+class Lanes(NamedTuple):
+    """An instruction that the engine runs."""
+
+    records: Sequence[Record]
+    step: Step | None = None
+    """What runs where the engine cannot; None if only a missing value can be the reason."""
+
+
+Decoded = Step | Lanes
+Decoder = Callable[[ptx.Instruction, "Builder"], Decoded]
+"""Makes an instruction's step, or the engine's records of it."""
 Operation = Callable[[ptx.Instruction, "Builder", Modifiers], Step]
 """Makes an instruction's step after its first modifiers have been taken."""
 
@@ -29,27 +43,39 @@ def build(
     """Decode a kernel, whose module has these shared variables."""
     builder = Builder(kernel, shared)
     for instruction in kernel.instructions:
-        builder.steps.append(_step(instruction, builder, decoders))
+        step, records = _step(instruction, builder, decoders)
+        builder.steps.append(step)
+        builder.records.append(records)
     builder.steps.append(_run_off)
+    builder.records.append(())
     return builder.program()
 
 
 def _step(
     instruction: ptx.Instruction, builder: "Builder", decoders: Mapping[str, Decoder]
-) -> Step:
+) -> tuple[Step, Sequence[Record]]:
     if instruction.opcode not in decoders:
         raise instruction.unsupported("this instruction is not known")
     try:
-        step = decoders[instruction.opcode](instruction, builder)
+        decoded = decoders[instruction.opcode](instruction, builder)
     except (ValueError, TypeError, AttributeError, AssertionError) as error:
         # the operands are not those of this instruction
         raise instruction.unsupported(f"the operands are not understood: {error}") from error
+    records: Sequence[Record] = ()
+    if isinstance(decoded, Lanes):
+        records = decoded.records
+        decoded = decoded.step or (lambda warp: warp.without_value(instruction))
     if instruction.guard is None or instruction.opcode == "bra":
-        return step
-    skipped = {}
+        return decoded, records
+    skipped: list[tuple[int, int]] = []
     if instruction.opcode in ("ld", "atom"):
-        skipped = {builder.result(r, 32): undefined(r.bits) for r in written_by(instruction)}
-    return _guarded(step, *builder.predicate(instruction.guard), skipped)
+        written = written_by(instruction)
+        skipped = [(builder.result(r, 32), undefined(r.bits)) for r in written]
+    predicate, flip = builder.predicate(instruction.guard)
+    return (
+        _guarded(decoded, predicate, flip, skipped),
+        [record.guarded(predicate, flip) for record in records],
+    )
 
 
 def _packs(instruction: ptx.Instruction) -> bool:
@@ -70,23 +96,24 @@ class Builder:
         self.kernel = kernel
         self._shared = shared
         self.steps: list[Step] = []
-        self.bits: list[int] = []  # the size of each slot; 1 for predicates
+        self.records: list[Sequence[Record]] = []
+        self.bits: list[int] = [1]  # the size of each slot; 1 for predicates
         self._constants: dict[int, int] = {}
         self._symbols: dict[int, ptx.Symbol] = {}
-        self._slots: dict[Any, int] = {}
+        self._slots: dict[Any, int] = {"": ALWAYS}
         self._names = {variable.name for variable in (*kernel.parameters, *shared)}
-        self._local = block_locals(kernel)
         self._written = {r.name for i in kernel.instructions for r in written_by(i)}
 
     def program(self) -> Program:
         """Return what has been decoded."""
         registers = {name: slot for name, slot in self._slots.items() if isinstance(name, str)}
+        layout = Layout(self.bits, self._constants, self._symbols)
         return Program(
             kernel=self.kernel,
             shared=self._shared,
             steps=self.steps,
-            bits=self.bits,
-            constants=self._constants,
+            code=packed(self.records, layout),
+            layout=layout,
             symbols=self._symbols,
             registers=registers,
         )
@@ -146,23 +173,76 @@ class Builder:
     def put(self, operand: ptx.Operand, bits: int) -> Callable[[Warp, Any], None]:
         """Make a function that writes a result, in the running lanes only."""
         slot = self.result(operand, bits)
-        if isinstance(operand, ptx.Sink) or operand.name in self._local:  # type: ignore[union-attr]
 
-            def put(warp: Warp, value: Any) -> None:
+        def put(warp: Warp, value: Any) -> None:
+            if warp.full:
                 warp.registers[slot] = value
-
-        else:
-
-            def put(warp: Warp, value: Any) -> None:
-                if warp.full:
-                    warp.registers[slot] = value
-                else:
-                    warp.merge(slot, value)
+            else:
+                warp.registers.put(slot, value, warp.mask)
 
         return put
 
+    # Records for the engine
 
-def _guarded(step: Step, predicate: int, flip: int, skipped: Mapping[int, int]) -> Step:
+    def scratch(self, bits: int, number: int) -> int:
+        """Give a slot for a value between two records of an instruction."""
+        return self._slot(("scratch", bits, number), bits)
+
+    def operation(self, name: str, to: int, *sources: int, immediate: int = 0) -> Record:
+        """Make a record of an operation by its name in operations.h."""
+        number = library.operations().get(name)
+        if number is None:
+            raise ValueError(f"there is no operation {name}")
+        return Record(Does.VALUE, number, to, sources, immediate)
+
+    def read(self, operand: ptx.Operand, bits: int, number: int = 0) -> tuple[int, list[Record]]:
+        """Give the slot of an operand in `bits` bits, and the records that put it there.
+
+        A register may be wider than its use, which then ignores its upper bits.
+        """
+        slot = self.source(operand, bits)
+        have = self.bits[slot]
+        if have == bits:
+            return slot, []
+        narrow = self.scratch(bits, number)
+        return narrow, [self.operation(f"cvt_u{bits}_u{have}", narrow, slot)]
+
+    def write(
+        self, operand: ptx.Operand, bits: int, signed: bool = False
+    ) -> tuple[int, list[Record]]:
+        """Give a slot for a result of `bits` bits, and what extends it to its register."""
+        slot = self.result(operand, bits)
+        have = self.bits[slot]
+        if have == bits:
+            return slot, []
+        letter = "s" if signed else "u"
+        narrow = self.scratch(bits, 4)
+        name = f"cvt_{letter}{have}_{letter}{bits}" if have > bits else f"cvt_u{have}_u{bits}"
+        return narrow, [self.operation(name, slot, narrow)]
+
+    def lanes(
+        self,
+        name: str,
+        into: ptx.Operand,
+        bits: int,
+        operands: Sequence[ptx.Operand],
+        widths: Sequence[int],
+        immediate: int = 0,
+    ) -> Lanes:
+        """Put the operation `name` of some operands, of these widths, into a result."""
+        if len(operands) != len(widths):
+            raise ValueError(f"{len(operands)} operands behind the result, not {len(widths)}")
+        before: list[Record] = []
+        sources = []
+        for number, (operand, width) in enumerate(zip(operands, widths, strict=True)):
+            slot, records = self.read(operand, width, number)
+            sources.append(slot)
+            before += records
+        to, after = self.write(into, bits)
+        return Lanes([*before, self.operation(name, to, *sources, immediate=immediate), *after])
+
+
+def _guarded(step: Step, predicate: int, flip: int, skipped: Sequence[tuple[int, int]]) -> Step:
     """Run a step in the lanes whose predicate is true.
 
     Compilers use what a load leaves in the other lanes, if no result depends on it. So a register
@@ -175,8 +255,8 @@ def _guarded(step: Step, predicate: int, flip: int, skipped: Mapping[int, int]) 
         if lanes == mask:
             return step(warp)
         if not lanes:
-            for slot, value in skipped.items():
-                if warp.registers[slot] is None:
+            for slot, value in skipped:
+                if warp.registers.content(slot) is None:
                     warp.registers[slot] = value
             return None
         full, warp.mask, warp.full = warp.full, lanes, False

@@ -6,23 +6,26 @@ from typing import Any
 import numpy as np
 
 from nvfp4.emulator import ptx
+from nvfp4.emulator.engine.records import Does, Record
 from nvfp4.emulator.hazards import Hazard, Kind
-from nvfp4.emulator.isa.builder import Builder, Decoder
+from nvfp4.emulator.isa.builder import Builder, Decoder, Lanes
 from nvfp4.emulator.isa.modifiers import Modifiers
-from nvfp4.emulator.lanes import ALL, LANES, flags, lane_set, lowest, members, pick, spread
+from nvfp4.emulator.lanes import ALL, LANES, lane_set, lowest, members, pick, spread
 from nvfp4.emulator.machine.outcomes import ENDED, YIELD
 from nvfp4.emulator.machine.program import Step
 
 
-def _decode_bra(instruction: ptx.Instruction, builder: Builder) -> Step:
+def _decode_bra(instruction: ptx.Instruction, builder: Builder) -> Lanes:
+    """Decode bra; the engine leaves it to this step where the warp splits."""
     modifiers = Modifiers(instruction)
     modifiers.take("uni")
     modifiers.done()
     (label,) = instruction.operands
     assert isinstance(label, ptx.Symbol)
     target = builder.kernel.labels[label.name]
+    record = Record(Does.BRANCH, immediate=target)
     if instruction.guard is None:
-        return lambda warp: target
+        return Lanes([record], lambda warp: target)
     predicate, flip = builder.predicate(instruction.guard)
     after = builder.index + 1
 
@@ -34,7 +37,7 @@ def _decode_bra(instruction: ptx.Instruction, builder: Builder) -> Step:
             return target
         return warp.diverge(target, taken, after)
 
-    return step
+    return Lanes([record.guarded(predicate, flip)], step)
 
 
 def _decode_brx(instruction: ptx.Instruction, builder: Builder) -> Step:
@@ -112,16 +115,23 @@ def _decode_elect(instruction: ptx.Instruction, builder: Builder) -> Step:
     return step
 
 
-def _decode_shfl(instruction: ptx.Instruction, builder: Builder) -> Step:
-    """Decode shfl; its `c` packs the segment mask (bits 8-12) and the clamp (bits 0-4)."""
+_SHUFFLES = ("idx", "up", "down", "bfly")
+"""The modes of shfl, in the order of their numbers in engine.c."""
+
+
+def _decode_shfl(instruction: ptx.Instruction, builder: Builder) -> Lanes:
+    """Decode shfl; its `c` packs the segment mask (bits 8-12) and the clamp (bits 0-4).
+
+    The engine runs it for whole warps, and leaves the others to this step.
+    """
     modifiers = Modifiers(instruction, "sync")
-    mode = modifiers.need("idx", "up", "down", "bfly")
+    mode = modifiers.need(*_SHUFFLES)
     modifiers.need("b32")
     modifiers.done()
     into, a, b, c, m = instruction.operands
-    valid = None
+    valid = second = None
     if isinstance(into, ptx.Pair):
-        valid = builder.put(into.second, 1)
+        valid, second = builder.put(into.second, 1), builder.result(into.second, 1)
         into = into.first
     put = builder.put(into, 32)
     source, lane_operand, control, mask = (builder.source(x, 32) for x in (a, b, c, m))
@@ -132,16 +142,6 @@ def _decode_shfl(instruction: ptx.Instruction, builder: Builder) -> Step:
         if (blocked := _member_mask(warp, pick(registers[mask], warp.mask))) is not None:
             return blocked
         value, by, how = registers[source], registers[lane_operand], registers[control]
-        if value.__class__ is int and valid is None:
-            put(warp, value)
-            return None
-        if mode == "idx" and by.__class__ is int and how == 31:
-            if not warp.mask >> (by & 31) & 1:
-                raise Hazard(Kind.PARTIAL_WARP, f"shfl from lane {by & 31}, which does not run it")
-            put(warp, pick(value, 1 << (by & 31)))
-            if valid is not None:
-                valid(warp, ALL)
-            return None
         by = spread(by, 32).astype(np.int64) & 31
         how = spread(how, 32).astype(np.int64)
         clamp, segment = how & 31, how >> 8 & 31
@@ -157,14 +157,18 @@ def _decode_shfl(instruction: ptx.Instruction, builder: Builder) -> Step:
             lane = own + by if mode == "down" else own ^ by
             inside = lane <= last
         lane = np.where(inside, lane, own)
-        if not flags(warp.mask)[lane[members(warp.mask)]].all():
-            raise Hazard(Kind.PARTIAL_WARP, "shfl from a lane that does not run it")
+        for outside in lane[members(warp.mask)].tolist():
+            if not warp.mask >> outside & 1:
+                raise Hazard(Kind.PARTIAL_WARP, f"shfl from lane {outside}, which does not run it")
         put(warp, spread(value, 32)[lane])
         if valid is not None:
             valid(warp, lane_set(inside))
         return None
 
-    return step
+    to = builder.result(into, 32)
+    sources = (source, lane_operand, control, mask)
+    record = Record(Does.SHUFFLE, 0, to, sources, _SHUFFLES.index(mode), other=second)
+    return Lanes([record], step)
 
 
 def _decode_vote(instruction: ptx.Instruction, builder: Builder) -> Step:

@@ -101,8 +101,9 @@ def _arrive(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers
         registers, mask = warp.registers, warp.mask
         amount = registers[value] if value is not None else 1
         address = registers[base]
-        if address.__class__ is int and amount.__class__ is int:
-            groups = [(address + offset, amount, mask.bit_count())]
+        one, each = uniform(address, mask), uniform(amount, mask)
+        if one is not None and each is not None:
+            groups = [(one + offset, each, mask.bit_count())]
         else:
             groups = [
                 (pick(address, 1 << lane) + offset, pick(amount, 1 << lane), 1)
@@ -144,10 +145,9 @@ def _wait(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) 
     def step(warp: Any) -> int | None:
         registers = warp.registers
         at, which = registers[base], registers[parity]
-        if at.__class__ is not int or which.__class__ is not int:
-            at, which = uniform(at, warp.mask), uniform(which, warp.mask)
-            if at is None or which is None:
-                raise instruction.unsupported("the lanes wait for different phases")
+        at, which = uniform(at, warp.mask), uniform(which, warp.mask)
+        if at is None or which is None:
+            raise instruction.unsupported("the lanes wait for different phases")
         barrier = mbarrier_at(warp, at + offset)
         if barrier.phase & 1 != which & 1:
             warp.acquire(barrier.done, acquires, wide)

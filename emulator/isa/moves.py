@@ -1,186 +1,120 @@
 """Moves, comparisons and selection (PTX ISA: mov, setp, selp)."""
 
-import operator
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from nvfp4.emulator import ptx
-from nvfp4.emulator.isa import halves
-from nvfp4.emulator.isa.builder import Builder, Decoder
+from nvfp4.emulator.engine.records import COMBINE, Does, Record
+from nvfp4.emulator.isa.bits import moved_predicate
+from nvfp4.emulator.isa.builder import Builder, Decoded, Decoder, Lanes
+from nvfp4.emulator.isa.elementwise import typed
 from nvfp4.emulator.isa.modifiers import Modifiers
-from nvfp4.emulator.lanes import (
-    ALL,
-    DTYPES,
-    FLOATS,
-    SIGNED,
-    Loading,
-    flags,
-    lane_set,
-    signed,
-    spread,
-)
-from nvfp4.emulator.machine.program import Step
 from nvfp4.emulator.machine.special_registers import CLOCKS
 
 
-def _decode_mov(instruction: ptx.Instruction, builder: Builder) -> Step:
+def _decode_mov(instruction: ptx.Instruction, builder: Builder) -> Decoded:
     """Decode mov, which also packs and unpacks vectors."""
-    modifiers = Modifiers(instruction)
-    letter, bits = modifiers.type()
-    modifiers.done()
+    letter, bits = typed(instruction)
     into, source = instruction.operands
+    if letter == "pred":
+        return moved_predicate(builder, into, source, 0)
     if isinstance(source, ptx.Vector):
-        return _pack(builder, into, source, bits)
+        each = bits // len(source.items)
+        widths = (each,) * len(source.items)
+        return builder.lanes(f"pack_u{bits}_u{each}", into, bits, source.items, widths)
     if isinstance(into, ptx.Vector):
         return _unpack(builder, into, source, bits)
     if isinstance(source, ptx.Symbol) and source.name in CLOCKS:
         put = builder.put(into, bits)
-        return lambda warp: put(warp, warp.machine.time & (1 << bits) - 1)
-    put, slot = builder.put(into, bits), builder.source(source, bits)
-    return lambda warp: put(warp, _defined(warp.registers[slot]))
+
+        def clock(warp: Any) -> None:
+            put(warp, warp.machine.time & (1 << bits) - 1)
+
+        return clock
+    return builder.lanes(f"mov_u{bits}", into, bits, (source,), (bits,))
 
 
-def _defined(value: Any) -> Any:
-    if value is None or value.__class__ is Loading:
-        raise TypeError("a register without a value")
-    return value
-
-
-def _pack(builder: Builder, into: ptx.Operand, source: ptx.Vector, bits: int) -> Step:
-    each = bits // len(source.items)
-    slots = [builder.source(item, each) for item in source.items]
-    put = builder.put(into, bits)
-    dtype = DTYPES[bits]
-
-    def step(warp: Any) -> None:
-        values = [warp.registers[slot] for slot in slots]
-        if all(v.__class__ is int for v in values):
-            put(warp, sum(v << each * i for i, v in enumerate(values)))
-            return
-        parts = np.empty((32, len(values)), DTYPES[each])
-        for i, value in enumerate(values):
-            parts[:, i] = _defined(value)
-        put(warp, parts.view(dtype)[:, 0])
-
-    return step
-
-
-def _unpack(builder: Builder, into: ptx.Vector, source: ptx.Operand, bits: int) -> Step:
+def _unpack(builder: Builder, into: ptx.Vector, source: ptx.Operand, bits: int) -> Lanes:
     each = bits // len(into.items)
-    slot = builder.source(source, bits)
-    puts = [
-        (i, builder.put(item, each))
-        for i, item in enumerate(into.items)
-        if not isinstance(item, ptx.Sink)
-    ]
-    wrap = (1 << each) - 1
-    count, dtype = len(into.items), DTYPES[each]
-
-    def step(warp: Any) -> None:
-        value = _defined(warp.registers[slot])
-        if value.__class__ is int:
-            for i, put in puts:
-                put(warp, value >> each * i & wrap)
-            return
-        parts = np.ascontiguousarray(value).view(dtype)
-        for i, put in puts:
-            put(warp, parts[i::count])
-
-    return step
+    slot, records = builder.read(source, bits)
+    for i, item in enumerate(into.items):
+        if not isinstance(item, ptx.Sink):
+            to, after = builder.write(item, each)
+            name = f"unpack_u{each}_u{bits}"
+            records += [builder.operation(name, to, slot, immediate=i), *after]
+    return Lanes(records)
 
 
-def _decode_selp(instruction: ptx.Instruction, builder: Builder) -> Step:
-    modifiers = Modifiers(instruction)
-    _, bits = modifiers.type()
-    modifiers.done()
+def _decode_selp(instruction: ptx.Instruction, builder: Builder) -> Lanes:
+    _, bits = typed(instruction)
     into, a, b, p = instruction.operands
-    put = builder.put(into, bits)
-    yes, no = builder.source(a, bits), builder.source(b, bits)
+    (yes, before), (no, more) = builder.read(a, bits, 0), builder.read(b, bits, 1)
     predicate, flip = builder.predicate(p)
-
-    def step(warp: Any) -> None:
-        registers = warp.registers
-        lanes = (registers[predicate] ^ flip) & warp.mask
-        if lanes == warp.mask:
-            put(warp, _defined(registers[yes]))
-        elif not lanes:
-            put(warp, _defined(registers[no]))
-        else:
-            put(
-                warp,
-                np.where(flags(lanes), spread(registers[yes], bits), spread(registers[no], bits)),
-            )
-
-    return step
+    to, after = builder.write(into, bits)
+    select = Record(Does.SELECT, 0, to, (yes, no, predicate), flips=(flip, 0))
+    return Lanes([*before, *more, select, *after])
 
 
-_COMPARE: Mapping[str, Any] = {
-    "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le,
-    "gt": operator.gt, "ge": operator.ge, "lo": operator.lt, "ls": operator.le,
-    "hi": operator.gt, "hs": operator.ge,
-}  # fmt: skip
+_COMPARE = ("eq", "ne", "lt", "le", "gt", "ge")
+_UNSIGNED: Mapping[str, str] = {"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}
+_UNORDERED = ("equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan")
 
 
-_COMBINE: Mapping[str, Any] = {"and": operator.and_, "or": operator.or_, "xor": operator.xor}
-
-
-def _decode_setp(instruction: ptx.Instruction, builder: Builder) -> Step:
-    if instruction.modifiers[-1] in halves.KINDS[1:]:
-        return halves.decode_setp(instruction, builder)
+def _decode_setp(instruction: ptx.Instruction, builder: Builder) -> Lanes:
+    """Decode setp; for pairs it sets a predicate for each half, the low one first."""
     modifiers = Modifiers(instruction)
-    letter, bits = modifiers.type()
-    unordered = ""
-    name = modifiers.take(*_COMPARE)
-    if not name and letter == "f":
-        unordered = modifiers.need("equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan")
-        name = unordered[:2] if unordered not in ("num", "nan") else "eq"
-    elif not name:
-        modifiers.need(*_COMPARE)
-    combine = modifiers.take(*_COMBINE)
-    if letter == "f":
-        modifiers.take("ftz")
+    kind = modifiers.take("bf16", "f16x2", "bf16x2")
+    letter, bits = ("f", 32 if kind.endswith("x2") else 16) if kind else modifiers.type()
+    floats = letter == "f"
+    name = modifiers.need(*_COMPARE, *(_UNORDERED if floats else _UNSIGNED))
+    combine = modifiers.take(*COMBINE)
+    ftz = floats and bits == 32 and bool(modifiers.take("ftz"))
     modifiers.done()
-    compare = _COMPARE[name]
+    if not kind:
+        signed = letter == "s" and name not in ("eq", "ne", *_UNSIGNED)
+        kind = f"{'f' if floats else 's' if signed else 'u'}{bits}"
+        name = _UNSIGNED.get(name, name)
     into, a, b, *rest = instruction.operands
-    first, second = (into.first, into.second) if isinstance(into, ptx.Pair) else (into, None)
-    put = builder.put(first, 1)
-    put_other = builder.put(second, 1) if second is not None else None
-    x_slot, y_slot = builder.source(a, bits), builder.source(b, bits)
+    results = (into.first, into.second) if isinstance(into, ptx.Pair) else (into,)
+    slots, records = [], []
+    for number, operand in enumerate((a, b)):
+        slot, narrowing = builder.read(operand, bits, number)
+        records += narrowing
+        if ftz:
+            flushed = builder.scratch(bits, 5 + number)
+            records.append(builder.operation("flush_f32", flushed, slot))
+            slot = flushed
+        slots.append(slot)
     other, flip = builder.predicate(rest[0]) if combine else (0, 0)
-    wrap, sign = (1 << bits) - 1, letter == "s"
-    kinds = {"s": SIGNED, "f": FLOATS}.get(letter, DTYPES)
-    narrow = builder.bits[x_slot] > bits or builder.bits[y_slot] > bits
+    to = [None if isinstance(result, ptx.Sink) else builder.result(result, 1) for result in results]
+    if kind.endswith("x2"):
+        if len(to) != 2 or combine:
+            raise ValueError("a predicate for each element of the operands")
+        return Lanes([*records, *_halves(builder, name, kind.removesuffix("x2"), to, slots)])
+    first = builder.result(ptx.Sink(), 1) if to[0] is None else to[0]
+    second = to[1] if len(to) > 1 else None
+    number = builder.operation(f"{name}_{kind}", first).operation
+    sources = (*slots, other)
+    how = COMBINE[combine]
+    test = Record(Does.TEST, number, first, sources, how, other=second, flips=(flip, 0))
+    return Lanes([*records, test])
 
-    def step(warp: Any) -> None:
-        registers = warp.registers
-        x, y = registers[x_slot], registers[y_slot]
-        if x.__class__ is int and y.__class__ is int and letter != "f":
-            if narrow:
-                x, y = x & wrap, y & wrap
-            if sign:
-                x, y = signed(x, bits), signed(y, bits)
-            lanes = ALL if compare(x, y) else 0
-        else:
-            left, right = spread(x, bits).view(kinds[bits]), spread(y, bits).view(kinds[bits])
-            true = compare(left, right)
-            if letter == "f" and (unordered or name == "ne"):
-                nan = np.isnan(left) | np.isnan(right)
-                if unordered in ("num", "nan"):
-                    true = nan if unordered == "nan" else ~nan
-                else:
-                    true = true | nan if unordered else true & ~nan
-            lanes = lane_set(true)
-        inverse = lanes ^ ALL
-        if combine:
-            with_ = registers[other] ^ flip
-            lanes, inverse = _COMBINE[combine](lanes, with_), _COMBINE[combine](inverse, with_)
-        put(warp, lanes)
-        if put_other is not None:
-            put_other(warp, inverse)
 
-    return step
+def _halves(
+    builder: Builder, name: str, kind: str, to: list[int | None], slots: list[int]
+) -> list[Record]:
+    """Compare each half of packed pairs."""
+    records: list[Record] = []
+    for half, result in enumerate(to):
+        parts = []
+        for number, slot in enumerate(slots):
+            part = builder.scratch(16, number)
+            records.append(builder.operation("unpack_u16_u32", part, slot, immediate=half))
+            parts.append(part)
+        if result is not None:
+            number = builder.operation(f"{name}_{kind}", result).operation
+            records.append(Record(Does.TEST, number, result, (*parts, 0)))
+    return records
 
 
 DECODERS: Mapping[str, Decoder] = {

@@ -3,12 +3,14 @@
 from itertools import product
 from typing import Any
 
+from nvfp4.emulator.engine.knowledge import Surroundings
 from nvfp4.emulator.hazards import Event, Hazard, Kind
 from nvfp4.emulator.lanes import LANES
 from nvfp4.emulator.machine.barriers import ClusterBarrier, NamedBarrier
 from nvfp4.emulator.machine.mbarrier import Mbarrier
 from nvfp4.emulator.machine.tensor_pipe import TensorPipe
 from nvfp4.emulator.machine.warp import Warp
+from nvfp4.emulator.memory.addresses import RANK_SHIFT
 from nvfp4.emulator.memory.shadow import Events
 from nvfp4.emulator.memory.shared_memory import SharedMemory
 from nvfp4.emulator.memory.tensor_memory import TensorMemory
@@ -38,11 +40,22 @@ class Cta:
         """The events of other CTAs here: their accesses to its shared memory, their arrivals, and
         those of their commits.
         """
+        around = Surroundings(
+            machine.options.check,
+            self.shared.bytes.data,
+            self.shared.shadow.writer,
+            self.shared.shadow.readers,
+            machine.shared_size,
+            rank << RANK_SHIFT,
+            machine.memory.table,
+            self.number,
+            machine.parameters.data,
+        )
         self.warps = []
         for index_ in range(-(-threads // LANES)):
             lanes = min(LANES, threads - index_ * LANES)
             registers = machine.registers(self, index_)
-            warp = Warp(self, index_, (1 << lanes) - 1, registers)
+            warp = Warp(self, index_, (1 << lanes) - 1, registers, around)
             warp.seen = 1 << self.started
             self.warps.append(warp)
         self.live_threads = threads

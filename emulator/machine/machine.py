@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from nvfp4.emulator.engine.registers import Registers
 from nvfp4.emulator.hazards import Deadlock, Hazard, Kind
 from nvfp4.emulator.machine import special_registers
 from nvfp4.emulator.machine.cluster import Cluster, Cta, Dim
@@ -67,9 +68,6 @@ class Machine:
         self.waits_for_grids = options.check and program.uses("griddepcontrol.wait")
         self.tmem_load_waits = options.check and options.tmem_load_waits
         self.tcgen05_fences = options.check and options.tcgen05_fences
-        self._template: list[Any] = [None] * len(program.bits)
-        for slot, value in program.constants.items():
-            self._template[slot] = value
         shape = [range(0, n, c) for n, c in zip(launch.grid, launch.cluster, strict=True)]
         self._waiting = [(x, y, z) for z, y, x in product(shape[2], shape[1], shape[0])][::-1]
         self._check_launch()
@@ -114,9 +112,9 @@ class Machine:
         longest = self.options.delay
         return self.random.randint(0, longest) if longest else 0
 
-    def registers(self, cta: Cta, warp: int) -> list[Any]:
+    def registers(self, cta: Cta, warp: int) -> Registers:
         """Give a warp's registers at its start: constants, special registers and addresses."""
-        registers = self._template.copy()
+        registers = Registers(self.launch.program.layout)
         for slot, symbol in self.launch.program.symbols.items():
             value = self._symbol(cta, warp, symbol.name) if symbol.name else 0
             registers[slot] = value + symbol.offset if symbol.offset else value

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nvfp4.emulator import ptx
+from nvfp4.emulator.engine.records import Packed
+from nvfp4.emulator.engine.registers import Layout
 from nvfp4.emulator.machine.warp import Warp
 
 Step = Callable[[Warp], int | None]
@@ -21,10 +23,10 @@ class Program:
     shared: Sequence[ptx.Variable]
     """The shared variables of the kernel's module."""
     steps: Sequence[Step]
-    bits: Sequence[int]
-    """The size of each slot; 1 for predicates."""
-    constants: Mapping[int, int]
-    """The slots that hold constants."""
+    code: Packed
+    """What the engine runs of it."""
+    layout: Layout
+    """The places of the slots, and the constants among them."""
     symbols: Mapping[int, ptx.Symbol]
     """The slots that hold special registers and addresses, filled when a warp starts."""
     registers: Mapping[str, int]

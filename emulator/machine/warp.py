@@ -3,17 +3,27 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from nvfp4.emulator import ptx
+from nvfp4.emulator.engine import library
+from nvfp4.emulator.engine.knowledge import (
+    ASK_EVENT,
+    ASK_READERS,
+    ASK_TENSOR,
+    TO_PYTHON,
+    Knowledge,
+    Surroundings,
+)
+from nvfp4.emulator.engine.registers import Loading, Registers
 from nvfp4.emulator.hazards import Event, Hazard, Kind, Unsupported, UnsupportedInstruction
-from nvfp4.emulator.lanes import Loading, flags, spread, undefined, uniform
+from nvfp4.emulator.lanes import uniform
 from nvfp4.emulator.machine.outcomes import BLOCKED, DIVERGED, YIELD
 from nvfp4.emulator.machine.passed import NOTHING, Passed, to_all
 from nvfp4.emulator.memory.shadow import Access
 from nvfp4.emulator.ptx.registers import named_by, read_by
 
 _FAR = 1 << 60
+_QUESTIONS = 100
+"""The questions after which Python runs an access itself: the engine forgets answers."""
 _ACCESSES = {
     Access.OWN_SHARED: "ordinary accesses to shared memory from here on",
     Access.PEER_SHARED: "ordinary accesses to another CTA's shared memory from here on",
@@ -30,15 +40,20 @@ class Warp:
         "registers", "program", "steps", "pc", "mask", "full", "live", "limit", "fragments", "cta",
         "cluster", "machine", "index", "parked", "seen", "fenced", "released", "pending", "spans",
         "init_span", "inits", "unfenced", "unwaited", "unentered", "batch", "pipe_seen", "bulk",
-        "bulk_groups", "loading", "acquired", "state",
+        "bulk_groups", "loading", "acquired", "state", "compiled", "_known", "_told",
     )  # fmt: skip
 
-    def __init__(self, cta: Any, index: int, live: int, registers: list[Any]) -> None:
+    def __init__(
+        self, cta: Any, index: int, live: int, registers: Registers, around: Surroundings
+    ) -> None:
         self.cta, self.cluster, self.machine = cta, cta.cluster, cta.cluster.machine
         self.index = index
         self.program = self.machine.launch.program
         self.steps = self.program.steps
+        self.compiled = self.program.code.compiled
         self.registers = registers
+        self._known = Knowledge(self.program.code, registers, around)
+        self._told: tuple[int, int, int] = (-1, -1, -1)  # what it knows of `seen` and `spans`
         self.pc = 0
         self.mask = self.live = live
         self.full = True
@@ -63,7 +78,7 @@ class Warp:
         self.batch = self.pipe_seen = 0
         self.bulk: list[Any] = []  # bulk stores not yet in a group
         self.bulk_groups: list[list[Any]] = []  # the stores of each group, oldest first
-        self.loading: list[tuple[int, Loading]] = []  # results of tcgen05.ld before the wait
+        self.loading: list[tuple[Loading, list[int]]] = []  # of each tcgen05.ld before the wait
         self.acquired = 0  # the CTAs (bits) whose releases it has acquired at .gpu scope
         self.state: dict[Any, Any] = {}
 
@@ -72,10 +87,34 @@ class Warp:
         return f"CTA {self.cta.index} warp {self.index}"
 
     def run(self, budget: int) -> int:
-        """Run up to `budget` instructions, and return how many ran."""
-        steps, pc, left = self.steps, self.pc, budget
+        """Run about `budget` instructions, and return how many ran.
+
+        The engine runs those that touch registers only, and may run over the budget with them.
+        """
+        steps, compiled, pc, left = self.steps, self.compiled, self.pc, budget
+        engine, pointer = library.run(), self._known.pointer
+        asked = 0
         try:
             while left > 0:
+                if compiled[pc]:
+                    told, spans = self._told, self.spans
+                    if told[0] is not self.seen or told[1:] != (spans[0], spans[2]):
+                        self._tell()
+                    split = bool(self.fragments)
+                    done = engine(pointer, pc, left, self.mask, self.limit, self.full, split)
+                    left -= done >> 32
+                    pc = done >> 3 & 0x1FFFFFFF
+                    answer = done & 7
+                    if not answer:
+                        if pc >= self.limit:
+                            self._select(pc)
+                            pc = self.pc
+                        continue
+                    if answer != TO_PYTHON and asked < _QUESTIONS:
+                        asked += 1
+                        self._answer(answer, pc)
+                        continue
+                    asked = 0
                 left -= 1
                 outcome = steps[pc](self)
                 if outcome is None:
@@ -108,39 +147,41 @@ class Warp:
         except Unsupported as error:
             line = self.program.kernel.instructions[pc]
             raise UnsupportedInstruction(line.line, line.text, str(error)) from None
-        except (TypeError, AttributeError) as error:
-            line = self.program.kernel.instructions[pc]
-            if (missing := self._without_value(line)) is None:
-                raise
-            raise missing.at(line.line, line.text, self.where) from error
         self.pc = pc
         return budget - left
 
-    def _without_value(self, line: ptx.Instruction) -> Hazard | None:
-        """Find what is wrong with an instruction that could not use its registers."""
-        for slot in self._slots(named_by(line)):
-            if self.registers[slot].__class__ is Loading:
-                return Hazard(Kind.EARLY_READ, str(self.registers[slot]))
-        if any(self.registers[slot] is None for slot in self._slots(read_by(line))):
-            return Hazard(Kind.UNINITIALISED, "a register is read that was never written")
-        return None
+    def _tell(self) -> None:
+        """Tell the engine what the warp has observed."""
+        may = not self.machine.waits_for_grids or bool(self.seen & self.cluster.grid_waits)
+        shared, world = self.spans[Access.OWN_SHARED], self.spans[Access.GLOBAL]
+        self._known.update(self.seen, shared, world, may)
+        self._told = self.seen, shared, world
 
-    def _slots(self, registers: list[ptx.Register]) -> list[int]:
-        return [self.program.registers[register.name] for register in registers]
-
-    def merge(self, slot: int, value: Any) -> None:
-        """Write a register in the running lanes; the other lanes keep their values."""
-        old = self.registers[slot]
-        bits = self.program.bits[slot]
-        if bits == 1:
-            old = old or 0
-            value = old & ~self.mask | value & self.mask
-        elif value.__class__ is int and (old is None or old.__class__ is int and value == old):
-            pass  # the value of all lanes: one number is enough
+    def _answer(self, question: int, pc: int) -> None:
+        """Answer a question of the engine about the access at `pc`, which it then tries again."""
+        known, events = self._known, self.cluster.events
+        about = known.question
+        shared, world = self.spans[Access.OWN_SHARED], self.spans[Access.GLOBAL]
+        if question == ASK_EVENT:
+            access = Access.GLOBAL if about else Access.OWN_SHARED
+            self.event(self.program.kernel.instructions[pc], access)
+        elif question == ASK_TENSOR:
+            self.machine.memory.tensors[about].record(self, world)
+            known.is_recorded(about, world)
+        elif question == ASK_READERS:
+            known.read_makes(about, events.group_after_read(about, shared, self.seen))
         else:
-            old = undefined(bits) if old is None else old
-            value = np.where(flags(self.mask), spread(value, bits), spread(old, bits))
-        self.registers[slot] = value
+            known.is_clear(about, not events.group(about) & ~self.seen)
+
+    def without_value(self, line: ptx.Instruction) -> int | None:
+        """Report the register for whose missing value the engine could not run an instruction."""
+        registers, slots = self.registers, self.program.registers
+        reads = read_by(line)
+        for register in (*named_by(line), *reads):
+            slot = slots[register.name]
+            if registers.is_loading(slot) or register in reads and not registers.has_value(slot):
+                raise registers.missing(slot)
+        raise RuntimeError(f"PTX line {line.line}: the engine did not run {line.text}")
 
     def diverge(self, target: int, lanes: int, fall: int) -> int:
         """Send some lanes to `target` and the others to `fall`; the lower pc runs first."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nvfp4.emulator.engine.library import address
 from nvfp4.emulator.hazards import Hazard, Kind
 from nvfp4.emulator.lanes import DTYPES
 from nvfp4.emulator.memory.bytes import Bytes
@@ -34,6 +35,7 @@ class Tensor:
         self.writer = np.zeros(0, np.int32)
         # For each CTA that writes it: the cluster, and the events of these writes.
         self.writes: dict[int, tuple[Any, int]] = {}
+        self.row = np.zeros(4, np.uint64)
 
     @property
     def end(self) -> int:
@@ -43,7 +45,14 @@ class Tensor:
         """Give `writer`, which exists from the first write on."""
         if not len(self.writer):
             self.writer = np.zeros(self.size, np.int32)
+            self.row[2] = address(self.writer)
         return self.writer
+
+    def record(self, warp: Any, event: int) -> None:
+        """Record that a warp's CTA writes here, as part of an event."""
+        cta = warp.cta.number
+        _, events = self.writes.get(cta, (None, 0))
+        self.writes[cta] = (warp.cluster, events | 1 << event)
 
 
 class GlobalMemory:
@@ -57,6 +66,11 @@ class GlobalMemory:
         tensors = [Tensor(name, tensor, name in outputs) for name, tensor in memory.items()]
         self.tensors = sorted((t for t in tensors if t.size), key=lambda t: t.base)
         self._bases = [t.base for t in self.tensors]
+        self.table = np.zeros((len(self.tensors), 4), np.uint64)
+        """The tensors as the engine finds them (engine/memory.h)."""
+        for row, tensor in zip(self.table, self.tensors, strict=True):
+            row[:] = tensor.base, tensor.end, 0, tensor.output
+            tensor.row = row
         self.check = check
 
     def find(self, low: int, high: int) -> Tensor:
@@ -185,8 +199,7 @@ class GlobalMemory:
             if len(others):
                 message = f"CTAs {others[0] - 1} and {cta} both write a byte of {tensor.name}"
                 raise Hazard(Kind.RACE, message)
-        _, events = tensor.writes.get(cta, (None, 0))
-        tensor.writes[cta] = (warp.cluster, events | 1 << event)
+        tensor.record(warp, event)
 
     def launch_ended(self) -> None:
         """Let later launches in the stream read and overwrite what this one wrote."""

@@ -15,6 +15,8 @@ from enum import IntEnum
 
 import numpy as np
 
+from nvfp4.emulator.engine.library import distinct
+from nvfp4.emulator.engine.regions import Region, alike, fill, region
 from nvfp4.emulator.hazards import Event, Hazard, Kind
 
 Index = slice | np.ndarray | tuple[slice | int | np.ndarray, ...]
@@ -92,6 +94,13 @@ class Events:
             self._groups.append(events)
         return number
 
+    def group_after_read(self, group: int, event: int, seen: int) -> int:
+        """Give the group that a read by `event` makes of a group of readers.
+
+        A wait for this event is also a wait for all that its warp had observed.
+        """
+        return self.group_number(self.group(group) & ~seen | 1 << event)
+
     def first(self, events: int) -> Event:
         return self._log[(events & -events).bit_length() - 1]
 
@@ -117,30 +126,46 @@ class Shadow:
 
     def _check_writer(self, index: Index, seen: int, fenced: int | None, reading: bool) -> None:
         cells = self.writer[index]
-        for event in _distinct(cells):
-            if event == NEVER:
-                if reading:
-                    raise self._fault(
-                        Kind.UNINITIALISED, index, cells, event, "is read but was never written"
-                    )
-            elif event == MBARRIER:
-                raise self._fault(Kind.MBARRIER, index, cells, event, "belongs to an mbarrier")
-            elif not seen >> event & 1:
-                kind = Kind.EARLY_READ if reading else Kind.OVERWRITE
-                verb = "read" if reading else "overwritten"
-                what = f"is {verb} without waiting for its writer: {self._events[event]}"
+        for event in distinct(cells):
+            wrong = self._wrong_writer(event, seen, fenced, reading)
+            if wrong is not None:
+                kind, what = wrong
                 raise self._fault(kind, index, cells, event, what)
-            elif (
-                fenced is not None and self._events.generic >> event & 1 and not fenced >> event & 1
-            ):
-                what = f"has no fence.proxy.async after its writer: {self._events[event]}"
-                raise self._fault(Kind.PROXY, index, cells, event, what)
+
+    def _wrong_writer(
+        self, event: int, seen: int, fenced: int | None, reading: bool
+    ) -> tuple[Kind, str] | None:
+        """Say what is wrong with an access to cells that an event wrote."""
+        if event == NEVER:
+            return (Kind.UNINITIALISED, "is read but was never written") if reading else None
+        if event == MBARRIER:
+            return Kind.MBARRIER, "belongs to an mbarrier"
+        if not seen >> event & 1:
+            verb = "read" if reading else "overwritten"
+            what = f"is {verb} without waiting for its writer: {self._events[event]}"
+            return Kind.EARLY_READ if reading else Kind.OVERWRITE, what
+        if fenced is not None and self._events.generic >> event & 1 and not fenced >> event & 1:
+            return Kind.PROXY, f"has no fence.proxy.async after its writer: {self._events[event]}"
+        return None
+
+    def _all(self, index: Index) -> tuple[Region, int, int] | None:
+        """Give the region, its writer and its group of readers, if all its cells are alike."""
+        where = region(index, self.writer.shape)
+        if where is None or (both := alike(self.writer, self.readers, where)) is None:
+            return None
+        return where, *both
 
     def read(self, index: Index, event: int, seen: int, fenced: int | None = None) -> None:
         """Check and record a read by `event`, whose warp has observed `seen`.
 
         `fenced` are the generic writes behind a proxy fence, if the async proxy reads.
         """
+        every = self._all(index)
+        if every is not None:
+            where, writer, group = every
+            if self._wrong_writer(writer, seen, fenced, reading=True) is None:
+                fill(self.readers, where, self._events.group_after_read(group, event, seen))
+                return
         self._check_writer(index, seen, fenced, reading=True)
         self._add_reader(index, event, seen)
 
@@ -150,11 +175,9 @@ class Shadow:
 
     def _add_reader(self, index: Index, event: int, seen: int) -> None:
         cells = self.readers[index]
-        groups = _distinct(cells)
-        bit = 1 << event
+        groups = distinct(cells)
         events = self._events
-        # A wait for this event is also a wait for all that its warp had observed.
-        new = [events.group_number(events.group(group) & ~seen | bit) for group in groups]
+        new = [events.group_after_read(group, event, seen) for group in groups]
         if len(groups) == 1:
             self.readers[index] = new[0]
         else:
@@ -169,6 +192,14 @@ class Shadow:
 
     def write(self, index: Index, event: int, seen: int, fenced: int | None = None) -> None:
         """Check and record a write by `event`, as read does a read."""
+        every = self._all(index)
+        if every is not None:
+            where, writer, group = every
+            wrong = self._wrong_writer(writer, seen, fenced, reading=False)
+            if wrong is None and not self._events.group(group) & ~seen:
+                fill(self.writer, where, event)
+                fill(self.readers, where, 0)
+                return
         self._check_writer(index, seen, fenced, reading=False)
         self.check_readers(index, seen)
         self.writer[index] = event
@@ -187,8 +218,8 @@ class Shadow:
             self.write(cells, event, seen)
         except Hazard:
             writers = self.writer[cells]
-            generic = [e for e in _distinct(writers) if e > 0 and self._events.generic >> e & 1]
-            groups = [g for g in _distinct(self.readers[cells]) if not self._other(g, seen)]
+            generic = [e for e in distinct(writers) if e > 0 and self._events.generic >> e & 1]
+            groups = [g for g in distinct(self.readers[cells]) if not self._other(g, seen)]
             same = np.isin(writers, generic) & np.isin(self.readers[cells], groups) & unchanged()
             if not same.any():
                 raise
@@ -203,16 +234,8 @@ class Shadow:
 
     def check_readers(self, index: Index, seen: int) -> None:
         cells = self.readers[index]
-        for group in _distinct(cells):
+        for group in distinct(cells):
             missing = self._events.group(group) & ~seen
             if missing:
                 what = f"is overwritten without waiting for a reader: {self._events.first(missing)}"
                 raise self._fault(Kind.OVERWRITE, index, cells, group, what)
-
-
-def _distinct(cells: np.ndarray) -> list[int]:
-    """Give the distinct values, ascending; the usual case of one value is cheap."""
-    low, high = int(cells.min()), int(cells.max())
-    if low == high:
-        return [low]
-    return (np.flatnonzero(np.bincount(cells.ravel() - low)) + low).tolist()

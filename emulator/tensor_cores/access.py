@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nvfp4.emulator import ptx
+from nvfp4.emulator.engine.registers import Loading
 from nvfp4.emulator.hazards import Hazard, Kind
 from nvfp4.emulator.isa.builder import Builder, Operation
 from nvfp4.emulator.isa.modifiers import Modifiers
-from nvfp4.emulator.lanes import Loading, spread
 from nvfp4.emulator.machine.program import Step
 from nvfp4.emulator.memory.shadow import Access
 
@@ -68,8 +68,8 @@ def _ld(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) ->
     values, address, *split = instruction.operands
     shape = _shape(instruction, modifiers, split[0] if split else None)
     items = _items(instruction, values, shape)
-    puts = [builder.put(item, 32) for item in items]
-    slots = [builder.result(item, 32) for item in items if not isinstance(item, ptx.Sink)]
+    slots = tuple(builder.result(item, 32) for item in items)
+    awaited = [s for s, item in zip(slots, items, strict=True) if not isinstance(item, ptx.Sink)]
     base, offset = builder.address(address)
 
     def step(warp: Any) -> int | None:
@@ -80,18 +80,16 @@ def _ld(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) ->
             event = warp.event(instruction, Access.TENSOR)
             for lanes, where in places:
                 warp.cta.tensor.shadow.read((lanes.start // 32, where), event, warp.tensor_seen)
-        words = np.stack([warp.cta.tensor.words[place] for place in places])
-        for put, row in zip(
-            puts, shape.registers_of(words if shape.split else words[0]), strict=True
-        ):
-            put(warp, row)
+        parts = [warp.cta.tensor.words[place] for place in places]
+        warp.registers.set_rows(
+            slots, shape.registers_of(np.stack(parts) if shape.split else parts[0])
+        )
         if warp.machine.tmem_load_waits:
             if warp.machine.tcgen05_fences:
                 warp.unwaited["ld"] |= 1 << event
-            for slot in slots:
-                value = Loading(warp.registers[slot], instruction.line)
-                warp.registers[slot] = value
-                warp.loading.append((slot, value))
+            loading = Loading(instruction.line)
+            warp.registers.load(awaited, loading)
+            warp.loading.append((loading, awaited))
         return None
 
     return step
@@ -102,7 +100,7 @@ def _st(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) ->
     shape = _shape(instruction, modifiers, split[0] if split else None)
     if shape.columns != shape.registers:
         raise instruction.unsupported("only of the shapes 32x32b and 16x32bx2")
-    slots = [builder.source(item, 32) for item in _items(instruction, values, shape)]
+    slots = tuple(builder.source(item, 32) for item in _items(instruction, values, shape))
     base, offset = builder.address(address)
 
     def step(warp: Any) -> int | None:
@@ -115,7 +113,7 @@ def _st(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) ->
                 warp.cta.tensor.shadow.write((lanes.start // 32, where), event, warp.tensor_seen)
             if warp.machine.tcgen05_fences:
                 warp.unwaited["st"] |= 1 << event
-        block = np.stack([spread(warp.registers[slot], 32) for slot in slots], 1)
+        block = warp.registers.rows(slots).T
         for place, part in zip(places, np.split(block, len(places)), strict=True):
             warp.cta.tensor.words[place] = part
         return None
@@ -153,9 +151,8 @@ def _wait(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) 
         if warp.unwaited[kind]:
             warp.unwaited[kind] = warp.spans[Access.TENSOR] = 0
         if kind == "ld" and warp.loading:
-            for slot, value in warp.loading:
-                if warp.registers[slot] is value:
-                    warp.registers[slot] = value.value
+            for loading, slots in warp.loading:
+                warp.registers.loaded(loading, slots)
             warp.loading = []
         return None
 

@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 _E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
-E2M1_PAIRS = np.stack([_E2M1[np.arange(256) & 15], _E2M1[np.arange(256) >> 4]], 1)
-"""The two elements of each byte, the low nibble's first."""
 
 
 def _small_float(code: int, exponent_bits: int, mantissa_bits: int) -> float:

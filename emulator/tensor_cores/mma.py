@@ -2,18 +2,15 @@
 
 An MMA is computed exactly and rounded to float32 once, when it is added to the accumulator. The
 order of summation within one instruction is not documented for hardware.
-
-Matrix products go through torch, whose thread count can be set for a run and set back. numpy's BLAS
-reads the environment once, at import, and threads make it 20 times slower on matrices this small.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
 from nvfp4.emulator import ptx
+from nvfp4.emulator.engine.library import scaled_mma
 from nvfp4.emulator.hazards import Hazard, Kind
 from nvfp4.emulator.isa.builder import Builder, Operation
 from nvfp4.emulator.isa.modifiers import Modifiers
@@ -27,10 +24,8 @@ from nvfp4.emulator.tensor_cores.descriptors import (
     instruction_descriptor,
     matrix_descriptor,
 )
-from nvfp4.emulator.tensor_cores.elements import E2M1_PAIRS, UE4M3, UE8M0
+from nvfp4.emulator.tensor_cores.elements import UE4M3, UE8M0
 
-_K = 64  # elements of K in one MMA
-_GROUP = 16  # elements of K under one scale
 _ALL_QUARTERS = slice(None)
 
 
@@ -88,12 +83,9 @@ def _mma(instruction: ptx.Instruction, builder: Builder, modifiers: Modifiers) -
                 table = UE8M0 if shape.scale_is_e8m0 else UE4M3
                 factors_a = _scales(words, scales_a, 128, table)
                 factors_b = _scales(words, scales_b, shape.n, table)
-                left = _dequantize(cta.shared.bytes.chunks[a_rows], factors_a, shape.negate_a)
-                right = _dequantize(codes_b, factors_b, shape.negate_b)
-                product = torch.mm(torch.from_numpy(left), torch.from_numpy(right).T).numpy()
-                if accumulate:
-                    product += words[:, into].view(np.float32)
-                words[:, into] = product.astype(np.float32).view(np.uint32)
+                codes_a = cta.shared.bytes.chunks[a_rows]
+                sign = -1 if shape.negate_a != shape.negate_b else 1
+                scaled_mma(codes_a, factors_a, codes_b, factors_b, sign, accumulate, words[:, into])
 
         warp.cta.pipe.issue(warp, instruction, work)
 
@@ -128,14 +120,6 @@ def _scales(words: np.ndarray, columns: slice, rows: int, table: np.ndarray) -> 
         raise Hazard(Kind.TMEM, "scale factors differ between the 32-lane quarters")
     codes = np.ascontiguousarray(quarters[0].T).reshape(-1).view(np.uint8)
     return table[codes[: 4 * rows]].reshape(rows, 4)
-
-
-def _dequantize(codes: np.ndarray, scales: np.ndarray, negate: bool) -> np.ndarray:
-    """Give [rows, 64] values of rows of 32 bytes and their scales, exact in float64."""
-    rows = len(codes)
-    values = E2M1_PAIRS[codes.view(np.uint8).reshape(rows, -1)].reshape(rows, _K // _GROUP, _GROUP)
-    values *= scales[:, :, None]
-    return -values.reshape(rows, _K) if negate else values.reshape(rows, _K)
 
 
 OPERATIONS: Mapping[str, Operation] = {"mma": _mma}

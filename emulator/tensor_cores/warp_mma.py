@@ -39,14 +39,6 @@ class _Types(NamedTuple):
     c: str
 
 
-def gathered(warp: Any, slots: list[int]) -> np.ndarray:
-    """Give [registers, 32] words of some registers."""
-    words = np.empty((len(slots), 32), np.uint32)
-    for i, slot in enumerate(slots):
-        words[i] = warp.registers[slot]
-    return words
-
-
 def _types(instruction: ptx.Instruction, modifiers: Modifiers) -> tuple[_Types, str]:
     """Take the types of D, A, B and C, and that of the scale factors ("" if there are none)."""
     names = [m for m in instruction.modifiers if m in DECODE or m in _SUMS]
@@ -80,7 +72,7 @@ def _decode_mma(instruction: ptx.Instruction, builder: Builder) -> Step:
     count = 2 if types.d == "f16" else 4
     slots_c = _slots(builder, c, count)
     assert isinstance(d, ptx.Vector) and len(d.items) == count, d
-    puts = [builder.put(item, 32) for item in d.items]
+    slots_d = tuple(builder.result(item, 32) for item in d.items)
     finish = _FINISH[types.d]
     scale = (
         _decode_scales(instruction, builder, scales, per_k, _TABLES[scale_type]) if scaled else None
@@ -91,27 +83,26 @@ def _decode_mma(instruction: ptx.Instruction, builder: Builder) -> Step:
     def step(warp: Any) -> int | None:
         if (blocked := warp.converge()) is not None:
             return blocked
-        left = decode_a(matrix_a(gathered(warp, slots_a), bits))
-        right = decode_b(matrix_b(gathered(warp, slots_b), bits))
+        left = decode_a(matrix_a(warp.registers.rows(slots_a), bits))
+        right = decode_b(matrix_b(warp.registers.rows(slots_b), bits))
         if scale is not None:
             factors_a, factors_b = scale(warp)
             left = left * np.repeat(factors_a, k // per_k, 1)
             right = right * np.repeat(factors_b, k // per_k, 1)
         with np.errstate(all="ignore"):
-            words = finish(left.dot(right.T), gathered(warp, slots_c))
+            words = finish(left.dot(right.T), warp.registers.rows(slots_c))
         warp.machine.counts["mma.sync"] += 1
-        for put, word in zip(puts, words, strict=True):
-            put(warp, word)
+        warp.registers.set_rows(slots_d, words)
         return None
 
     return step
 
 
-def _slots(builder: Builder, operand: ptx.Operand, count: int) -> list[int]:
+def _slots(builder: Builder, operand: ptx.Operand, count: int) -> tuple[int, ...]:
     items = operand.items if isinstance(operand, ptx.Vector) else (operand,)
     if len(items) != count:
         raise ValueError(f"{len(items)} registers for {count}")
-    return [builder.source(item, 32) for item in items]
+    return tuple(builder.source(item, 32) for item in items)
 
 
 def _add_f32(product: np.ndarray, words: np.ndarray) -> np.ndarray:
@@ -163,7 +154,7 @@ def _decode_scales(
         thread = pick(warp.registers[thread_slot], warp.mask)
         if byte not in range(0, 4, per_k) or thread >= threads:
             raise Hazard(Kind.DESCRIPTOR, f"byte-id {byte} and thread-id {thread} of scale factors")
-        octets = gathered(warp, [slot]).view(np.uint8).reshape(8, threads, 4 // threads, 4)
+        octets = warp.registers.rows((slot,)).view(np.uint8).reshape(8, threads, 4 // threads, 4)
         return table[octets[:, thread, :, byte : byte + per_k]]
 
     def scales(warp: Any) -> tuple[np.ndarray, np.ndarray]:

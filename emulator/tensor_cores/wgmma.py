@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nvfp4.emulator import ptx
+from nvfp4.emulator.engine.registers import Loading
 from nvfp4.emulator.hazards import Hazard, Kind
 from nvfp4.emulator.isa.builder import Builder, Decoder
 from nvfp4.emulator.isa.modifiers import Modifiers
-from nvfp4.emulator.lanes import Loading, pick
+from nvfp4.emulator.lanes import pick
 from nvfp4.emulator.machine.program import Step
 from nvfp4.emulator.tensor_cores.elements import DECODE
 from nvfp4.emulator.tensor_cores.fragments import accumulator, accumulator_words, matrix_a
-from nvfp4.emulator.tensor_cores.warp_mma import gathered
 from nvfp4.emulator.tensor_cores.wgmma_operands import chunks, codes, descriptor
 
 _ROWS = 16  # of a warp
@@ -96,7 +96,7 @@ def _decode_fence(builder: Builder) -> Step:
     def step(warp: Any) -> int | None:
         if (blocked := warp.converge()) is not None:
             return blocked
-        _pipe(warp).fenced = {slot: warp.registers[slot] for slot in slots}
+        _pipe(warp).fenced = {slot: warp.registers.content(slot) for slot in slots}
         return None
 
     return step
@@ -131,7 +131,7 @@ def _decode_wait(instruction: ptx.Instruction) -> Step:
             results |= batch.loading  # the last MMA's result is that of a register
         for slot, loading in results.items():
             if not any(slot in later.loading for later in pipe.batches):
-                pipe.fenced[slot] = warp.registers[slot] = _value(warp, slot, loading)
+                pipe.fenced[slot] = _value(warp, slot, loading)
         return None
 
     return step
@@ -139,19 +139,21 @@ def _decode_wait(instruction: ptx.Instruction) -> Step:
 
 def _check_operands(warp: Any, batch: _Batch) -> None:
     for slot, value in batch.operands.items():
-        if not _same(warp.registers[slot], value):
+        if not _same(warp.registers.content(slot), value):
             raise Hazard(Kind.OVERWRITE, "a register of A was overwritten without wgmma.wait_group")
 
 
 def _value(warp: Any, slot: int, loading: Loading) -> np.ndarray:
     """Give the value of an accumulator's register, which nothing else may have written."""
-    if warp.registers[slot] is not loading:
+    if warp.registers.content(slot) is not loading:
         raise Hazard(
             Kind.OVERWRITE,
             f"a register of the wgmma in PTX line {loading.line} was overwritten without"
             " wgmma.wait_group",
         )
-    return loading.value
+    warp.registers.loaded(loading, (slot,))
+    value: np.ndarray = warp.registers[slot]
+    return value
 
 
 class _Shared(NamedTuple):
@@ -186,10 +188,11 @@ def _decode_mma(instruction: ptx.Instruction, builder: Builder, modifiers: Modif
         raise instruction.unsupported("a shape that wgmma does not have")
     d, a, b, *rest = instruction.operands
     assert isinstance(d, ptx.Vector), d
-    slots_d = [builder.source(item, 32) for item in d.items]
+    slots_d = tuple(builder.source(item, 32) for item in d.items)
     if len(slots_d) != (n // 4 if total == "f16" else n // 2):
         raise ValueError(f"{len(slots_d)} registers for an accumulator of {n} columns")
-    slots_a = [builder.source(item, 32) for item in a.items] if isinstance(a, ptx.Vector) else []
+    items_a = a.items if isinstance(a, ptx.Vector) else ()
+    slots_a = tuple(builder.source(item, 32) for item in items_a)
     if slots_a and len(slots_a) != 4:
         raise ValueError(f"{len(slots_a)} registers for A")
     enable = builder.predicate(rest.pop(0))
@@ -211,7 +214,7 @@ def _decode_mma(instruction: ptx.Instruction, builder: Builder, modifiers: Modif
         if warp.machine.options.check:
             _check_fence(warp, pipe, slots_a, slots_d)
         if shared_a is None:
-            left = matrix_a(gathered(warp, slots_a), bits)
+            left = matrix_a(warp.registers.rows(slots_a), bits)
             batch.operands.update((slot, warp.registers[slot]) for slot in slots_a)
         else:
             own = slice(_ROWS * (warp.index % 4), _ROWS * (warp.index % 4 + 1))
@@ -222,9 +225,10 @@ def _decode_mma(instruction: ptx.Instruction, builder: Builder, modifiers: Modif
             if (warp.registers[enable[0]] ^ enable[1]) & warp.mask:
                 product = product + _accumulator(warp, pipe, slots_d, total)
             words = accumulator_words(_wrapped(product, total))
-        for slot, word in zip(slots_d, words, strict=True):
-            loading = Loading(word, instruction.line, "wgmma", "wgmma.wait_group")
-            warp.registers[slot] = batch.loading[slot] = loading
+        warp.registers.set_rows(slots_d, words)
+        loading = Loading(instruction.line, "wgmma", "wgmma.wait_group")
+        warp.registers.load(list(slots_d), loading)
+        batch.loading.update(dict.fromkeys(slots_d, loading))
         warp.machine.counts["wgmma"] += 1
         return None
 
@@ -244,12 +248,13 @@ def _wrapped(total: np.ndarray, kind: str) -> np.ndarray:
     return rounded
 
 
-def _accumulator(warp: Any, pipe: _Pipe, slots: list[int], kind: str) -> np.ndarray:
+def _accumulator(warp: Any, pipe: _Pipe, slots: tuple[int, ...], kind: str) -> np.ndarray:
     """Give the [16, N] values of an accumulator, which may be the result of an MMA in flight."""
+    registers = warp.registers
     words = np.empty((len(slots), 32), np.uint32)
     for i, slot in enumerate(slots):
-        value = warp.registers[slot]
-        words[i] = value.value if pipe.in_flight(slot, value) else value
+        flies = pipe.in_flight(slot, registers.content(slot))
+        words[i] = registers.coming(slot) if flies else registers[slot]
     bits = 16 if kind == "f16" else 32
     return accumulator(words, bits).view(_SUMS[kind]).astype(np.float64)
 
@@ -259,14 +264,16 @@ def _check_warpgroup(warp: Any) -> None:
         raise Hazard(Kind.PARTIAL_WARP, "a warpgroup of wgmma has four warps")
 
 
-def _check_fence(warp: Any, pipe: _Pipe, slots_a: list[int], slots_d: list[int]) -> None:
+def _check_fence(
+    warp: Any, pipe: _Pipe, slots_a: tuple[int, ...], slots_d: tuple[int, ...]
+) -> None:
     """Refuse registers that were written since the last wgmma.fence, except by MMAs."""
     if not pipe.fenced:
         raise Hazard(Kind.EARLY_READ, "no wgmma.fence comes before the first wgmma")
     registers = warp.registers
     for name, slots in (("A", slots_a), ("the accumulator", slots_d)):
         for slot in slots:
-            value = registers[slot]
+            value = registers.content(slot)
             if not _same(value, pipe.fenced[slot]) and not pipe.in_flight(slot, value):
                 raise Hazard(
                     Kind.EARLY_READ,

@@ -45,7 +45,7 @@ def test_operands_of_every_form():
         ("add.u32 %r0,%r1,1.5;", "decimal"),
         ("add.u32 %r0,%r1,?;", "[?]"),
         ("add.u32 %r0,%r1;", "operands"),
-        ("max.f32 %r0,%r1,%r2,%r3;", "operands"),
+        ("max.f64 %d0,%d1,%d2,%d3;", "operands"),
         ("bra NOWHERE;", "NOWHERE"),
         ("@%nowhere mov.u32 %r0,1;", "%nowhere"),
         ("ld.shared.b128 %r0,[%s];", "128"),

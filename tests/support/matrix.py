@@ -32,9 +32,8 @@ def run_ops(sm: int, every: bool) -> Iterator[dict[str, Any]]:
     chosen = [f for f in forms_on(sm) if every or f.name in SMALL]
     for op in sorted({f.op for f in FORMS}):
         yield run_op(triton.BACKEND, op, sm, [f for f in chosen if f.op == op])
-    if sm in cutedsl.ARCHITECTURES:
-        for form in cutedsl_forms():
-            yield run_op(cutedsl.BACKEND, form.op, sm, [form])
+    for form in cutedsl_forms():
+        yield run_op(cutedsl.BACKEND, form.op, sm, [form])
 
 
 def run_op(backend: Any, op: str, sm: int, forms: list[Any]) -> dict[str, Any]:

@@ -134,7 +134,7 @@ ORDER_FAULTS = [
           "shfl.sync.idx.b32 %r0,%t,8,31,0x1FF;\nE: ", "%t,8", "%t,9", "lane 9", "shfl"),
     Fault("shuffles from outside", Kind.PARTIAL_WARP, "setp.lt.u32 %q0,%t,9; @!%q0 bra E;\n"
           "sub.u32 %r1,8,%t; shfl.sync.idx.b32 %r0,%t,%r1,31,0x1FF;\nE: ", "8,%t", "9,%t",
-          "from a lane", "shfl"),
+          "from lane 9", "shfl"),
     Fault("a mask that leaves itself out", Kind.PARTIAL_WARP, "redux.sync.add.u32 %r0,%t,-1;\n",
           "-1", "0xFF", "", "redux"),
     # descriptors

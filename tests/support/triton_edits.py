@@ -101,11 +101,12 @@ def plus(value: int) -> Put:
 
 
 BARRIER = r"\bbar\.sync\s+\d+(?:, \d+)?;"
+BARRIER_OF_COUNTER = r"bar\.sync\s+0;\s+\.loc[^\n]*\s+bar\.sync\s+0;(?=[^@]*@%p\d+ atom\.global)"
 WAIT_GROUP = r"cp\.async\.wait_group\s+(\d+);"
 WAITED = rf"(cp\.async\.wait_group\s+\d+;[^;]*?){BARRIER}"
 COMMIT_GROUP = r"cp\.async\.commit_group;"
 PROXY = r"fence\.proxy\.async\.shared::cta;"
-GRID_WAIT = r"griddepcontrol\.wait;"
+GRID_WAIT = r"griddepcontrol\.wait\s*;"
 INIT = r"mbarrier\.init\.shared::cta\.b64 \[%r\d+\], (\d+);"
 EXPECT = r"mbarrier\.arrive\.expect_tx\.shared::cta\.b64 _, \[%r\d+\], (\d+);"
 ARRIVE = r"@%p\d+ mbarrier\.arrive\.shared::cta\.b64 _, \[%r\d+\];"
@@ -122,13 +123,14 @@ EDITS = [
     Edit(CP_ASYNC, "one group fewer is waited for", WAIT_GROUP, plus(1)),
     Edit(CP_ASYNC, "no wait for copies", WAIT_GROUP, DROP),
     Edit(CP_ASYNC, "no barrier after the wait for copies", WAITED, r"\1"),
-    Edit(CP_ASYNC, "a group is not committed", COMMIT_GROUP, DROP),
+    Edit(CP_ASYNC, "a group is not committed", COMMIT_GROUP, DROP,
+         unnoticed="its copies join the next group, which the same wait is for"),
     Edit(CP_ASYNC, "the loop's group is not committed", COMMIT_GROUP, DROP, -1),
     Edit(CP_ASYNC, "a fragment from 4 KiB further on", SHARED_LOAD, SHIFTED),
     Edit(CP_ASYNC, "two registers of A are exchanged", FRAGMENT, r"\1, \3, \2, \4"),
     Edit(CP_ASYNC, "no barrier before the output's tile is read", BARRIER, DROP, -1),
-    Edit(HOPPER, "no proxy fence before a stage is given back", PROXY, DROP),
-    Edit(HOPPER, "no proxy fence in the second consumer", PROXY, DROP, 1),
+    Edit(HOPPER, "no proxy fence before a stage is given back", PROXY, DROP,
+         unnoticed="ordinary loads end at once; test_compile.py looks for it in the machine code"),
     Edit(HOPPER, "a stage is not given back", ARRIVE, DROP),
     Edit(HOPPER, "the activations' bytes are too many", EXPECT, plus(16)),
     Edit(HOPPER, "the weights' bytes are too few", EXPECT, plus(-16), 1),
@@ -137,20 +139,23 @@ EDITS = [
     Edit(HOPPER, "a wait for the other phase", TRY_WAIT, OTHER_PARITY),
     Edit(HOPPER, "a producer waits for the other phase", TRY_WAIT, OTHER_PARITY, -1),
     Edit(HOPPER, "no wgmma.fence", r"wgmma\.fence\.sync\.aligned;", DROP),
-    Edit(HOPPER, "no wgmma.commit_group", r"wgmma\.commit_group\.sync\.aligned;", DROP),
+    Edit(HOPPER, "no wgmma.commit_group", r"wgmma\.commit_group\.sync\.aligned;", DROP,
+         unnoticed="its products join the next group, which the same wait is for"),
+    Edit(HOPPER, "no last wgmma.commit_group", r"wgmma\.commit_group\.sync\.aligned;", DROP, -1),
     Edit(HOPPER, "one wgmma group fewer is waited for",
          r"wgmma\.wait_group\.sync\.aligned\s+(\d+);", plus(1)),
     Edit(HOPPER, "weights from 4 KiB further on", LDMATRIX, SHIFTED),
     Edit(HOPPER, "no barrier within the epilogue", BARRIER, DROP, -1),
     Edit(HOPPER, "activations before griddepcontrol.wait", GRID_WAIT, DROP, -1),
     Edit(HOPPER, "a consumer without griddepcontrol.wait", GRID_WAIT, DROP),
-    Edit(SPLIT_K, "no barrier before the tile is counted", BARRIER + r"(?=[^b]*atom)", DROP),
+    Edit(SPLIT_K, "no barrier before the tile is counted", BARRIER_OF_COUNTER, DROP),
     Edit(SPLIT_K, "a relaxed counter", r"(atom\.global\.gpu)\.acq_rel", r"\1.relaxed"),
     Edit(SPLIT_K, "one group fewer is waited for", WAIT_GROUP, plus(1)),
     Edit(SPLIT_K, "no griddepcontrol.wait", GRID_WAIT, DROP,
          unnoticed="a kernel without griddepcontrol.wait counts as launched without PDL"),
     Edit(TCGEN05, "no wait for what tcgen05.st stores",
-         r"tcgen05\.wait::st\.sync\.aligned;", DROP, -1),
+         r"tcgen05\.wait::st\.sync\.aligned;", DROP, -1,
+         unnoticed="without tcgen05.fence, the barrier counts as order (Options.tcgen05_fences)"),
     Edit(TCGEN05, "no wait for what tcgen05.ld loads",
          r"tcgen05\.wait::ld\.sync\.aligned;", DROP,
          unnoticed="the wait stands behind uses of what is loaded in all of Triton's PTX"),
@@ -167,8 +172,10 @@ EDITS = [
     Edit(MMA_SCALED, "a fragment from 4 KiB further on", LDMATRIX, SHIFTED),
     Edit(MMA_SCALED, "two registers of A are exchanged", FRAGMENT, r"\1, \3, \2, \4"),
     Edit(ROWS, "no barrier before the warps' results are read", BARRIER, DROP),
-    Edit(ROWS, "a butterfly's distance is halved", r"(shfl\.sync\.bfly\.b32\s+[^;]*), 16, 31",
-         r"\1, 8, 31"),
+    Edit(ROWS, "a butterfly's distance is doubled", r"(shfl\.sync\.bfly\.b32\s+[^;]*), 1, 31",
+         r"\1, 2, 31"),
+    Edit(ROWS, "the last butterfly's distance is doubled",
+         r"(shfl\.sync\.bfly\.b32\s+[^;]*), 1, 31", r"\1, 2, 31", -1),
     Edit(ROWS, "a butterfly leaves a lane out", r"(shfl\.sync\.bfly[^;]*), -1;",
          r"\1, 0x7fffffff;"),
 ]  # fmt: skip

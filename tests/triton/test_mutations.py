@@ -93,7 +93,8 @@ def test_the_kernel_is_clean_under_every_schedule(subject):
 
 @pytest.mark.parametrize("edit", [e for e in EDITS if not e.unnoticed], ids=str)
 def test_the_fault_is_noticed(edit):
-    assert outcome(edit.subject, edited(edit), SCHEDULES[-1])
+    noticed = outcome(edit.subject, edited(edit), SCHEDULES[-1])
+    assert noticed
 
 
 @pytest.mark.parametrize("edit", [e for e in EDITS if e.unnoticed], ids=str)

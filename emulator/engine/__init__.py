@@ -1,0 +1,1 @@
+"""The registers of a warp, and the C interpreter of instructions that touch nothing else."""
