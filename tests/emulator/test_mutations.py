@@ -144,8 +144,10 @@ def test_the_problem_reuses_what_the_kernel_reuses(kernel):
     rows, columns, k = launch.args[8:11]
     tile, layout = subject.tile, layout_of(launch.kernel)
     assert -(-k // STAGE_K) // tile.split_k > layout.stages
-    tiles = tile.tiles(rows, columns) // tile.clusters(rows, columns, subject.sms)
-    assert tiles >= {MULTICAST: 2, SPLIT_K: 1}.get(kernel, 3)
+    clusters = launch.sizes[-2]
+    assert clusters == tile.clusters(rows, columns, subject.sms)
+    tiles = tile.tiles(rows, columns) // clusters
+    assert tiles == 1 if kernel == SPLIT_K else tiles >= (2 if kernel == MULTICAST else 3)
 
 
 @pytest.mark.parametrize("delay", DELAYS)

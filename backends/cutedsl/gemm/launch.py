@@ -98,7 +98,7 @@ def plan(call: Mm, out: Tensor, tile: Tile, sms: int) -> Launch:
         segments if alpha_rows > 1 else 0,
         n // segments,
         int(row_scale is not None and row_scale.numel() > 1),
-        min(tile.clusters(rows, columns, sms), clusters_on(kernel, out.device, sms)),
+        tile.clusters(rows, columns, tile.cluster * clusters_on(kernel, out.device, sms)),
         band_of(tile, rows, k),
     )
     return Launch(kernel, (*operands, *factors, out), sizes, tensors)
