@@ -83,7 +83,9 @@ def test_loops_stay_short(tile):
     code = cubin.sass(compiled(kernel_of(tile), "sm_100a").cubin)
     assert cubin.mma_loop(code).sass <= (60 if tile.columns <= 128 else 68)
     assert cubin.tma_loop(code).sass <= 36
-    assert cubin.epilogue_per_element(code, tile.columns).tile <= 1.9
+    # Two divisions find a tile's place, 37 instructions, which 64 columns have to bear.
+    most = 1.9 if tile.columns > 64 else 2.4
+    assert cubin.epilogue_per_element(code, tile.columns).tile <= most
 
 
 @compiles
