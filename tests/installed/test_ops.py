@@ -168,6 +168,14 @@ def test_mm(backend):
     _same(OPS.mm(*operands, None, added, torch.float32, backend), want)
 
 
+@pytest.mark.parametrize("sm", [80, 90, 100])
+def test_triton_on_an_emulated_gpu(sm):
+    """The PTX that Triton compiles for that GPU, in place of interpreted kernels."""
+    with nvfp4.emulate(sm=sm):
+        assert nvfp4.explain("mm", "cpu", "triton").backend == "triton"
+        test_mm("triton")
+
+
 @gemms
 def test_linear(backend):
     w, bias = _packed(N, K, seed=7), np.arange(N) / 4
