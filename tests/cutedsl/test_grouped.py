@@ -179,7 +179,7 @@ def test_nothing_spills_and_the_loops_stay_short(kernel):
     code = compiled(kernel, "sm_100a").cubin
     resources, sass = cubin.resources(code), cubin.sass(code)
     assert resources.spill_stores == resources.local == resources.stack == 0
-    assert resources.registers <= (232 if kernel.epilogue.glu else 192)
+    assert resources.registers <= (232 if kernel.epilogue.glu else 200)
     assert cubin.mma_loop(sass).sass <= (60 if kernel.tile.columns <= 128 else 68)
     assert cubin.tma_loop(sass).sass <= (44 if kernel.epilogue.glu else 36)
     assert not [i for i in sass if i.opcode.startswith("BRA.U.ANY")], "a loop over lanes"
@@ -234,7 +234,7 @@ def test_choices():
         for n, k in ((4096, 4096), (7168, 2048)):
             few = choose_grouped_config(4 * experts, experts, n, k)
             many = choose_grouped_config(1024 * experts, experts, n, k)
-            assert few.time - few.hbm < 3e-6  # a launch, and nothing else
+            assert few.time - few.hbm < 5e-6  # a launch and an epilogue, and nothing else
             assert many.tile.rows == 256 and many.tile.columns in (192, 256)
             fused = choose_grouped_config(1024 * experts, experts, n, k, glu=True)
             assert fused.tile in GLU and fused.time <= 1.1 * many.time

@@ -13,7 +13,7 @@ from paths import ROOT
 import nvfp4
 
 OPS = torch.ops.nvfp4
-COLD = re.compile(r"cutedsl/runtime/")
+COLD = re.compile(r"cutedsl/runtime/|triton/runtime/compiler_process")
 """What a call does not come through once a kernel is loaded on a GPU."""
 HOT_PATH = [
     path

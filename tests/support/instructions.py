@@ -60,12 +60,13 @@ def check_multiplication(kernel: str, found: set[str], sm: int) -> None:
         "wgmma": uses("wgmma.mma_async", "f32.f16.f16"),
         "mma": uses("mma.sync", "f32.f16.f16.f32"),
         "tcgen05": uses("tcgen05.mma", *BLOCK_SCALED),
+        "tcgen05.f16": uses("tcgen05.mma", "kind::f16"),
         "mma.block_scale": uses("mma.sync", *BLOCK_SCALED),
     }
     used = [kind for kind, present in kinds.items() if present]
     assert len(used) == 1, (kernel, used)
     decoded = ("mma", "wgmma") if sm == 90 else ("mma",)
-    native = ("mma.block_scale",) if sm >= 120 else ("tcgen05",)
+    native = ("mma.block_scale",) if sm >= 120 else ("tcgen05", "tcgen05.f16")
     # W4A16 multiplies decoded operands on every architecture, by the same kernel.
     allowed = (*native, *decoded) if multiplies_nvfp4(sm) else decoded
     assert used[0] in allowed, (kernel, used)
