@@ -234,7 +234,7 @@ def test_choices():
         for n, k in ((4096, 4096), (7168, 2048)):
             few = choose_grouped_config(4 * experts, experts, n, k)
             many = choose_grouped_config(1024 * experts, experts, n, k)
-            assert few.time - few.hbm < 5e-6  # a launch and an epilogue, and nothing else
+            assert few.time <= 4e-6 + 1.2 * few.hbm  # a launch, and little else
             assert many.tile.rows == 256 and many.tile.columns in (192, 256)
             fused = choose_grouped_config(1024 * experts, experts, n, k, glu=True)
             assert fused.tile in GLU and fused.time <= 1.1 * many.time

@@ -156,7 +156,7 @@ def test_fused_with_every_routing(routing):
 def test_fused_under_every_schedule(tile, monkeypatch):
     for seed, delay in enumerate((30, 300, 1000)):
         options = Options(seed=seed, delay=delay, quantum=512 if seed % 2 else 64)
-        monkeypatch.setattr(emulated, "Options", lambda outputs, options=options: options)
+        monkeypatch.setattr(emulated, "Options", lambda options=options, **_: options)
         check_glu(MIXED, GluCase(256, 1296, tile))
 
 

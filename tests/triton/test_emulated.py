@@ -78,16 +78,21 @@ def test_a_twin_compiles_to_the_same_ptx_or_gives_the_same_bits(sm, name):
     form = next(each for each in FORMS if each.name == name)
     if not form.on(sm):
         pytest.skip(f"sm_{sm} has no {name}")
-    own = [compiled(launch, sm) for launch in planned(form, sm)]
-    twins = [compiled(launch, TWINS[sm]) for launch in planned(form, TWINS[sm])]
-    if not form.on(TWINS[sm]) or list(map(without_target, own)) != list(map(without_target, twins)):
+    if not form.on(TWINS[sm]) or ptx_without_target(form, sm) != ptx_without_target(
+        form, TWINS[sm]
+    ):
         execute(form, sm)
 
 
-def without_target(ptx: Ptx) -> Ptx:
-    """What a launch needs of PTX, without the architecture that it names."""
-    lines = (line for line in ptx.text.splitlines() if not line.startswith(".target"))
-    return ptx._replace(text="\n".join(lines))
+def ptx_without_target(form: Form, sm: int) -> list[Ptx]:
+    """What launches need of PTX, without the architecture that it names."""
+    made = [compiled(launch, sm) for launch in planned(form, sm)]
+    return [
+        ptx._replace(
+            text="\n".join(line for line in ptx.text.splitlines() if not line.startswith(".target"))
+        )
+        for ptx in made
+    ]
 
 
 def kernels(forms: Iterable[Form], sm: int) -> set[str]:
