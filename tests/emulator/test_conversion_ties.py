@@ -82,7 +82,7 @@ def test_every_code_of_e2m1_and_every_tie():
 
 
 def test_float64_rounds_once_to_float16():
-    """By way of float32, the first two would become ties."""
+    """The first two would become ties if they went through float32."""
     values = np.float64([1 + 2.0**-11 + 2.0**-40, 1 + 3 * 2.0**-11 - 2.0**-40, 65519.9999999999])
     values = np.resize(np.concatenate([values, -values]), 256)
     with np.errstate(over="ignore"):

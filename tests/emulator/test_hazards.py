@@ -133,7 +133,7 @@ def test_a_deadlock_names_where_each_warp_waits():
 
 
 def test_constants_may_be_loaded_before_griddepcontrol_wait():
-    """By bulk copies alone, and only if they are named as constants."""
+    """Only bulk copies may load them, and only if they are named as constants."""
     x = torch.arange(1024, dtype=torch.int32).reshape(32, 32)
     maps = {"map": tensor_map(x, (32, 4))}
     body = ONE + AT + READY + expect(512) + BOX + WAIT + "griddepcontrol.wait;\n"

@@ -29,7 +29,8 @@ def names(ptx: str) -> Iterator[str]:
         yield "fma exact" if exact else name
 
 
-def check_instructions(kernel: str, ptx: str, sm: int) -> None:
+def check_instructions(kernel: str, ptx: str, sm: int, decodes: bool) -> None:
+    """Check a kernel's PTX; `decodes`: whether it multiplies decoded operands, as W4A16 does."""
     found = set(names(ptx))
 
     def has(*parts: str) -> bool:
@@ -47,10 +48,10 @@ def check_instructions(kernel: str, ptx: str, sm: int) -> None:
         # No fused multiply-add rounds otherwise than its sum would.
         assert not has("fma.rn")
     if kernel.endswith("mm_kernel"):
-        check_multiplication(kernel, found, sm)
+        check_multiplication(kernel, found, sm, decodes)
 
 
-def check_multiplication(kernel: str, found: set[str], sm: int) -> None:
+def check_multiplication(kernel: str, found: set[str], sm: int, decodes: bool) -> None:
     """Check that a GEMM uses one kind of tensor-core instruction, the architecture's."""
 
     def uses(*parts: str) -> bool:
@@ -66,9 +67,11 @@ def check_multiplication(kernel: str, found: set[str], sm: int) -> None:
     used = [kind for kind, present in kinds.items() if present]
     assert len(used) == 1, (kernel, used)
     decoded = ("mma", "wgmma") if sm == 90 else ("mma",)
-    native = ("mma.block_scale",) if sm >= 120 else ("tcgen05", "tcgen05.f16")
-    # W4A16 multiplies decoded operands on every architecture, by the same kernel.
-    allowed = (*native, *decoded) if multiplies_nvfp4(sm) else decoded
+    if multiplies_nvfp4(sm):
+        native = ("mma.block_scale",) if sm >= 120 else ("tcgen05",)
+        allowed = ("mma", "tcgen05.f16") if decodes else native
+    else:
+        allowed = decoded
     assert used[0] in allowed, (kernel, used)
     if kernel.startswith("_hopper"):
         assert used == ["wgmma"]

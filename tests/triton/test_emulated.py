@@ -68,7 +68,7 @@ def execute(form: Form, sm: int) -> list[tuple[str, Ptx]]:
 def test_a_form_of_a_kernel_gives_the_references_bits(sm, form):
     skip_if_refused(sm)
     for kernel, ptx in execute(form, sm):
-        check_instructions(kernel, ptx.text, sm)
+        check_instructions(kernel, ptx.text, sm, decodes="W4A16" in form.name)
 
 
 @pytest.mark.parametrize("name", SMALL)
