@@ -5,6 +5,7 @@ side of an arrival. What has to be in order is read from the SASS here.
 """
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -24,6 +25,10 @@ KERNELS = {
     "grouped": Kernel(Tile(256, 256, 2), Epilogue(alpha=SEGMENTS), grouped=True),
     "fused": Kernel(Tile(256, 256, 2), Epilogue(alpha=SEGMENTS, glu=Glu()), grouped=True),
 }
+CONSTANT = {
+    f"{name}, constant weights": replace(KERNELS[name], constant_weights=True)
+    for name in ("one CTA", "pair", "multicast", "elements", "split-K")
+}
 BY_TMA = ["one CTA", "pair", "multicast", "grouped"]
 
 WORDS = {
@@ -42,13 +47,15 @@ WORDS = {
     "UTCCP": "copy",
     "UTCOMMA": "mma",
     "UTCBAR": "commit",
+    "ACQBULK": "grid_over",
+    "PREEXIT": "next_grid",
 }
 """The instructions whose order matters."""
 
 
 def flow(name: str) -> str:
     """A kernel's instructions in their order, as the words above."""
-    code = cubin.sass(compiled(KERNELS[name], "sm_100a").cubin)
+    code = cubin.sass(compiled((KERNELS | CONSTANT)[name], "sm_100a").cubin)
     words = (next((w for o, w in WORDS.items() if i.is_a(o)), "") for i in code)
     return " ".join(word for word in words if word)
 
@@ -111,3 +118,15 @@ def test_no_arrival_waits_for_global_memory(name):
         assert "fence_gpu" not in code
     else:
         assert re.search(r"store_global fence_gpu", code) and code.count("fence_gpu") == 1
+
+
+@pytest.mark.parametrize("name", [*KERNELS, *CONSTANT])
+def test_constant_weights_are_loaded_before_the_grid_before_is_over(name):
+    """Two TMA loads, of weights and of their scales; without that promise none.
+
+    The next grid may start only after that: what it takes for constant, a grid before this one may
+    have written.
+    """
+    before, _, after = flow(name).partition("next_grid")[0].rpartition("grid_over")
+    assert before.count("tma_load") == (2 if name in CONSTANT else 0)
+    assert after.count("tma_load") >= 4 and "grid_over" not in after

@@ -22,7 +22,7 @@ Two accumulators of 256 columns and the scales do not fit: there the second star
 OVERLAP columns early, and the epilogue empties those columns first.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -79,6 +79,7 @@ class Layout:
     epilogue: Epilogue
     grouped: bool = False
     half_sm: bool = False
+    constant_weights: bool = False
 
     @cached_property
     def glu(self) -> Glu | None:
@@ -385,7 +386,7 @@ class Layout:
 
 
 def layout_of(kernel: Kernel) -> Layout:
-    layout = Layout(kernel.tile, kernel.epilogue, kernel.grouped, kernel.half_sm)
+    layout = Layout(**{field.name: getattr(kernel, field.name) for field in fields(kernel)})
     assert layout.stages >= 2 and layout.shared_bytes <= layout.most_shared_bytes, kernel
     return layout
 

@@ -69,16 +69,32 @@ def load(layout: cutlass.Constexpr[Layout], maps, smem: Int32, rank: Int32, k_st
     leads = True if const_expr(layout.tile.ctas == 1) else x % 2 == 0
     k_begin, k_end = k_range(layout, k_stages, rank)
     tile, walk = start(layout, grid, (x * CTA_ROWS, y * layout.tile.columns))
-    if const_expr(not layout.grouped):
-        prefetch_weights(layout, operands, parts, place_of(layout, tile, walk), k_begin, k_end)
-    cute.arch.griddepcontrol_wait()
+    stage, phase, k_next = Int32(0), Int32(1), k_begin
+    if const_expr(layout.constant_weights):
+        first, swapped = place_of(layout, tile, walk), layout.tile.swapped
+        k_next = cutlass.min(k_end, k_begin + layout.stages)
+        # A cluster that is launched has a tile, and all stages of the ring are empty.
+        for k in cutlass.range(k_begin, k_next, unroll=1):
+            full = announce(layout, smem, k - k_begin, leads)
+            load_boxes(
+                layout, operands, parts, first, k, k - k_begin, full, swapped, not swapped
+            )  # fmt: skip
+        cute.arch.griddepcontrol_wait()
+        for k in cutlass.range(k_begin, k_next, unroll=1):
+            full = full_barrier(layout, smem, stage)
+            load_boxes(layout, operands, parts, first, k, stage, full, not swapped, swapped)
+            stage, phase = advance(layout, stage, phase)
+    else:
+        if const_expr(not layout.grouped):
+            prefetch_weights(layout, operands, parts, place_of(layout, tile, walk), k_begin, k_end)
+        cute.arch.griddepcontrol_wait()
 
-    stage, phase = Int32(0), Int32(1)
     while remains(layout, tile, walk):
         place = place_of(layout, tile, walk)
-        for k in cutlass.range(k_begin, k_end, unroll=1):
+        for k in cutlass.range(k_next, k_end, unroll=1):
             load_stage(layout, operands, parts, place, smem, k, stage, phase, leads)
             stage, phase = advance(layout, stage, phase)
+        k_next = k_begin
         tile = next_tile(layout, tile, walk)
     cute.arch.griddepcontrol_launch_dependents()
     # The last stages are given back by commits that may come from another CTA. Each has to arrive
@@ -148,33 +164,58 @@ def load_stage(
     stage: Int32, phase: Int32, leads,
 ):  # fmt: skip
     """Load this CTA's parts of K stage `k`, once the MMAs that read the ring's stage are done."""
+    ptx.mbarrier_wait(smem + layout.empty + stage * 8, phase)
+    full = announce(layout, smem, stage, leads)
+    load_boxes(layout, operands, parts, place, k, stage, full, True, True)
+
+
+@cute.jit
+def announce(layout: cutlass.Constexpr[Layout], smem: Int32, stage: Int32, leads) -> Int32:
+    """Tell the stage's `full` barrier how many bytes will come; returns where they complete."""
+    if leads:
+        own = smem + layout.full + stage * 8
+        ptx.mbarrier_expect_tx(own, layout.stage_bytes * layout.tile.ctas)
+    return full_barrier(layout, smem, stage)
+
+
+@cute.jit
+def full_barrier(layout: cutlass.Constexpr[Layout], smem: Int32, stage: Int32) -> Int32:
+    """The barrier at which a stage's bytes complete: of a pair of CTAs, the leader's."""
+    full = smem + layout.full + stage * 8
+    if const_expr(layout.tile.ctas == 2):
+        full = full & LEADER
+    return full
+
+
+@cute.jit
+def load_boxes(
+    layout: cutlass.Constexpr[Layout], operands, parts: Parts, place, k: Int32, stage: Int32,
+    full: Int32, loads_a: cutlass.Constexpr[bool], loads_b: cutlass.Constexpr[bool],
+):  # fmt: skip
+    """Load this CTA's parts of A, of B, or of both, with their scales, to a stage of the ring."""
     ctas = layout.tile.ctas
     a_map, b_map, a_scale_map, b_scale_map = operands
-    at = stage * layout.stage_pitch
-    empty = smem + layout.empty + stage * 8
-    full = smem + layout.full + stage * 8
-    ptx.mbarrier_wait(empty, phase)
-    if leads:
-        ptx.mbarrier_expect_tx(full, layout.stage_bytes * ctas)
-    if const_expr(ctas == 2):
-        full = full & LEADER
     a, b, a_scales, b_scales = parts.a, parts.b, parts.a_scales, parts.b_scales
+    at = stage * layout.stage_pitch
     a_part = CTA_ROWS // layout.a_sharers
-    to, box = a.to + at, [k * ROW_BYTES, place.a_row + parts.y * a_part]
-    ptx.tma_load(to, a_map, box, full, ctas, a.mask)
-    for half in cutlass.range_constexpr(layout.b_boxes):
-        to = b.to + at + half * GLU_COLUMNS * ROW_BYTES
-        box = [k * ROW_BYTES, place.b_row + parts.b_row + half * parts.half_rows]
-        ptx.tma_load(to, b_map, box, full, ctas, b.mask)
-    a_k_blocks = K_BLOCKS // layout.a_sharers
-    to, word = a_scales.to + at, k * STAGE_WORDS + parts.y * a_k_blocks * SCALE_WORDS
-    box = [word, place.a_scale_tile]
-    ptx.tma_load(to, a_scale_map, box, full, ctas, a_scales.mask)
-    for half in cutlass.range_constexpr(layout.b_boxes):
-        to = b_scales.to + at + half * HALF_SCALES
-        word = k * STAGE_WORDS + parts.b_word
-        row = place.b_scale_tile + parts.b_scale_tile + half * parts.half_scales
-        ptx.tma_load(to, b_scale_map, [word, row], full, ctas, b_scales.mask)
+    if const_expr(loads_a):
+        to, box = a.to + at, [k * ROW_BYTES, place.a_row + parts.y * a_part]
+        ptx.tma_load(to, a_map, box, full, ctas, a.mask)
+    if const_expr(loads_b):
+        for half in cutlass.range_constexpr(layout.b_boxes):
+            to = b.to + at + half * GLU_COLUMNS * ROW_BYTES
+            box = [k * ROW_BYTES, place.b_row + parts.b_row + half * parts.half_rows]
+            ptx.tma_load(to, b_map, box, full, ctas, b.mask)
+    if const_expr(loads_a):
+        a_k_blocks = K_BLOCKS // layout.a_sharers
+        to, word = a_scales.to + at, k * STAGE_WORDS + parts.y * a_k_blocks * SCALE_WORDS
+        ptx.tma_load(to, a_scale_map, [word, place.a_scale_tile], full, ctas, a_scales.mask)
+    if const_expr(loads_b):
+        for half in cutlass.range_constexpr(layout.b_boxes):
+            to = b_scales.to + at + half * HALF_SCALES
+            word = k * STAGE_WORDS + parts.b_word
+            row = place.b_scale_tile + parts.b_scale_tile + half * parts.half_scales
+            ptx.tma_load(to, b_scale_map, [word, row], full, ctas, b_scales.mask)
 
 
 @cute.jit

@@ -29,6 +29,7 @@ from nvfp4.spec.glu import ACTIVATIONS
 FORMS = ((Alpha.ONE, False), (Alpha.ROWS, False), (Alpha.ONE, True), (Alpha.SEGMENTS, True))
 """(alpha, row_scale) that are compiled ahead: mm of two tensors' scales, with one of the first or
 one for each row; linear, whose rows have their own, with one of the weight or one for each segment.
+Linear's weights are constant, but for those that TMA cannot load where they are (launch.loadable).
 """
 
 
@@ -51,7 +52,8 @@ def kernels_for(workload: Workload) -> list[Kernel]:
         aligned = n * dtype.itemsize % 16 == 0
         rows, columns = (n, m) if tile.swapped else (m, n)
         for alpha, row_scale in FORMS:
-            kernel = kernel_of(tile, dtype, alpha, row_scale, bias, aligned)
+            constant = row_scale and k // 2 % 16 == 0
+            kernel = kernel_of(tile, dtype, alpha, row_scale, bias, aligned, constant)
             found[sized(kernel, rows, columns, k, B200_SMS)] = None
     return list(found)
 
