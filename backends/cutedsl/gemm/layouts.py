@@ -7,6 +7,7 @@ Shared memory, from a 1024-byte boundary:
     stage 0 .. stages-1   A | B | A's scales | B's scales
     outputs               a warp's 32 rows x 128 bytes, which TMA stores; x 4 warps, x 1 or 2
     partials              split-K: the CTA's float32 sums [columns][128 rows]
+    row factors           float32, of the CTA's 128 rows, where no vectors are prefetched
     accumulators          x 2: factors and bias of the tile's columns, float32, and two barriers
     barriers
     table                 grouped: which tiles are which expert's (groups.py)
@@ -200,10 +201,19 @@ class Layout:
         return 4 * CTA_ROWS * self.tile.columns if self.tile.split_k > 1 else 0
 
     @cached_property
+    def stages_row_factors(self) -> bool:
+        """Whether rows' factors pass through shared memory (store_tma.py)."""
+        return self.epilogue.tma_store and not self.vectors
+
+    @cached_property
+    def row_factor_bytes(self) -> int:
+        return 4 * CTA_ROWS if self.stages_row_factors else 0
+
+    @cached_property
     def _fixed_bytes(self) -> int:
-        barriers = 512
+        barriers = 256  # two a stage, of which 10 are the most, and six others
         vectors = 2 * self.vectors * self.vector_bytes
-        return self.partial_bytes + vectors + barriers + self.table_bytes
+        return self.partial_bytes + self.row_factor_bytes + vectors + barriers + self.table_bytes
 
     @cached_property
     def most_shared_bytes(self) -> int:
@@ -231,9 +241,13 @@ class Layout:
         return self.outputs + self.output_sets * self.output_bytes
 
     @cached_property
+    def row_factors(self) -> int:
+        return self.partials + self.partial_bytes
+
+    @cached_property
     def acc_block(self) -> int:
         """What belongs to an accumulator: vectors, from its start on, and barriers."""
-        return self.partials + self.partial_bytes
+        return self.row_factors + self.row_factor_bytes
 
     @cached_property
     def acc_full(self) -> int:

@@ -69,7 +69,11 @@ def drain(
     staging: Staging, factors: Factors, same: Float32, place,
 ):  # fmt: skip
     """A tile, subtile by subtile: from its accumulator through an output buffer to D."""
-    row_factors = of_rows(layout, factors, same, place, staging.rows)
+    row_factors: tuple = ()
+    if const_expr(layout.stages_row_factors):
+        put_row_factor(layout, own, factors, same, place)
+    else:
+        row_factors = of_rows(layout, factors, same, place, staging.rows)
     wait_full(layout, accumulator)
     for s in cutlass.range_constexpr(layout.subtiles):
         offset = subtile_offset(layout, accumulator, s)
@@ -82,6 +86,8 @@ def drain(
         if const_expr(s == layout.release_after):
             # Before anything is converted: the next tile's MMAs wait for it.
             release(layout, accumulator, own.smem, own.rank)
+        if const_expr(layout.stages_row_factors):
+            row_factors = row_factors_of(layout, own)
         buffers, pending = layout.output_buffer(s)
         cute.arch.cp_async_bulk_wait_group(pending, read=True)
         cute.arch.sync_warp()
@@ -94,6 +100,30 @@ def drain(
         elif place.row < place.row_end:  # the rest of the box is the next expert's
             store_rows(layout, staging.buffer + buffers, output, corner, place, own.lane)
         cute.arch.cp_async_bulk_commit_group()
+
+
+@cute.jit
+def put_row_factor(
+    layout: cutlass.Constexpr[Layout], own: EpilogueWarp, factors: Factors, same: Float32, place
+):
+    """Write the factor of row r of the CTA's tile to shared memory, for row_factors_of.
+
+    ptxas moves products before the accumulator's release, and before the second load from tensor
+    memory, unless a factor is loaded after these.
+    """
+    factor = of_rows(layout, factors, same, place, [own.lane])[0]
+    cute.arch.sync_warp()  # the tile before has been multiplied
+    ptx.store_shared(own.smem + layout.row_factors + 4 * own.r, [factor])
+    cute.arch.sync_warp()
+
+
+@cute.jit
+def row_factors_of(layout: cutlass.Constexpr[Layout], own: EpilogueWarp):
+    """The factors of a thread's rows, from shared memory."""
+    at = own.smem + layout.row_factors + own.warp * (4 * WARP_ROWS)
+    if const_expr(layout.same_factor):
+        return ptx.load_shared(at, 1) * len(ROWS)
+    return [ptx.load_shared(at + own.lane // 4 * 4, 1, Float32, 4 * i)[0] for i in ROWS]
 
 
 @cute.jit
