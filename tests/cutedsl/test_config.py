@@ -1,5 +1,7 @@
 """Tiles, layouts and the choice of a tile: pure functions, for every machine."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,6 +39,11 @@ EPILOGUES = [
     for tma in (False, True)
     if not (tma and alpha is Alpha.MATRIX)
 ]
+
+
+def sized_for(kernel: Kernel, rows: int, columns: int, k: int) -> Kernel:
+    tile = kernel.tile
+    return sized(kernel, tile.tiles(rows, columns), tile.clusters(rows, columns, 148), k)
 
 
 @pytest.mark.parametrize("tile", [*TILES, *NARROW, *SPLIT, Tile(256, 256, 4, 4)], ids=str)
@@ -176,7 +183,7 @@ def test_warmup_covers_every_choice(n, k):
     for m in range(1, 1001):
         tile = choose_config(m, n, k).tile
         rows, columns = (n, m) if tile.swapped else (m, n)
-        launched = sized(Kernel(tile, Epilogue(tma_store=not tile.swapped)), rows, columns, k, 148)
+        launched = sized_for(Kernel(tile, Epilogue(tma_store=not tile.swapped)), rows, columns, k)
         assert (tile, launched.half_sm) in forms
     assert len(kernels) == len(set(kernels)) == 4 * len(forms)
 
@@ -189,7 +196,7 @@ def test_a_kernel_in_half_of_an_sm_has_all_the_stages_that_it_fills(tile, k):
     rows, columns = tile.cluster_tile
     if tile.unfit(rows, columns, k):
         return
-    chosen = sized(kernel, rows, columns, k, 148)
+    chosen = sized_for(kernel, rows, columns, k)
     layout, fills = layout_of(chosen), -(-k // (256 * tile.split_k))
     if chosen.half_sm:
         assert 2 * (layout.shared_bytes + 1024) <= 228 * 1024, "two on an SM"
@@ -199,8 +206,18 @@ def test_a_kernel_in_half_of_an_sm_has_all_the_stages_that_it_fills(tile, k):
         half = Layout(tile, kernel.epilogue, half_sm=True)
         assert half.stages < max(2, fills) or 2 * half.tmem_columns > TMEM_COLUMNS
         assert layout == layout_of(kernel)
-    many = sized(kernel, 300 * rows, columns, k, 148)
+    many = sized_for(kernel, 300 * rows, columns, k)
     assert tile.split_k > 1 or not many.half_sm or 3 * fills <= layout_of(many).stages
+
+
+def test_a_split_sum_has_one_accumulator():
+    """A cluster that splits K has one tile; a second accumulator took a power of two more."""
+    for tile, columns in ((SPLIT[0], 256), (Tile(128, 64, split_k=2, swapped=True), 128)):
+        layout = layout_of(Kernel(tile, Epilogue(tma_store=False)))
+        assert layout.accumulators == 1 and layout.tmem_columns == columns
+        assert layout.b_scale_tmem + 4 * layout.b_scale_columns == tile.columns + 32
+        whole = Layout(replace(tile, split_k=1), layout.epilogue)
+        assert whole.accumulators == 2 and whole.tmem_columns == 2 * columns
 
 
 def test_no_tile_reads_scales_at_an_odd_column_of_tensor_memory():

@@ -24,7 +24,7 @@ KERNELS = {
     "elements": Kernel(Tile(128, 16, swapped=True), Epilogue(tma_store=False)),
     "split-K": Kernel(Tile(128, 16, split_k=8, swapped=True), Epilogue(tma_store=False)),
     "grouped": Kernel(Tile(256, 256, 2), Epilogue(alpha=SEGMENTS), grouped=True),
-    "fused": Kernel(Tile(256, 256, 2), Epilogue(alpha=SEGMENTS, glu=Glu()), grouped=True),
+    "fused": Kernel(Tile(256, 256, 2), Epilogue(tma_store=False, glu=Glu()), grouped=True),
 }
 CONSTANT = {
     f"{name}, constant weights": replace(KERNELS[name], constant_weights=True)

@@ -209,6 +209,9 @@ class Kernel:
         glu = self.epilogue.glu is not None
         if glu and (self.tile.columns != 2 * GLU_COLUMNS or self.tile.swapped or not self.grouped):
             found.append(f"a glu needs a grouped, unswapped tile of {2 * GLU_COLUMNS} columns")
+        e = self.epilogue
+        if glu and (e.tma_store or e.bias or e.alpha is not Alpha.ONE):
+            found.append("a glu needs an epilogue without tma_store, bias and forms of alpha")
         if self.grouped and self.constant_weights:
             found.append("constant_weights needs an ungrouped kernel: offsets say whose weights")
         return found

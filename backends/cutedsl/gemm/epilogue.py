@@ -17,7 +17,7 @@ from nvfp4.backends.cutedsl.gemm import store_elements, store_quantized, store_t
 from nvfp4.backends.cutedsl.gemm.accumulators import Accumulator
 from nvfp4.backends.cutedsl.gemm.config import CTA_ROWS
 from nvfp4.backends.cutedsl.gemm.factors import Factors
-from nvfp4.backends.cutedsl.gemm.layouts import WARP_ROWS, Layout
+from nvfp4.backends.cutedsl.gemm.layouts import WARP_ROWS, WARPS_OF_ROWS, Layout
 from nvfp4.backends.cutedsl.gemm.output import EpilogueWarp, Output
 from nvfp4.backends.cutedsl.gemm.schedule import next_tile, place_of, remains, start
 from nvfp4.backends.cutedsl.gemm.store_quantized import Quantized
@@ -32,8 +32,11 @@ def drain(
     config, epilogue = layout.tile, layout.epilogue
     lane = cute.arch.lane_idx()
     x, y = layout.place_in_cluster(rank)
+    part = 0
+    if const_expr(layout.column_parts > 1):
+        warp, part = warp % WARPS_OF_ROWS, warp // WARPS_OF_ROWS
     r = warp * WARP_ROWS + lane
-    own = EpilogueWarp(smem, rank, warp, lane, r)
+    own = EpilogueWarp(smem, rank, warp, lane, r, part)
     vector_slot, staging = r, None
     if const_expr(epilogue.tma_store):
         vector_slot, staging = store_tma.slot_of(r), store_tma.staging_of(layout, own)

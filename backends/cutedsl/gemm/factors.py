@@ -12,7 +12,7 @@ from cutlass import Float32, Int32, Int64, const_expr
 
 from nvfp4.backends.cutedsl.gemm import ptx
 from nvfp4.backends.cutedsl.gemm.config import Alpha
-from nvfp4.backends.cutedsl.gemm.layouts import EPILOGUE_WARPS, Layout
+from nvfp4.backends.cutedsl.gemm.layouts import Layout
 
 BARRIER = 1
 """The named barrier of the epilogue's warps."""
@@ -108,7 +108,7 @@ def prefetch(
 
     Thread r writes those of columns r and r + 128, at `slot` (of 4 bytes) and 128 beyond it.
     """
-    width, threads = layout.tile.columns, 32 * EPILOGUE_WARPS
+    width, threads = layout.tile.columns, 32 * layout.epilogue_warps
     for part in cutlass.range_constexpr(0, width, threads):
         if const_expr(part + threads <= width) or r < width - part:
             # Columns beyond the last read it again; what they compute is not stored.

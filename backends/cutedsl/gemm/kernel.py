@@ -16,7 +16,6 @@ from nvfp4.backends.cutedsl.gemm.config import CTA_ROWS, STAGE_K, Epilogue
 from nvfp4.backends.cutedsl.gemm.factors import Factors
 from nvfp4.backends.cutedsl.gemm.groups import Experts
 from nvfp4.backends.cutedsl.gemm.layouts import (
-    EPILOGUE_WARPS,
     K_BLOCKS,
     MMA_K,
     ROW_BYTES,
@@ -31,10 +30,6 @@ from nvfp4.backends.cutedsl.gemm.output import Output
 from nvfp4.backends.cutedsl.gemm.schedule import Grid
 from nvfp4.backends.cutedsl.gemm.store_elements import DTYPES
 from nvfp4.backends.cutedsl.gemm.store_quantized import Quantized
-
-MMA_WARP = EPILOGUE_WARPS
-LOAD_WARP = EPILOGUE_WARPS + 1
-THREADS = 32 * (EPILOGUE_WARPS + 2)
 
 
 @cute.jit
@@ -134,7 +129,7 @@ def gemm(
     factors = Factors(alpha, alpha_stride, segment, row_scale, row_scale_stride, bias)
     kernel(maps, out_map, out, out_stride, factors, sizes, grid, None, None, layout).launch(
         grid=[clusters * tile.cluster, 1, 1],
-        block=[THREADS, 1, 1],
+        block=[layout.threads, 1, 1],
         cluster=[tile.cluster, 1, 1],
         smem=layout.shared_bytes,
         min_blocks_per_mp=1,
@@ -181,14 +176,14 @@ def kernel(
     warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
     smem = cute.arch.get_dyn_smem(cutlass.Uint8, alignment=1024).toint()
 
-    if warp == LOAD_WARP:
+    if warp == layout.load_warp:
         for atom in maps:
             cpasync.prefetch_descriptor(atom)
         if cute.arch.lane_idx() == 0:
             init_barriers(layout, smem)
         cute.arch.mbarrier_init_fence()
     if const_expr(layout.grouped):
-        groups.tabulate(layout, experts, smem + layout.table, warp == MMA_WARP)
+        groups.tabulate(layout, experts, smem + layout.table, warp == layout.mma_warp)
     if const_expr(tile.cluster > 1):
         # A pair allocates together, by a handshake through shared memory: no CTA may begin it
         # before its peer is known to run (PTX ISA, tcgen05.alloc with .cta_group::2).
@@ -205,14 +200,14 @@ def kernel(
     else:
         schedule = Grid(rows, columns, grid[0], grid[1], grid[2], cluster, clusters)
 
-    if warp == LOAD_WARP:
+    if warp == layout.load_warp:
         load(layout, maps, smem, rank, k_stages, schedule)
-    leads = warp == MMA_WARP
+    leads = warp == layout.mma_warp
     if const_expr(tile.ctas == 2):
         leads = leads and rank % 2 == 0
     if leads:
         mainloop.multiply(layout, smem, tmem, rank, k_stages, schedule)
-    if warp < EPILOGUE_WARPS:
+    if warp < layout.epilogue_warps:
         output = Output(out_map, out, out_stride)
         epilogue.drain(
             layout, output, factors, quantized, smem, tmem, warp, rank, schedule
@@ -246,5 +241,5 @@ def init_barriers(layout: cutlass.Constexpr[Layout], smem: Int32):
     for i in cutlass.range_constexpr(2):
         block = smem + layout.acc_block + i * layout.acc_pitch
         ptx.mbarrier_init(block + layout.acc_full, 1)
-        ptx.mbarrier_init(block + layout.acc_empty, EPILOGUE_WARPS * tile.ctas)
-    ptx.mbarrier_init(smem + layout.partial_full, EPILOGUE_WARPS * tile.split_k)
+        ptx.mbarrier_init(block + layout.acc_empty, layout.epilogue_warps * tile.ctas)
+    ptx.mbarrier_init(smem + layout.partial_full, layout.epilogue_warps * tile.split_k)

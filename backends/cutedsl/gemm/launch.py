@@ -92,7 +92,8 @@ def plan(call: Mm, out: Tensor, tile: Tile, sms: int) -> Launch:
         operands, rows, columns = (b, a, b_scales, a_scales), n, m
     if problems := tile.unfit(rows, columns, k):
         raise ValueError(f"tile {tile}: {'; '.join(problems)}")
-    kernel = sized(kernel, rows, columns, k, sms)
+    clusters = tile.clusters(rows, columns, sms)
+    kernel = sized(kernel, tile.tiles(rows, columns), clusters, k)
     factors = alpha, alpha if row_scale is None else row_scale, alpha if bias is None else bias
     sizes = (
         rows,

@@ -54,10 +54,11 @@ HALF_SHARED_BYTES = 228 * 1024 // 2 - 1024  # half of an SM's, less what CUDA ke
 TMEM_COLUMNS = 512
 STORE_BYTES = 128  # of a row that the epilogue moves at a time
 WARP_ROWS = 32
-GLU_SUBTILE = 64  # results: 32 bytes of codes a row, and one word of scales
+GLU_SUBTILE = 64  # results: 32 bytes of codes a row, and one word of scales, by two warps
+GLU_WARPS = 8  # with 4, its arithmetic would take longer than the MMAs of K = 2048 (choose.py)
 EXPERTS_A_LANE = MAX_EXPERTS // 32
 TABLE_BYTES = 4 * (32 + MAX_EXPERTS + MAX_EXPERTS + 2)  # see groups.py
-EPILOGUE_WARPS = 4
+WARPS_OF_ROWS = CTA_ROWS // WARP_ROWS  # warp w reaches rows 32 (w % 4) and on of tensor memory
 
 # Shared-memory descriptors (PTX ISA, "tcgen05 shared memory descriptor"), high words: the stride
 # between groups of 8 rows in 16 bytes, version 1, and the swizzle (2: 128 bytes, 0: none).
@@ -91,6 +92,29 @@ class Layout:
         if self.tile.cluster_rows * self.tile.cluster_columns == 1:
             return 0, 0
         return rank % self.tile.cluster_rows, rank // self.tile.cluster_rows
+
+    # warps
+
+    @cached_property
+    def column_parts(self) -> int:
+        """Warps of the epilogue that share 32 rows, and each subtile."""
+        return GLU_WARPS // WARPS_OF_ROWS if self.glu else 1
+
+    @cached_property
+    def epilogue_warps(self) -> int:
+        return WARPS_OF_ROWS * self.column_parts
+
+    @cached_property
+    def mma_warp(self) -> int:
+        return self.epilogue_warps
+
+    @cached_property
+    def load_warp(self) -> int:
+        return self.epilogue_warps + 1
+
+    @cached_property
+    def threads(self) -> int:
+        return 32 * (self.epilogue_warps + 2)
 
     # one stage
 
@@ -194,7 +218,7 @@ class Layout:
     @cached_property
     def output_bytes(self) -> int:
         """One set of the epilogue's output buffers: 32 rows of each of its warps."""
-        return EPILOGUE_WARPS * WARP_ROWS * STORE_BYTES if self.epilogue.tma_store else 0
+        return CTA_ROWS * STORE_BYTES if self.epilogue.tma_store else 0
 
     @cached_property
     def partial_bytes(self) -> int:
@@ -322,13 +346,20 @@ class Layout:
         return K_BLOCKS * (SCALE_ROWS // SCALE_LANES + self.b_scale_columns)
 
     @cached_property
+    def accumulators(self) -> int:
+        """Two, for tiles to alternate between. A cluster that splits K has one tile."""
+        return 1 if self.tile.split_k > 1 else 2
+
+    @cached_property
     def overlap(self) -> int:
         """Columns that the two accumulators share."""
-        return max(0, 2 * self.tile.columns + self.scale_columns - TMEM_COLUMNS)
+        needed = self.accumulators * self.tile.columns + self.scale_columns
+        return max(0, needed - TMEM_COLUMNS)
 
     @cached_property
     def second_acc(self) -> int:
-        return self.tile.columns - self.overlap
+        """The first column of the last accumulator."""
+        return (self.accumulators - 1) * self.tile.columns - self.overlap
 
     @cached_property
     def a_scale_tmem(self) -> int:
@@ -406,15 +437,13 @@ def layout_of(kernel: Kernel) -> Layout:
 
 
 @cache
-def sized(kernel: Kernel, rows: int, columns: int, k: int, sms: int) -> Kernel:
-    """The kernel for a D of rows x columns: in half of an SM, where that costs nothing.
+def sized(kernel: Kernel, tiles: int, clusters: int, k: int) -> Kernel:
+    """The kernel for so many tiles by so many clusters: in half of an SM, where that costs nothing.
 
     It costs nothing where a CTA fills no more stages than it has there, for all of its tiles
     together. Two CTAs then have room for their accumulators too.
     """
-    tile = kernel.tile
-    half = Layout(tile, kernel.epilogue, kernel.grouped, True)
-    tiles = -(-tile.tiles(rows, columns) // tile.clusters(rows, columns, sms))
-    fills = tiles * -(-k // (STAGE_K * tile.split_k))
+    half = Layout(kernel.tile, kernel.epilogue, kernel.grouped, True)
+    fills = -(-tiles // clusters) * -(-k // (STAGE_K * kernel.tile.split_k))
     fits = half.stages >= max(2, fills) and 2 * half.tmem_columns <= TMEM_COLUMNS
     return replace(kernel, half_sm=True) if fits else kernel

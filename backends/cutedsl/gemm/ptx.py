@@ -335,7 +335,8 @@ def load_cluster(address: Int32, offset: int = 0, *, loc=None, ip=None) -> Float
 
 @dsl_user_op
 def store_global(address: Int64, words: Sequence[Any], *, loc=None, ip=None) -> None:
-    """One, two, four or eight 32-bit values."""
+    """One, two, four or eight 32-bit values, or one of 16 bits."""
     vector = "" if len(words) == 1 else f".v{len(words)}"
+    bits = 16 if isinstance(words[0], Int16) else 32
     registers = ", ".join(f"${i + 1}" for i in range(len(words)))
-    asm(f"st.global{vector}.b32 [$0], {{{registers}}};", [address, *words], (), loc, ip)
+    asm(f"st.global{vector}.b{bits} [$0], {{{registers}}};", [address, *words], (), loc, ip)

@@ -19,7 +19,11 @@ from nvfp4.backends.cutedsl.gemm.choose import (
 )
 from nvfp4.backends.cutedsl.gemm.config import Alpha, Kernel
 from nvfp4.backends.cutedsl.gemm.launch import kernel_of
-from nvfp4.backends.cutedsl.gemm.launch_grouped import glu_kernel_of, grouped_kernel_of
+from nvfp4.backends.cutedsl.gemm.launch_grouped import (
+    glu_kernel_of,
+    grouped_kernel_of,
+    sized_for_rows,
+)
 from nvfp4.backends.cutedsl.gemm.layouts import sized
 from nvfp4.backends.cutedsl.runtime.compile import compiled, is_cached
 from nvfp4.backends.environment import may_split_k
@@ -54,7 +58,8 @@ def kernels_for(workload: Workload) -> list[Kernel]:
         for alpha, row_scale in FORMS:
             constant = row_scale and k // 2 % 16 == 0
             kernel = kernel_of(tile, dtype, alpha, row_scale, bias, aligned, constant)
-            found[sized(kernel, rows, columns, k, B200_SMS)] = None
+            clusters = tile.clusters(rows, columns, B200_SMS)
+            found[sized(kernel, tile.tiles(rows, columns), clusters, k)] = None
     return list(found)
 
 
@@ -87,7 +92,8 @@ def grouped_kernels_for(
                 grouped_kernel_of(tile, dtype, segments, True, bias, aligned)
                 for segments in (False, True)
             ]
-        found |= dict.fromkeys(kernels)
+        for kernel in kernels:
+            found[sized_for_rows(kernel, rows, experts, n, k, B200_SMS)] = None
     return list(found)
 
 
