@@ -68,6 +68,22 @@ def test_operands_are_decoded_where_triton_cannot_compile_the_block_scaled_instr
     assert not triton.BACKEND.reasons(problem("mm", sm))
 
 
+@pytest.mark.parametrize(
+    "sm, name",
+    [
+        (90, "mm 64x64 unaligned"),
+        (90, "linear W4A16"),
+        (100, "mm block-scaled 64"),
+        (100, "linear W4A16"),
+    ],
+)
+def test_copied_tiles_were_not_fenced_before_the_tensor_cores_read_them(sm, name):
+    launch = planned(next(f for f in FORMS if f.name == name), sm)[-1]
+    text = compiled(launch, sm).text
+    assert "cp.async.c" in text and ("wgmma." in text or "tcgen05.mma" in text)
+    assert "fence.proxy.async" in text
+
+
 @pytest.mark.parametrize("sm", ARCHITECTURES)
 def test_ptxas_assembles_a_kernel_for_every_architecture(sm):
     if refused(sm):
