@@ -6,12 +6,12 @@ from triton.language.target_info import cuda_capability_geq
 
 from nvfp4.backends.triton.device.floats import BLOCK, INTERPRETED
 from nvfp4.backends.triton.device.tiles import scale_offsets
+from nvfp4.backends.triton.gemm import config
 from nvfp4.backends.triton.runtime import architecture
 
 FENCES_COPIES = tl.constexpr(architecture.fences_copies())
-ASYNC_MIN_M = tl.constexpr(64)
-ASYNC_MIN_N = tl.constexpr(16)
-"""The smallest tile that Triton gives to wgmma or tcgen05.mma; mma.sync multiplies smaller ones."""
+ASYNC_MIN_M = tl.constexpr(config.ASYNC_MIN_M)
+ASYNC_MIN_N = tl.constexpr(config.ASYNC_MIN_N)
 
 
 @triton.jit

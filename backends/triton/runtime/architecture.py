@@ -37,6 +37,12 @@ These read shared memory through the async proxy, and cp.async writes it through
 PTX asks for fence.proxy.async in between.
 """
 
+OVERWRITES_WGMMA_OPERANDS: Release = (3, 7)
+"""The Triton whose pipelined wgmma still reads A's registers when the next step writes them.
+
+PTX asks for wgmma.wait_group before. 3.6 waits for all, and 3.8 and 3.9 write other registers.
+"""
+
 
 def installed(package: str) -> str:
     """The installed package's version; "" if it is not installed."""
@@ -73,6 +79,11 @@ def is_blackwell(sm: int) -> bool:
 def fences_copies() -> bool:
     """Whether Triton fences what it copies for wgmma and tcgen05.mma (FENCES_COPIES_SINCE)."""
     return release("triton") >= FENCES_COPIES_SINCE
+
+
+def pipelines_wgmma() -> bool:
+    """Whether a loop of Triton's with wgmma may be pipelined (OVERWRITES_WGMMA_OPERANDS)."""
+    return release("triton") != OVERWRITES_WGMMA_OPERANDS
 
 
 @functools.cache
