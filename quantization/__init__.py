@@ -1,10 +1,10 @@
 """Methods of quantizing a weight to NVFP4: each file has one, and all give plain NVFP4.
 
-rtn            a block's largest magnitude to 6 (round to nearest; what makers' tools do by default)
-four_over_six  to 6 or to 4, whichever has the smaller squared error
-mse            the best of all E4M3 scales for each block
-gptq           mse, and each column's error is compensated in the columns to come (needs inputs)
-awq            factors for the channels of a layer's input, which other layers then undo
+    rtn            a block's largest magnitude to 6: round to nearest, the usual default
+    four_over_six  to 6 or to 4, whichever has the smaller squared error
+    mse            the best of all E4M3 scales for each block
+    gptq           mse, and later columns make up for each column's error (needs inputs)
+    awq            factors for the channels of a layer's input, which the layer before undoes
 
 The weight is [N, K], with blocks along K. A method costs no time when the model runs.
 """

@@ -1,8 +1,8 @@
 """GPTQ with NVFP4 blocks: columns are rounded one by one, and later ones make up for the error.
 
 The loss is sum((w - q) H (w - q)^T) over rows, where H is the sum of x^T x over calibration inputs
-x. With the upper Cholesky factor U of the inverse of H, the error e = (w_j - q_j) / U_jj of column
-j is made up for by subtracting e U_jk from every later column k (Frantar et al., 2022).
+x. U is the upper Cholesky factor of the inverse of H. The error of column j, e = (w_j - q_j) /
+U_jj, is made up for by subtracting e U_jk from every later column k (Frantar et al., 2022).
 
 A block's scale is chosen when its first column is reached, by best_scales on the columns as they
 are by then. Each column's squared error is weighed by 1 / U_jj^2, which is what it costs in the
