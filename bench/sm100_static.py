@@ -202,7 +202,7 @@ def _compile(kernel: "Kernel") -> Compiled:
         cubin=code.cubin,
         ptx=code.ptx,
         load_stages=layout.stages,
-        accumulator_stages=layout.accumulators,
+        accumulator_stages=layout.tmem.accumulators,
         store_stages=layout.output_sets,
         epilogue_warps=layout.epilogue_warps,
         shared=layout.shared_bytes,

@@ -38,7 +38,8 @@ from nvfp4.backends.cutedsl.gemm.launch_grouped import (
     plan_grouped,
     sized_for_rows,
 )
-from nvfp4.backends.cutedsl.gemm.layouts import SHARED_BYTES, layout_of
+from nvfp4.backends.cutedsl.gemm.layouts import layout_of
+from nvfp4.backends.cutedsl.gemm.sizes import SHARED_BYTES
 from nvfp4.backends.cutedsl.grouped_mm import grouped_mm
 from nvfp4.backends.cutedsl.runtime import compile as compiler
 from nvfp4.backends.cutedsl.runtime import emulated
@@ -201,7 +202,7 @@ def test_everything_fits(kernel):
     assert layout.table % 16 == 0 and layout.table > layout.tmem_holder
     assert layout.token_step & (layout.token_step - 1) == 0
     overlapped = (layout.release_after + 1) * layout.subtile
-    assert overlapped >= layout.overlap
+    assert overlapped >= layout.tmem.overlap
 
 
 def test_kernels_that_there_are_not():
@@ -270,7 +271,7 @@ def test_few_rows_of_a_short_k_take_half_of_an_sm():
         layout = layout_of(chosen)
         if half:
             assert 2 * (layout.shared_bytes + 1024) <= 228 * 1024 and layout.stages == 3
-            assert 2 * layout.tmem_columns <= 512
+            assert 2 * layout.tmem.columns <= 512
 
 
 @pytest.mark.parametrize("k", [2048, 768])

@@ -21,7 +21,7 @@ from nvfp4.backends.cutedsl.gemm.config import (
     SWAPPED_COLUMNS,
     Tile,
 )
-from nvfp4.backends.cutedsl.gemm.layouts import GLU_WARPS, MMA_K
+from nvfp4.backends.cutedsl.gemm.sizes import GLU_WARPS, MMA_K
 from nvfp4.backends.workload import warmed_up
 from nvfp4.spec.format import BLOCK
 

@@ -13,7 +13,8 @@ from nvfp4.backends.cutedsl.gemm.config import STAGE_K, Epilogue
 from nvfp4.backends.cutedsl.gemm.factors import Factors
 from nvfp4.backends.cutedsl.gemm.groups import Experts
 from nvfp4.backends.cutedsl.gemm.kernel import kernel, operand_maps, output_map
-from nvfp4.backends.cutedsl.gemm.layouts import MMA_K, SCALE_ROWS, SCALE_TILE, Layout
+from nvfp4.backends.cutedsl.gemm.layouts import Layout
+from nvfp4.backends.cutedsl.gemm.sizes import MMA_K, SCALE_ROWS, SCALE_TILE
 from nvfp4.backends.cutedsl.gemm.store_elements import DTYPES
 from nvfp4.backends.cutedsl.gemm.store_quantized import Quantized
 

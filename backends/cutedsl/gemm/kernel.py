@@ -15,7 +15,11 @@ from nvfp4.backends.cutedsl.gemm import epilogue, groups, mainloop, ptx
 from nvfp4.backends.cutedsl.gemm.config import CTA_ROWS, STAGE_K, Epilogue
 from nvfp4.backends.cutedsl.gemm.factors import Factors
 from nvfp4.backends.cutedsl.gemm.groups import Experts
-from nvfp4.backends.cutedsl.gemm.layouts import (
+from nvfp4.backends.cutedsl.gemm.layouts import Layout
+from nvfp4.backends.cutedsl.gemm.load import load
+from nvfp4.backends.cutedsl.gemm.output import Output
+from nvfp4.backends.cutedsl.gemm.schedule import Grid
+from nvfp4.backends.cutedsl.gemm.sizes import (
     K_BLOCKS,
     MMA_K,
     ROW_BYTES,
@@ -23,11 +27,7 @@ from nvfp4.backends.cutedsl.gemm.layouts import (
     SCALE_WORDS,
     STORE_BYTES,
     WARP_ROWS,
-    Layout,
 )
-from nvfp4.backends.cutedsl.gemm.load import load
-from nvfp4.backends.cutedsl.gemm.output import Output
-from nvfp4.backends.cutedsl.gemm.schedule import Grid
 from nvfp4.backends.cutedsl.gemm.store_elements import DTYPES
 from nvfp4.backends.cutedsl.gemm.store_quantized import Quantized
 
@@ -62,7 +62,7 @@ def operand_maps(layout: cutlass.Constexpr[Layout], a, b, k: Int32):
     a_data, a_rows, a_stride, a_scales, a_tiles = a
     b_data, b_rows, b_stride, b_scales, b_tiles = b
     b_box_rows = layout.b_rows // (layout.b_sharers * layout.b_boxes)
-    b_box_tiles = 1 if const_expr(layout.glu) else layout.b_scale_tiles
+    b_box_tiles = 1 if const_expr(layout.glu) else layout.tmem.b_scale_tiles
     return (
         operand_map(a_data, a_rows, k, a_stride, CTA_ROWS // layout.a_sharers),
         operand_map(b_data, b_rows, k, b_stride, b_box_rows),
@@ -106,13 +106,13 @@ def gemm(
     segment: Int32,
     row_scale_stride: Int32,
     clusters: Int32,
-    band: Int32,
+    group_m: Int32,
     stream,
     layout: cutlass.Constexpr[Layout],
 ):
     """D [rows, columns] = A B^T; the strides of a and b in bytes, the others in elements.
 
-    band: rows of cluster tiles that are walked together (schedule.py).
+    group_m: rows of cluster tiles that are rasterized together (schedule.py).
     """
     tile = layout.tile
     a_tiles, b_tiles = ((n + SCALE_ROWS - 1) // SCALE_ROWS for n in (rows, columns))
@@ -124,7 +124,7 @@ def gemm(
         out_map = output_map(layout, out, rows, columns, out_stride)
 
     high, wide = tile.cluster_tile
-    grid = ((rows + high - 1) // high, (columns + wide - 1) // wide, band)
+    grid = ((rows + high - 1) // high, (columns + wide - 1) // wide, group_m)
     sizes = (rows, columns, (k + STAGE_K - 1) // STAGE_K)
     factors = Factors(alpha, alpha_stride, segment, row_scale, row_scale_stride, bias)
     kernel(maps, out_map, out, out_stride, factors, sizes, grid, None, None, layout).launch(
@@ -190,7 +190,7 @@ def kernel(
         cute.arch.cluster_arrive_relaxed()
         cute.arch.cluster_wait()
     if warp == 0:
-        ptx.tmem_alloc(smem + layout.tmem_holder, layout.tmem_columns, tile.ctas)
+        ptx.tmem_alloc(smem + layout.tmem_holder, layout.tmem.columns, tile.ctas)
         ptx.tmem_fence_before()
     cute.arch.sync_threads()
     ptx.tmem_fence_after()
@@ -225,7 +225,7 @@ def kernel(
         cute.arch.cluster_wait()
     if warp == 0:
         ptx.tmem_fence_after()
-        ptx.tmem_free(tmem, layout.tmem_columns, tile.ctas)
+        ptx.tmem_free(tmem, layout.tmem.columns, tile.ctas)
 
 
 @cute.jit

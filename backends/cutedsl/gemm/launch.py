@@ -105,25 +105,26 @@ def plan(call: Mm, out: Tensor, tile: Tile, sms: int) -> Launch:
         n // segments,
         int(row_scale is not None and row_scale.numel() > 1),
         tile.clusters(rows, columns, tile.cluster * clusters_on(kernel, out.device, sms)),
-        band_of(tile, rows, k),
+        group_m_of(tile, rows, k),
     )
     addresses = (*operands, *factors, out)
     return Launch(kernel, addresses, sizes, tensors, constants=frozenset(constants))
 
 
-BAND_BYTES = 48 << 20
-"""Bytes of A, with its scales, that tiles of a band share: well within a B200's L2 of 126 MB, which
-B and D pass through meanwhile."""
+GROUP_M_BYTES = 48 << 20
+"""Bytes of A, with its scales, that a group of tile rows may have. They stay in a B200's L2 of
+126 MB while B and D pass through it."""
 
 
-def band_of(tile: Tile, rows: int, k: int) -> int:
-    """Rows of cluster tiles that are walked together, before the next ones are (GROUP_M): all, if
-    their A stays in L2; else bands of nearly the same height whose A does.
+def group_m_of(tile: Tile, rows: int, k: int) -> int:
+    """Rows of cluster tiles that are rasterized together (GROUP_M in Triton's GEMMs).
+
+    All of them if their A stays in L2; else groups of nearly the same height whose A does.
     """
     high = tile.cluster_tile[0]
     tiles = max(1, -(-rows // high))
-    bands = -(-tiles * high * k * 9 // (16 * BAND_BYTES))
-    return -(-tiles // max(1, bands))
+    groups = -(-tiles * high * k * 9 // (16 * GROUP_M_BYTES))
+    return -(-tiles // max(1, groups))
 
 
 @functools.cache

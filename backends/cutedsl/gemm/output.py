@@ -1,4 +1,4 @@
-"""What the epilogue's warps are given: their place in the CTA, and where D goes."""
+"""What the epilogue's warps are given: which warp of the CTA each is, and where D goes."""
 
 from typing import Any, NamedTuple
 

@@ -23,9 +23,10 @@ from nvfp4.backends.cutedsl.gemm.accumulators import (
     wait_full,
 )
 from nvfp4.backends.cutedsl.gemm.factors import Factors, element
-from nvfp4.backends.cutedsl.gemm.groups import Groups, Place
-from nvfp4.backends.cutedsl.gemm.layouts import MMA_K, SCALE_LANES, SCALE_TILE, WARP_ROWS, Layout
+from nvfp4.backends.cutedsl.gemm.groups import Groups, TileCoord
+from nvfp4.backends.cutedsl.gemm.layouts import Layout
 from nvfp4.backends.cutedsl.gemm.output import EpilogueWarp
+from nvfp4.backends.cutedsl.gemm.sizes import MMA_K, SCALE_LANES, SCALE_TILE, WARP_ROWS
 from nvfp4.backends.cutedsl.gemm.store_tma import PACKED
 from nvfp4.spec.format import BLOCK, FLOAT32_MAX, ONE_SIXTH
 from nvfp4.spec.glu import (
@@ -67,7 +68,7 @@ class Quantized(NamedTuple):
 @cute.jit
 def drain(
     layout: cutlass.Constexpr[Layout], own: EpilogueWarp, accumulator: Accumulator,
-    quantized: Quantized, factors: Factors, place: Place, groups: Groups,
+    quantized: Quantized, factors: Factors, coord: TileCoord, groups: Groups,
 ):  # fmt: skip
     """A tile: gate and up of the thread's row, half of a subtile's results at a time. The warp
     that has the same rows has the other half.
@@ -75,14 +76,14 @@ def drain(
     The loop is not unrolled: its body is more than a thousand instructions.
     """
     width = layout.subtile // layout.column_parts
-    own_row = cutlass.min(place.row + own.lane, place.row_end - 1)
+    own_row = cutlass.min(coord.row + own.lane, coord.row_end - 1)
     row_scale = layout.epilogue.row_scale
-    gate_up_factors = factors_of(factors, own_row, place.column, groups, row_scale)
-    p = scale_of(quantized, place, place.row + own.lane, place.column + own.part == 0)
+    gate_up_factors = factors_of(factors, own_row, coord.column, groups, row_scale)
+    p = scale_of(quantized, coord, coord.row + own.lane, coord.column + own.part == 0)
     wait_full(layout, accumulator)
     # Of the CTA's scale tile the expert has rows.
-    in_tile = place.row - own.warp * WARP_ROWS < place.row_end
-    row = place.row + own.lane
+    in_tile = coord.row - own.warp * WARP_ROWS < coord.row_end
+    row = coord.row + own.lane
     for s in cutlass.range(layout.subtiles, unroll=1):
         offset = subtile_offset(layout, accumulator, s) + own.part * width
         gates = ptx.tmem_load(accumulator.tmem + offset, width)
@@ -90,11 +91,11 @@ def drain(
         ptx.tmem_wait()
         if s == layout.release_after:
             release(layout, accumulator, own.smem, own.rank)
-        column = place.column + offset
-        if row < place.row_end:
-            store(layout, gates, ups, gate_up_factors, quantized, p, place, row, own.r, column)
+        column = coord.column + offset
+        if row < coord.row_end:
+            store(layout, gates, ups, gate_up_factors, quantized, p, coord, row, own.r, column)
         elif in_tile:
-            store_padding(quantized, place, own.r, column)
+            store_padding(quantized, coord, own.r, column)
 
 
 @cute.jit
@@ -109,10 +110,10 @@ def factors_of(factors: Factors, row: Int32, column: Int32, groups: Groups, row_
 
 
 @cute.jit
-def scale_of(quantized: Quantized, place: Place, row: Int32, writes: Boolean) -> Float32:
+def scale_of(quantized: Quantized, coord: TileCoord, row: Int32, writes: Boolean) -> Float32:
     """The global scale of row `row`; the warp with the row's first columns writes it out."""
-    p = element(quantized.p, place.expert * quantized.p_stride)
-    if writes and row < place.row_end:
+    p = element(quantized.p, coord.expert * quantized.p_stride)
+    if writes and row < coord.row_end:
         (quantized.global_scale + row).store(p)
     return p
 
@@ -120,7 +121,7 @@ def scale_of(quantized: Quantized, place: Place, row: Int32, writes: Boolean) ->
 @cute.jit
 def store(
     layout: cutlass.Constexpr[Layout], gates, ups, factors, quantized: Quantized, p: Float32,
-    place: Place, row: Int32, r: Int32, column: Int32,
+    coord: TileCoord, row: Int32, r: Int32, column: Int32,
 ):  # fmt: skip
     """A thread's 32 results of row `row`, from column `column` of gate on; p: their global scale;
     r: the row in the CTA's tile.
@@ -142,19 +143,19 @@ def store(
         codes += [floats.to_e2m1x8(scaled[j : j + 8]) for j in range(0, BLOCK, 8)]
     data = (quantized.data + (Int64(row) * quantized.stride + column // 2)).toint()
     ptx.store_global(data, codes)
-    ptx.store_global(scales_at(quantized, place, r, column), [Int16(scales)])
+    ptx.store_global(scales_at(quantized, coord, r, column), [Int16(scales)])
 
 
 @cute.jit
-def store_padding(quantized: Quantized, place: Place, r: Int32, column: Int32):
+def store_padding(quantized: Quantized, coord: TileCoord, r: Int32, column: Int32):
     """Zero scales for a row that the expert does not have, in its last scale tile."""
-    ptx.store_global(scales_at(quantized, place, r, column), [Int16(0)])
+    ptx.store_global(scales_at(quantized, coord, r, column), [Int16(0)])
 
 
 @cute.jit
-def scales_at(quantized: Quantized, place: Place, r: Int32, column: Int32) -> Int64:
+def scales_at(quantized: Quantized, coord: TileCoord, r: Int32, column: Int32) -> Int64:
     """The address of the scales of the columns from `column` on, of the CTA tile's row r."""
-    tile = Int64(place.a_scale_tile) * quantized.scale_pitch + column // MMA_K * SCALE_TILE
+    tile = Int64(coord.a_scale_tile) * quantized.scale_pitch + column // MMA_K * SCALE_TILE
     at = tile + r % SCALE_LANES * 16 + r // SCALE_LANES * TILE_BLOCKS + column % MMA_K // BLOCK
     return (quantized.scales + at).toint()
 
