@@ -52,7 +52,7 @@ TILES = (
 GROUPED_TILES = tuple(Shape(128 * ctas, n, (ctas, 1)) for ctas in (1, 2) for n in (128, 256))
 CONSTANT_TILES = (Shape(128, 128, (1, 1)), Shape(256, 256, (2, 1)))
 PREFILL_TILES = (Shape(256, 128, (2, 1)), Shape(256, 256, (2, 1)))
-"""Those that lightmoe takes for many tokens; of its fused kernel the first alone."""
+"""Tiles that lightmoe takes for many tokens; its fused kernel has the first alone."""
 GLU_TILES = tuple(Shape(128 * ctas, 256, (ctas, 1)) for ctas in (1, 2))
 PACKAGES = ("nvidia-cutlass-dsl", cutlass_operators.PACKAGE, lightmoe.PACKAGE, "triton")
 

@@ -72,6 +72,10 @@ class Mm(NamedTuple):
         )
         return call, out
 
+    def as_stage(self) -> "Mm":
+        """The call as a stage of another op, after a stage that wrote no weights (StageMm)."""
+        return StageMm(*self)
+
 
 class StageMm(Mm):
     """mm as a stage of another op, after a stage that launched a kernel and wrote no weights.

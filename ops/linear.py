@@ -7,7 +7,7 @@ such as without packing what is unpacked at once; the bits are the stages'.
 import torch
 from torch import Tensor
 
-from nvfp4.calls import Linear, StageMm
+from nvfp4.calls import Linear, Mm
 from nvfp4.calls.forms import matrix, vector
 from nvfp4.calls.linear import W4A4, W4A16
 from nvfp4.dispatch import fill, fuse
@@ -51,7 +51,7 @@ def _run(call: Linear, out: Tensor) -> None:
         x = quantize_rows(call.x, call.x_global_scale, call.backend)
         weight_scale = vector(call.weight_global_scale)[None]
         operands = x.data, call.weight, x.scales, call.weight_scales, weight_scale, x.row_scale
-        multiply = StageMm(*operands, call.bias, out.dtype, call.backend)
+        multiply = Mm(*operands, call.bias, out.dtype, call.backend).as_stage()
         fill(multiply, matrix(out), stage=True, op="mm")
 
 

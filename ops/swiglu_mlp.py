@@ -6,7 +6,7 @@ quantize_dynamic (or quantize) -> mm (w13) -> glu_quantize -> mm (w2)
 import torch
 from torch import Tensor
 
-from nvfp4.calls import GluQuantize, Quantized, StageMm, SwigluMlp
+from nvfp4.calls import GluQuantize, Mm, Quantized, SwigluMlp
 from nvfp4.calls.forms import matrix, vector
 from nvfp4.calls.outputs import empty_packed
 from nvfp4.dispatch import fill
@@ -53,7 +53,7 @@ def _run(call: SwigluMlp, out: Tensor) -> None:
     gate_up = x.new_empty((m, 2 * intermediate))
     p = vector(call.w13_global_scale)[None]
     first = a.data, call.w13, a.scales, call.w13_scales, p, a.row_scale
-    fill(StageMm(*first, None, x.dtype, backend), gate_up, stage=True, op="mm")
+    fill(Mm(*first, None, x.dtype, backend).as_stage(), gate_up, stage=True, op="mm")
 
     packed = empty_packed(x, (m,), intermediate, SWIZZLED)
     h = Quantized(*packed, x.new_empty((m,), dtype=torch.float32))
@@ -62,7 +62,7 @@ def _run(call: SwigluMlp, out: Tensor) -> None:
 
     p = vector(call.w2_global_scale)[None]
     second = h.data, call.w2, h.scales, call.w2_scales, p, h.row_scale
-    fill(StageMm(*second, None, x.dtype, backend), matrix(out), stage=True, op="mm")
+    fill(Mm(*second, None, x.dtype, backend).as_stage(), matrix(out), stage=True, op="mm")
 
 
 define(SwigluMlp, _run)
