@@ -87,7 +87,7 @@ class NvFp4Config(QuantizationConfig):
             group = self._group(modules)
             if group is None:
                 return UnquantizedLinearMethod()
-            return NvFp4LinearMethod(self.scheme.format, modules, group.calibrated, _max_tokens())
+            return NvFp4LinearMethod(self.scheme.format, modules, group, _max_tokens())
         if isinstance(layer, RoutedExperts):
             names = layer.ckpt_gate_proj_name, layer.ckpt_up_proj_name, layer.ckpt_down_proj_name
             group = self._group([f"{prefix}.0.{name}" for name in names])

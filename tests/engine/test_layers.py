@@ -86,7 +86,7 @@ def _compare(rank: Rank, folder: Path, expert_parallel: bool) -> None:
     from nvfp4.integrations.vllm.experts import NvFp4ExpertsMethod
     from nvfp4.integrations.vllm.linear import NvFp4LinearMethod
 
-    checkpoint, compared = Checkpoint(folder, activation="nvfp4"), set()
+    checkpoint, compared = Checkpoint(folder), set()
     with loaded(rank, folder, enable_expert_parallel=expert_parallel) as model:
         for name, layer in model.named_modules():
             method = getattr(layer, "quant_method", None)
