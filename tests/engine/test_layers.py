@@ -113,7 +113,8 @@ def _compare_linear(rank: Rank, checkpoint: Checkpoint, layer: Any, modules: lis
         factor = checkpoint.pre_quant_scale(module)
         factor = None if factor is None else factor.chunk(rank.count)[rank.index]
         input_scale = checkpoint.input_global_scale(module)
-        want = Linear(part, None, input_scale, pre_quant_scale=factor)(x)
+        activation = checkpoint.activation_of(module)
+        want = Linear(part, None, input_scale, factor, activation)(x)
     else:
         sizes = [checkpoint.weight(module).rows for module in modules]
         whole = checkpoint.linear(*modules)(x).split(sizes, dim=1)
