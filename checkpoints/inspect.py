@@ -50,13 +50,17 @@ class Layer:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All that was found; layers that could not be read appear only in the findings."""
+    """All that was found; layers that could not be read appear only in the findings.
+
+    others: the form, such as "FP8", of each layer that is quantized to another one than NVFP4.
+    """
 
     folder: str
     format: str
     calibrated: bool
     quantizes_activations: bool
     layers: list[Layer] = field(default_factory=list)
+    others: dict[str, str] = field(default_factory=dict)
     unquantized: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
@@ -88,6 +92,7 @@ def inspect(folder: Path, step: Callable[[str, int], Callable[[], None]]) -> Ins
         checkpoint.format.name,
         calibrated=any(group.calibrated for group in groups),
         quantizes_activations=any(group.activation == W4A4 for group in groups),
+        others=checkpoint.others,
     )
     done = step("read the layers", len(checkpoint.modules))
     for module in checkpoint.modules:

@@ -196,6 +196,15 @@ def gated(experts: Any, gate_up: Tensor) -> Tensor:
     return experts.act_fn(gate) * up
 
 
+def is_gated(experts: Any) -> bool:
+    """Whether a module of experts computes what `gating_of` knows."""
+    try:
+        gating_of(experts)
+    except ValueError:
+        return False
+    return True
+
+
 def gating_of(experts: Any) -> tuple[float | None, str]:
     """Find the limit and the activation of spec/glu.py that a module of experts computes.
 
