@@ -342,7 +342,7 @@ class Checkpoint:
         return found[GATE], found[UP], found[DOWN]
 
     def _largest_input_scale(self, modules: Sequence[str]) -> Tensor | None:
-        """The largest calibrated input scale of these layers; None unless all have one or are dead."""
+        """The largest input scale of these layers that are not dead; None if one has none."""
         scales = [self.input_global_scale(module) for module in modules if not self.is_dead(module)]
         known = [scale for scale in scales if scale is not None]
         return torch.stack(known).amax() if known and len(known) == len(scales) else None

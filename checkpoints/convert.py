@@ -35,8 +35,10 @@ def convert(source: Path, destination: Path, options: Options, step: Step) -> Su
         embeddings, the head, norms and routers
         layers whose K is not a multiple of 16, and what the model's class keeps in float32
         what transformers does not compute as x W^T + b or as gated experts without biases
+        what is not of the language model: the vision tower and its projector
 
-    The summary and the configuration's ignore list name them. A warning is given if they are most
+    A block's experts in one tensor become separate ones, which engines read. The summary and the
+    configuration's ignore list name what is copied. A warning is given if it is most
     of the bytes. `step(title, total)` opens a progress bar and returns the function that advances
     it. The largest tensor bounds the memory, but calibration runs the whole model in bfloat16.
 
@@ -78,11 +80,15 @@ def _write_weights(
         raise ValueError(f"DST needs {need} bytes of free space, got {free}")
     scales = WeightScales(plan, options.separate_scales)
     done = step("quantize and write", len(plan.source.tensors))
+    copied: set[str] = set()
     with ShardedWriter(folder, plan.outputs, options.shard_size) as writer:
         for name in plan.source.tensors:
             module = name.removesuffix(WEIGHT)
             if module not in plan.quantized:
-                writer.write(name, plan.source.read(name))
+                whole = plan.source.published(name)[0]
+                if whole not in copied:
+                    writer.write(whole, plan.source.read(whole))
+                copied.add(whole)
             else:
                 for leaf, tensor in _quantized(plan, scales, module).items():
                     writer.write(f"{module}.{leaf}", tensor)

@@ -20,6 +20,8 @@ from nvfp4.checkpoints.skeleton import (
     is_experts,
     is_gated,
     is_plain_linear,
+    is_sorted_by_caller,
+    is_transposed,
 )
 from nvfp4.layers import MoE
 
@@ -36,6 +38,24 @@ class Experts(nn.Module):
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         return self.moe(hidden_states, top_k_weights, top_k_index)
+
+
+class SortedExperts(nn.Module):
+    """A block's experts with the signature of Llama 4.
+
+    x [E*T, H] has T tokens for each expert, zeros where the router did not choose it.
+    """
+
+    def __init__(self, moe: MoE) -> None:
+        super().__init__()
+        self.moe = moe
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        experts = torch.arange(self.moe.experts, device=hidden_states.device)
+        each = experts.repeat_interleave(hidden_states.shape[0] // self.moe.experts)[:, None]
+        chosen = (hidden_states != 0).any(-1, keepdim=True)
+        weights = torch.ones_like(each, dtype=torch.float32)
+        return self.moe(hidden_states, weights, torch.where(chosen, each, -1))
 
 
 def load_model(
@@ -174,8 +194,9 @@ class _Loader:
             moe = self._checkpoint.moe(
                 module, swiglu_limit=limit, activation=activation, backend=self._backend
             )
-            self._same(name, tuple(moe.packed()[0].shape), tuple(old.gate_up_proj.shape))  # type: ignore[arg-type]
-            return Experts(moe)
+            w13 = old.gate_up_proj.mT if is_transposed(old) else old.gate_up_proj
+            self._same(name, tuple(moe.packed()[0].shape), tuple(w13.shape))  # type: ignore[arg-type]
+            return SortedExperts(moe) if is_sorted_by_caller(old) else Experts(moe)
         if isinstance(old, nn.Linear) and is_plain_linear(old):
             linear = self._checkpoint.linear(module, backend=self._backend)
             self._same(name, tuple(linear.packed().shape), (old.out_features, old.in_features))

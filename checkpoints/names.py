@@ -25,7 +25,12 @@ SIBLINGS = (
 """Layers with one input that engines fuse, as far as a block has them."""
 
 ROUTERS = ("gate", "router", "shared_expert_gate")
-"""Layers that choose experts or weigh a shared one; they are small and stay in floats."""
+"""Layers that choose experts or weigh a shared one; they are small and stay in floats.
+
+Some models have the linear layer within: router.proj, router.classifier, gate.wg.
+"""
+SELECTORS = ("weights_proj", "compressor")
+"""Layers that choose the tokens to attend to, or what is kept of them; they stay in floats too."""
 
 _EXPERT = re.compile(r"(?P<experts>.*\.experts)\.(?P<expert>\d+)\.(?P<part>\w+)")
 
@@ -56,7 +61,11 @@ def siblings_of(module: str) -> tuple[str, ...]:
 
 
 def is_router(module: str) -> bool:
-    return module.rpartition(".")[2] in ROUTERS
+    return not set(ROUTERS).isdisjoint(module.split("."))
+
+
+def is_selector(module: str) -> bool:
+    return not set(SELECTORS).isdisjoint(module.split("."))
 
 
 def matches(pattern: str, module: str) -> bool:

@@ -36,6 +36,9 @@ MX_BLOCK = 32
 
 E8M0 = ("U8", "F8_E8M0")
 INTEGERS = ("U8", "I8", "I32")
+QUANTIZED_DTYPES = (*INTEGERS, "F8_E4M3")
+"""The dtypes, in safetensors, of the elements of a quantized weight."""
+
 PACKED, BLOCKS = "_packed", "_blocks"
 """Endings of the names of data, where a weight in floats has none."""
 
@@ -79,7 +82,7 @@ def stored_weights(files: TensorFiles) -> dict[str, Stored]:
     """
     found = {}
     for name in files.names:
-        if files.dtype(name) in (*INTEGERS, "F8_E4M3"):
+        if files.dtype(name) in QUANTIZED_DTYPES:
             weight = name.removesuffix(PACKED).removesuffix(BLOCKS)
             parts = _parts(files, name, weight)
             if "scales" in parts and (form := _form(files, parts)) is not None:
