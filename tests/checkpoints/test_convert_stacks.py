@@ -100,17 +100,16 @@ def _compare_experts(folder, model):
 
 
 @pytest.mark.parametrize("kind", STACKS)
-@pytest.mark.parametrize("calibrated", [False, True])
-def test_experts_in_one_tensor_are_quantized(tmp_path, source, kind, calibrated):
+@pytest.mark.parametrize("calibrated, method", [(False, "rtn"), (True, "rtn"), (True, "gptq")])
+def test_experts_in_one_tensor_are_quantized(tmp_path, source, kind, calibrated, method):
     """As separate experts, under names that engines know; and they run as the model's do."""
     model = _save(tmp_path / "floats", kind, STACKS[kind])
     for file in source("llama").glob("token*"):
         shutil.copy(file, tmp_path / "floats")
     text = tmp_path / "text.txt"
     text.write_text(PROMPT)
-    convert(
-        tmp_path / "floats", tmp_path / "out", Options(text=text if calibrated else None), no_bar
-    )
+    options = Options(text=text if calibrated else None, method=method)
+    convert(tmp_path / "floats", tmp_path / "out", options, no_bar)
     assert _compare_experts(tmp_path / "out", model) == 2 * 4 * 3
     assert not inspect(tmp_path / "out", no_bar).damaged
     assert not [m for m in Checkpoint(tmp_path / "out").modules if "router" in m]
