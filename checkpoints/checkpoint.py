@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nvfp4.calls.linear import W4A4, W4A16
 from nvfp4.checkpoints.files import FLOATS, TensorFiles
 from nvfp4.checkpoints.names import DOWN, EXPERT_PARTS, GATE, UP, WEIGHT, expert_of, in_order
 from nvfp4.checkpoints.parsing import read_scheme
@@ -22,7 +21,7 @@ from nvfp4.checkpoints.schemes import (
     Scheme,
 )
 from nvfp4.layers import Linear, MoE, SwiGLUMLP
-from nvfp4.spec.format import BLOCK, LINEAR
+from nvfp4.spec.format import BLOCK, LINEAR, W4A4, W4A16
 from nvfp4.spec.glu import SILU
 from nvfp4.tensors import QuantizedTensor, concatenate, stack_experts
 
@@ -244,9 +243,9 @@ class Checkpoint:
             self.weight(down),
             self._largest_input_scale([gate, up]),
             self.input_global_scale(down),
-            swiglu_limit,
-            activation,
-            backend,
+            swiglu_limit=swiglu_limit,
+            activation=activation,
+            backend=backend,
         )
 
     def moe(
@@ -281,7 +280,7 @@ class Checkpoint:
             stack_experts(w2),
             self._largest_input_scale([each for gate, up, _ in parts for each in (gate, up)]),
             torch.stack(known) if len(known) == count else None,
-            first,
+            expert_offset=first,
             swiglu_limit=swiglu_limit,
             activation=activation,
             backend=backend,

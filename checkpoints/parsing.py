@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nvfp4.calls.linear import W4A16
 from nvfp4.checkpoints.schemes import (
     ALGORITHMS,
     COMPRESSED_TENSORS,
@@ -18,7 +17,7 @@ from nvfp4.checkpoints.schemes import (
     Group,
     Scheme,
 )
-from nvfp4.spec.format import BLOCK
+from nvfp4.spec.format import BLOCK, W4A16
 
 
 def is_nvfp4(config: Mapping[str, Any]) -> bool:

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 
-from nvfp4.calls.linear import W4A4, W4A16
 from nvfp4.checkpoints.files import TensorSpec
 from nvfp4.checkpoints.names import WEIGHT, expert_of, is_router, matches, siblings_of
 from nvfp4.checkpoints.schemes import FORMATS, MODELOPT, Group, Scheme
 from nvfp4.checkpoints.source import Source
-from nvfp4.spec.format import BLOCK, DATA_DTYPE, FLOAT_DTYPES, SCALE_DTYPE
+from nvfp4.spec.format import BLOCK, DATA_DTYPE, FLOAT_DTYPES, SCALE_DTYPE, W4A4, W4A16
 
 HEAD = "lm_head"
 

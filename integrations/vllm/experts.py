@@ -91,10 +91,10 @@ class NvFp4ExpertsMethod(FusedMoEMethodBase):
             self._weights(layer, DOWN),
             self._x_global_scale(layer),
             self._h_global_scale(layer),
-            _first_expert(layer),
-            layer.global_num_experts,
-            self.moe.swiglu_limit,
-            self.moe.activation.value,
+            expert_offset=_first_expert(layer),
+            global_num_experts=layer.global_num_experts,
+            swiglu_limit=self.moe.swiglu_limit,
+            activation=self.moe.activation.value,
         )
         f = self.format
         for shards in (GATE_UP, DOWN):

@@ -456,7 +456,8 @@ def _(backend: str) -> Outputs:
 
 def _grouped_glu(backend: str, dtype: torch.dtype, p: Tensor | None, activation: str) -> Outputs:
     gate_up = activations(sum(COUNTS) + 2, 192, dtype)
-    call = GluQuantize(gate_up, p, _offsets(), 7.0, "swizzled", activation)
+    limit = None if activation == "relu2" else 7.0
+    call = GluQuantize(gate_up, p, _offsets(), limit, "swizzled", activation)
     return OPS.glu_quantize(*call[:6], backend=backend)
 
 
@@ -473,6 +474,16 @@ def _(backend: str) -> Outputs:
 @form("glu_quantize of experts, a scale each")
 def _(backend: str) -> Outputs:
     return _grouped_glu(backend, F32, torch.rand(len(COUNTS)) + 0.01, "silu")
+
+
+@form("glu_quantize of experts, swiglu_oai")
+def _(backend: str) -> Outputs:
+    return _grouped_glu(backend, BF16, None, "swiglu_oai")
+
+
+@form("glu_quantize of experts, relu2")
+def _(backend: str) -> Outputs:
+    return _grouped_glu(backend, BF16, None, "relu2")
 
 
 def _combine(backend: str, dtype: torch.dtype, top_k: int, weights: torch.dtype) -> Outputs:
@@ -520,7 +531,7 @@ def cutedsl_forms() -> Iterator[Form]:
         alpha, p = torch.full((experts, 1), 2.0**-8), torch.tensor(2.0**-6)
         grouped = swizzle_grouped_scales(a_scales, offsets)
         return OPS.grouped_mm_glu_quantize(
-            a, b, grouped, b_scales, alpha, offsets, None, p, backend=backend
+            a, b, grouped, b_scales, alpha, offsets, None, None, p, backend=backend
         )
 
     def mm_(backend: str) -> Outputs:
