@@ -63,7 +63,7 @@ RELU2 = tl.constexpr(spec_glu.RELU2)
 
 
 @triton.jit
-def _values(
+def activated(
     gate_up, rows, row_mask, column, K, stride, limit, ACTIVATION: tl.constexpr,
     LIMITED: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
@@ -107,7 +107,7 @@ def _glu_quantize_kernel(
         row_mask = rows < M
         scale_row = rows
         in_scales = rows < all_scale_rows
-    values = _values(gate_up, rows, row_mask, column, K, stride, limit, ACTIVATION, LIMITED, R, C)
+    values = activated(gate_up, rows, row_mask, column, K, stride, limit, ACTIVATION, LIMITED, R, C)
     if SCALE_OF == ROW_FOUND:
         p = row_global_scale(values)
     elif SCALE_OF == ROW:
@@ -129,7 +129,7 @@ def _glu_row_scales_kernel(
     rows = tl.program_id(0) + tl.arange(0, 1)
     amax = tl.zeros((1,), tl.float32)
     for start in range(0, K, C):
-        values = _values(
+        values = activated(
             gate_up, rows, rows >= 0, start, K, stride, limit, ACTIVATION, LIMITED, 1, C
         )
         amax = tl.maximum(amax, largest_of_row(values))
