@@ -171,7 +171,7 @@ def _plan_multiply(
             "BK": config.BK,
         },
         num_warps=config.num_warps,
-        num_stages=config.num_stages,
+        num_stages=config.stages(sm),
         maxnreg=config.maxnreg,
     )  # fmt: skip
 
