@@ -82,9 +82,10 @@ def glu(
         up = up.clamp(-swiglu_limit, swiglu_limit)
     if activation == SWIGLU_OAI:
         up = up + 1.0
-    slope: float | Tensor = {SILU: NEG_LOG2_E, SWIGLU_OAI: SWIGLU_OAI_SLOPE}.get(activation, 0.0)
     if activation == GELU_TANH:
-        slope = gate * gate * GELU_C1 + GELU_C0
+        slope: float | Tensor = gate * gate * GELU_C1 + GELU_C0
+    else:
+        slope = {SILU: NEG_LOG2_E, SWIGLU_OAI: SWIGLU_OAI_SLOPE}[activation]
     return torch.div(gate, _exp2(gate * slope) + 1.0).mul_(up)
 
 
