@@ -83,7 +83,7 @@ class GroupedMmGluQuantize(NamedTuple):
     """What gate and up are rounded to: bfloat16 (also by default), float16 or float32."""
     expected_rows: int = 0
     activation: str = SILU
-    """As GluQuantize's."""
+    """A name that GluQuantize takes."""
     backend: str = ""
 
     def outputs(self) -> Quantized:

@@ -150,7 +150,7 @@ class Moe(NamedTuple):
     float32 rounded to bfloat16, by the same weights.
     """
     activation: str = SILU
-    """As GluQuantize's."""
+    """A name that GluQuantize takes."""
     backend: str = ""
 
     def outputs(self) -> Tensor:
@@ -182,7 +182,7 @@ class Moe(NamedTuple):
         return self.x.new_empty(self.x.shape)
 
     def prepared(self, out: Tensor) -> tuple["Moe", Tensor]:
-        """For the stage weight_only_moe."""
+        """Prepare the call for its stage weight_only_moe."""
         call = self._replace(
             x=matrix(self.x),
             topk_weights=self.topk_weights.contiguous(),

@@ -36,7 +36,7 @@ class SwigluMlp(NamedTuple):
     swiglu_limit: float | None = None
     """A limit L: gate becomes min(gate, L) before the activation, up is clamped to [-L, L]."""
     activation: str = SILU
-    """As GluQuantize's."""
+    """A name that GluQuantize takes."""
     backend: str = ""
 
     def outputs(self) -> Tensor:

@@ -69,14 +69,12 @@ class SwiGLUMLP(GatedModule):
         if biases and len(biases) < len(first):
             need = "biases in both gate and up, or in none"
             raise ValueError(f"nvfp4.layers.SwiGLUMLP.from_float: needs {need}, got one")
-        w13, w2 = (
-            concatenate(
-                [quantize_weight(linear.weight.detach(), backend=backend) for linear in part]
-            )
+        w13, (w2,) = (
+            [quantize_weight(linear.weight.detach(), backend=backend) for linear in part]
             for part in (first, [down])
         )
         return cls(
-            w13,
+            concatenate(w13),
             w2,
             x_global_scale,
             h_global_scale,

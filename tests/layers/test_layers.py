@@ -277,8 +277,31 @@ def test_moe_is_its_op(device):
     assert "experts=4, expert_offset=3, hidden=96, intermediate=64" in repr(layer)
 
 
+def test_layers_without_a_gate_and_with_biases(device):
+    up, down = nn.Linear(H, INTER, device=device), nn.Linear(INTER, H, device=device)
+    x = torch.randn(6, H, device=device)
+    mlp = SwiGLUMLP.from_float(None, up, down, activation="relu2")
+    want = down(up(x).relu() ** 2)
+    assert torch.cosine_similarity(mlp(x).flatten(), want.flatten(), dim=0) > 0.97
+    assert mlp.w13.shape == (INTER, H // 2) and "activation=relu2, bias=True" in repr(mlp)
+    weights = (up.weight[None], down.weight[None])
+    biases = {"w13_bias": up.bias[None].detach(), "w2_bias": down.bias[None].detach()}
+    moe = MoE.from_float(None, *weights, **biases, activation="relu2")
+    ones, ids = torch.ones(6, 1, device=device), torch.zeros(6, 1, dtype=torch.int32, device=device)
+    same_bits(moe(x, ones, ids), mlp(x))
+    both = SwiGLUMLP.from_float(up, up, down, swiglu_limit=7.0, activation="swiglu_oai")
+    gate = up(x)
+    want = down(gate * torch.sigmoid(1.702 * gate) * (gate + 1))
+    assert torch.cosine_similarity(both(x).flatten(), want.flatten(), dim=0) > 0.97
+
+
 def test_ranks_hold_slices(device):
-    whole = _moe(device, h_global_scale=torch.linspace(0.001, 0.002, E, device=device))
+    whole = _moe(
+        device,
+        h_global_scale=torch.linspace(0.001, 0.002, E, device=device),
+        w13_bias=torch.randn(E, 2 * INTER, device=device),
+        w2_bias=torch.randn(E, H, device=device),
+    )
     ranks = [whole.local(rank, 2) for rank in range(2)]
     assert [rank.expert_offset for rank in ranks] == [0, 2]
     assert [rank.global_num_experts for rank in ranks] == [4, 4]
