@@ -11,10 +11,10 @@ from nvfp4.backends.backend import Backend
 from nvfp4.backends.problem import Problem
 from nvfp4.backends.target import Target, sm_of
 from nvfp4.backends.workload import Workload
-from nvfp4.calls.linear import W4A4
 from nvfp4.cli.errors import user_errors
 from nvfp4.cli.progress import steps
 from nvfp4.dispatch import BACKENDS
+from nvfp4.spec.format import W4A4
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -58,7 +58,7 @@ def warmup(
         "bfloat16"
     ],
     bias: Annotated[str, typer.Option(help="The biases' dtype; default: calls without.")] = "",
-    activation: Annotated[
+    activation_format: Annotated[
         str, typer.Option(help="With --shape: nvfp4 for W4A4 calls, bf16 for W4A16 calls.")
     ] = W4A4,
     arch: Annotated[str, typer.Option(help="What to compile for.")] = "sm_100a",
@@ -73,7 +73,7 @@ def warmup(
         dtypes = tuple(_dtype("dtype", name) for name in dtype)
         added = _dtype("bias", bias) if bias else None
         workloads = [
-            workload_of(*weight_shape(text), max_m, dtypes, added, activation)
+            workload_of(*weight_shape(text), max_m, dtypes, added, activation_format)
             for text in shape or ()
         ]
         for text in moe or ():

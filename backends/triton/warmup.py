@@ -32,8 +32,7 @@ from nvfp4.backends.triton.runtime.launch import Launch, hash_all, kind, special
 from nvfp4.backends.triton.runtime.process import compiling_environment
 from nvfp4.backends.workload import Workload
 from nvfp4.calls import GroupedMm, Linear, Mm, Quantized, QuantizeDynamic
-from nvfp4.calls.linear import W4A16
-from nvfp4.spec.format import DATA_DTYPE, SCALE_DTYPE, SWIZZLED
+from nvfp4.spec.format import DATA_DTYPE, SCALE_DTYPE, SWIZZLED, W4A16
 from nvfp4.spec.grouped import grouped_scales_shape
 from nvfp4.spec.swizzle import scales_shape
 
@@ -67,8 +66,8 @@ def _linear(work: Workload, m: int, dtype: torch.dtype, sm: int) -> Iterator[Lau
     x, weight = _meta(m, k, dtype=dtype), _meta(n, k // 2, dtype=DATA_DTYPE)
     weight_scales = _meta(*scales_shape((n, k), SWIZZLED), dtype=SCALE_DTYPE)
     out = _meta(m, n, dtype=dtype)
-    call = Linear(x, weight, weight_scales, _meta(1), None, bias, work.activation)
-    if work.activation == W4A16:
+    call = Linear(x, weight, weight_scales, _meta(1), None, bias, work.activation_format)
+    if work.activation_format == W4A16:
         yield from weight_only_linear.plan(call, out, sm)
         return
     if not multiplies_nvfp4(sm):

@@ -44,7 +44,7 @@ def _made_of(launch):
 @pytest.mark.parametrize("sm", [80, 90, 120])
 @pytest.mark.parametrize("experts, activation", [(0, "nvfp4"), (0, "bf16"), (4, "nvfp4")])
 def test_every_number_of_tokens_finds_its_kernels(sm, experts, activation):
-    work = Workload(7168, 2048, 700, experts=experts, activation=activation)
+    work = Workload(7168, 2048, 700, experts=experts, activation_format=activation)
     ahead = {_made_of(launch) for _, launch in warmup.launches_for([work], sm)}
     plan = warmup._grouped if experts else warmup._linear
     for m in range(1, 701):
@@ -54,7 +54,7 @@ def test_every_number_of_tokens_finds_its_kernels(sm, experts, activation):
 
 @pytest.mark.parametrize("sm", [80, 90, 100])
 def test_w4a16_was_warmed_up_as_w4a4(sm):
-    work = Workload(256, 512, 4, activation="bf16")
+    work = Workload(256, 512, 4, activation_format="bf16")
     names = {launch.kernel.fn.__name__ for _, launch in warmup.launches_for([work], sm)}
     assert names == {"_lay_out_rows_kernel", "_mm_kernel"}
 
