@@ -169,10 +169,10 @@ def measure(
         child.wait()
     again: dict[str, float] = {}
     for name in running if restart else ():
-        child = {name: _start(name, folder, result)}
-        again |= dict(_ready(child, patience))
-        _ask(child[name], "end")
-        child[name].wait()
+        alone = {name: _start(name, folder, result)}
+        again |= dict(_ready(alone, patience))
+        _ask(alone[name], "end")
+        alone[name].wait()
     found = {
         "about": "tokens a second of vLLM on one GPU, the best of the rounds",
         "command": "python -m nvfp4.bench.engine " + " ".join(sys.argv[1:]),

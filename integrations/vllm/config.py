@@ -108,9 +108,7 @@ class NvFp4Config(QuantizationConfig):
             group = self._group(modules)
             if group is None:
                 return self._rest(modules, layer, prefix)
-            return NvFp4ExpertsMethod(
-                layer.moe_config, self.scheme.format, group.calibrated, _max_tokens()
-            )
+            return NvFp4ExpertsMethod(layer.moe_config, self.scheme.format, group, _max_tokens())
         return None
 
     def _rest(

@@ -152,7 +152,8 @@ def _experts_part(rank: Rank, checkpoint: Checkpoint, experts: str, whole: MoE) 
         w13.append(concatenate([_part(rank, gate, axis=0), _part(rank, up, axis=0)]))
         w2.append(_part(rank, down, axis=1))
     scales = whole.x_global_scale, whole.h_global_scale
-    return MoE(stack_experts(w13), stack_experts(w2), *scales)
+    packed = stack_experts(w13), stack_experts(w2)
+    return MoE(*packed, *scales, activation_format=whole.activation_format)
 
 
 def _part(rank: Rank, weight: QuantizedTensor, axis: int) -> QuantizedTensor:
