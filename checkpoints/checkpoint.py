@@ -16,6 +16,7 @@ from nvfp4.checkpoints.parsing import read_scheme
 from nvfp4.checkpoints.schemes import (
     BIAS,
     CONFIG_FILE,
+    MODELOPT,
     PRE_QUANT_SCALE,
     QUANT_CONFIG_FILE,
     Format,
@@ -360,6 +361,20 @@ class Checkpoint:
         name = module + WEIGHT
         dim = len(self.files.shape(name)) if name in self.files else 0
         return self.files.checked(name, FLOATS, dim)
+
+
+class FloatFolder(Checkpoint):
+    """A folder whose weights are all read as floats, whatever their form is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.activation = None
+        self.scheme = Scheme(MODELOPT, groups=())
+        self.files = TensorFiles(folder)
+
+    @cached_property
+    def modules(self) -> tuple[str, ...]:
+        return ()
 
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:
