@@ -251,7 +251,7 @@ class Skeleton:
 def without_quantization(config: Any) -> Any:
     """Remove a configuration's quantization: transformers would make quantized layers itself."""
     for part in (config, getattr(config, "text_config", None)):
-        if hasattr(part, "quantization_config"):
+        if part is not None and hasattr(part, "quantization_config"):
             del part.quantization_config
     return config
 
