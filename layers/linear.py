@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from nvfp4.ahead.warmup import compile_ahead, run_once, workload_of
-from nvfp4.calls.linear import W4A4
 from nvfp4.layers.module import PackedModule
 from nvfp4.ops.quantize import quantize_weight
-from nvfp4.spec.format import LINEAR
+from nvfp4.spec.format import LINEAR, W4A4
 from nvfp4.tensors import QuantizedTensor, concatenate
 
 
@@ -153,7 +152,7 @@ class Linear(PackedModule):
         """
         n, half_k = self.weight.shape
         bias = None if self.bias is None else self.bias.dtype
-        work = workload_of(n, 2 * half_k, max_tokens, dtypes, bias)
+        work = workload_of(n, 2 * half_k, max_tokens, dtypes, bias, self.activation)
         done = compile_ahead([work], self.weight.device, self.backend)
         run_once(self, 2 * half_k, max_tokens, work.dtypes, self.weight.device)
         return done
