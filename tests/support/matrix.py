@@ -113,7 +113,9 @@ def tested_commit() -> str:
             ["git", *arguments], cwd=ROOT, capture_output=True, text=True
         ).stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no", ".", f":!{RECORD}")
+    changed = git(
+        "status", "--porcelain", "--untracked-files=no", ".", f":!{RECORD.relative_to(ROOT)}"
+    )
     return git("describe", "--always") + ("-dirty" if changed else "")
 
 
