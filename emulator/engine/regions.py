@@ -10,15 +10,18 @@ from nvfp4.emulator.engine.library import address, library
 
 
 class Region(NamedTuple):
-    """Some cells of a shadow, as tensors.h names them; `index` is an address, or 0."""
+    """Some cells of a shadow, as tensors.h names them.
 
-    index: int
+    rows_at: the address of `index` in tensors.h, or 0.
+    """
+
+    rows_at: int
     start: int
     rows: int
     cells: int
     stride: int
     keep: np.ndarray | None = None
-    """The array at `index`."""
+    """The array at `rows_at`."""
 
 
 def region(index: Any, shape: tuple[int, ...]) -> Region | None:

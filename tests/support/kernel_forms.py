@@ -530,7 +530,7 @@ def _moe(
     if backend == "reference":
         return OPS.moe(*call[:-1], backend=backend)
     out = call.outputs()
-    run(*weight_only_moe.plan(*call.prepared(out), emulated_sm(), config))
+    run(*weight_only_moe.plan(*call.prepared(out), target_of(out.device).sm, config))
     return (out,)
 
 
