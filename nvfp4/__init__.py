@@ -23,6 +23,7 @@ from nvfp4.ops.moe_dispatch import moe_dispatch
 from nvfp4.ops.quantize import quantize, quantize_weight
 from nvfp4.ops.quantize_dynamic import quantize_dynamic
 from nvfp4.ops.quantize_experts import quantize_experts
+from nvfp4.ops.rmsnorm_quantize import rmsnorm_quantize
 from nvfp4.ops.silu_mul_quantize import silu_mul_quantize
 from nvfp4.ops.swiglu_mlp import swiglu_mlp
 from nvfp4.spec.quantize import global_scale
@@ -62,6 +63,7 @@ __all__ = [
     "quantize_dynamic",
     "quantize_experts",
     "quantize_weight",
+    "rmsnorm_quantize",
     "silu_mul_quantize",
     "stack_experts",
     "swiglu_mlp",
