@@ -31,11 +31,14 @@ class Experts(nn.Module):
         return self.moe(hidden_states, top_k_weights, top_k_index)
 
 
+Step = Callable[[str, int], Callable[[], None]]
+
+
 def load_model(
     folder: Path | str,
     device: str = "cpu",
     dtype: torch.dtype = torch.bfloat16,
-    step: Callable[[str, int], Callable[[], None]] = lambda title, total: lambda: None,
+    step: Step = lambda title, total: lambda: None,
     activation: str | None = None,
     backend: str = "",
 ) -> Any:
@@ -59,18 +62,16 @@ def load_model(
     config = AutoConfig.from_pretrained(folder)
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # else transformers would make quantized layers itself
-    loader = _Loader(checkpoint, Skeleton(config, dtype), device, backend)
-    done = step(f"load {checkpoint.folder.name}", len(checkpoint.files.names))
-    for name in checkpoint.files.names:
-        loader.load(name)
-        done()
-    model = loader.finished()
+    loader = Loader(checkpoint, Skeleton(config, dtype), device, backend)
+    model = loader.load_all(step)
     if (checkpoint.folder / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model
 
 
-class _Loader:
+class Loader:
+    """Loads a checkpoint's tensors, one by one, into a model of transformers without values."""
+
     def __init__(
         self, checkpoint: Checkpoint, skeleton: Skeleton, device: str, backend: str
     ) -> None:
@@ -88,6 +89,15 @@ class _Loader:
             if pattern is not None and self._replaced_by(name) is None:
                 self._parts[target].append(name)
 
+    def load_all(self, step: Step = lambda title, total: lambda: None) -> Any:
+        """Load every tensor and return the model; `step` opens a progress bar."""
+        names = self._files.names
+        done = step(f"load {self._files.folder.name}", len(names))
+        for name in names:
+            self.load(name)
+            done()
+        return self.finished()
+
     def load(self, name: str) -> None:
         """Put one of the checkpoint's tensors into the model.
 
@@ -99,6 +109,12 @@ class _Loader:
             self._replace(name, replaced)
         elif name.rpartition(".")[2] not in CACHE_SCALES:
             self._assign(name)
+
+    @property
+    def replaced(self) -> set[str]:
+        """The paths in the model of the layers that NVFP4 layers replace."""
+        modules = {name.rpartition(".")[0] for name in self._files.names if self._replaced_by(name)}
+        return {self._skeleton.path(module) for module in modules} & self._skeleton.modules.keys()
 
     def _replaced_by(self, name: str) -> str | None:
         """The NVFP4 layer, or the module of experts, to which a tensor belongs."""

@@ -10,6 +10,7 @@ __path__ = real_folders(__name__, __file__)
 from nvfp4 import layers
 from nvfp4.ahead.warmup import warmup, warmup_moe
 from nvfp4.backends.emulation import emulate
+from nvfp4.checkpoints.quantize_model import quantize_model
 from nvfp4.dispatch.explain import Explanation, explain
 from nvfp4.ops.dequantize import dequantize
 from nvfp4.ops.glu_quantize import glu_quantize, grouped_glu_quantize
@@ -62,6 +63,7 @@ __all__ = [
     "quantize",
     "quantize_dynamic",
     "quantize_experts",
+    "quantize_model",
     "quantize_weight",
     "rmsnorm_quantize",
     "silu_mul_quantize",

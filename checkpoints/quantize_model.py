@@ -1,0 +1,118 @@
+"""Quantizing of a model in memory: its linear layers, and its blocks of experts."""
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from nvfp4.calls.linear import W4A4, W4A16
+from nvfp4.checkpoints.load import Experts
+from nvfp4.checkpoints.names import WEIGHT, is_router, matches
+from nvfp4.checkpoints.skeleton import (
+    gating_of,
+    is_experts,
+    is_kept_in_float32,
+    is_plain_linear,
+)
+from nvfp4.layers import Linear, MoE
+from nvfp4.spec.format import BLOCK, FLOAT_DTYPES
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def quantize_model(
+    model: Model, exclude: Sequence[str] = (), activation: str = W4A4, backend: str = ""
+) -> Model:
+    """Replace a model's linear layers by nvfp4.layers.Linear, and its experts by layers.MoE.
+
+    The model is changed in place and returned; each weight in floats is freed after its turn. These
+    stay in floats: routers, a language model's head, weights that are shared with another layer,
+    what the model's class keeps in float32, and layers whose K is not a multiple of 16. Experts are
+    known as transformers holds them, a block's in one module.
+
+    Args:
+        model: any torch module that holds nn.Linear layers, on any device.
+        exclude: layers to leave in floats, as wildcards of their names ("*.o_proj") or as parts of
+            names between dots ("self_attn").
+        activation: "nvfp4" (W4A4) with one scale per token, or "bf16" (W4A16). Experts have no
+            W4A16 yet: they run W4A4, and a warning says so.
+        backend: a backend's name, or "" to choose at each call.
+
+    Raises:
+        ValueError: a pattern matches no layer, or there is nothing to quantize.
+    """
+    if activation not in (W4A4, W4A16):
+        need = f"{W4A4!r} or {W4A16!r}"
+        raise ValueError(f"nvfp4.quantize_model: activation needs {need}, got {activation!r}")
+    layers = {n: m for n, m in model.named_modules() if is_plain_linear(m) or is_experts(m)}
+    for pattern in exclude:
+        if not any(matches(pattern, name) for name in layers):
+            need = "patterns of linear layers' or experts' names"
+            raise ValueError(f"nvfp4.quantize_model: exclude needs {need}, got {pattern!r}")
+    left = set(_left_in_floats(model, layers))
+    left |= {name for name in layers if any(matches(pattern, name) for pattern in exclude)}
+    quantized = [name for name in layers if name not in left]
+    if not quantized or "" in quantized:
+        need, got = "a module with linear layers to quantize", type(model).__name__
+        raise ValueError(f"nvfp4.quantize_model: model needs to be {need}, got {got}")
+    experts = 0
+    for name in quantized:
+        layer = layers.pop(name)
+        made: nn.Module
+        if isinstance(layer, nn.Linear):
+            made = Linear.from_float(layer, None, activation, backend)
+        else:
+            made, experts = _experts(layer, backend), experts + 1
+        made.train(layer.training)
+        model.set_submodule(name, made)
+    if experts and activation == W4A16:
+        warnings.warn(
+            "nvfp4.quantize_model: experts (nvfp4.layers.MoE) have no W4A16 mode yet; "
+            f"{experts} modules of them quantize their activations (W4A4)",
+            stacklevel=2,
+        )
+    return model
+
+
+def _experts(layer: Any, backend: str) -> Experts:
+    """Quantize a module of experts that transformers has made."""
+    gate, up = layer.gate_up_proj.detach().chunk(2, dim=1)
+    limit, activation = gating_of(layer)
+    down = layer.down_proj.detach()
+    moe = MoE.from_float(gate, up, down, swiglu_limit=limit, activation=activation, backend=backend)
+    return Experts(moe)
+
+
+def _left_in_floats(model: Any, layers: dict[str, nn.Module]) -> Iterator[str]:
+    """Yield the names of the layers that are not quantized even if nobody excludes them."""
+    uses: Counter[int] = Counter()
+    for module in model.modules():
+        uses.update(id(parameter) for parameter in module.parameters(recurse=False))
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    of_transformers = hasattr(model, "_get_dtype_plan")
+    for name, layer in layers.items():
+        weights = list(layer.parameters(recurse=False))
+        if (
+            is_router(name)
+            or layer is head
+            or any(uses[id(weight)] > 1 for weight in weights)
+            or any(weight.dtype not in FLOAT_DTYPES or weight.is_meta for weight in weights)
+            or not _fits(layer)
+            # With float16 it keeps all that it keeps with bfloat16, and more.
+            or (of_transformers and is_kept_in_float32(model, name + WEIGHT, torch.float16))
+        ):
+            yield name
+
+
+def _fits(layer: Any) -> bool:
+    """Whether every K is a multiple of 16, and experts have a gating function that is known."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features % BLOCK == 0
+    try:
+        gating_of(layer)
+    except ValueError:
+        return False
+    return layer.gate_up_proj.shape[2] % BLOCK == 0 and layer.down_proj.shape[2] % BLOCK == 0
