@@ -135,7 +135,7 @@ def plan(
             "BK": config.BK,
         },
         num_warps=config.num_warps,
-        num_stages=config.num_stages,
+        num_stages=config.stages(sm),
         maxnreg=config.maxnreg,
     )  # fmt: skip
     return (*first, multiply)

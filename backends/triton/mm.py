@@ -170,7 +170,7 @@ def _plan_multiply(
             "SPLITS": config.splits,
         },
         num_warps=config.num_warps,
-        num_stages=config.num_stages,
+        num_stages=config.stages(sm),
         maxnreg=config.maxnreg,
         launch_pdl=supports_pdl(sm),
     )  # fmt: skip

@@ -59,12 +59,21 @@ def run_op(backend: Any, op: str, sm: int, forms: list[Any]) -> dict[str, Any]:
     return result | {"forms": len(forms), "failed": failed}
 
 
-def record(release: str, results: list[dict[str, Any]]) -> None:
+def tested_commit() -> str:
+    """Name the commit, and whether anything but the record differs from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True
+        ).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", ".", f":!{RECORD}")
+    return git("describe", "--always") + ("-dirty" if changed else "")
+
+
+def record(release: str, results: list[dict[str, Any]], commit: str) -> None:
     """Add a release's results to the record, in place of earlier ones of the same cells."""
     known = json.loads(RECORD.read_text())["runs"] if RECORD.exists() else []
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
     new = [{"triton": release, "commit": commit, **result} for result in results]
 
     def cell(run: dict[str, Any]) -> tuple[Any, ...]:
@@ -120,10 +129,11 @@ def main() -> None:
         results = list(run_ops(options.child, options.all))
         print(json.dumps({"triton": triton.__version__, "results": results}))
         return
+    commit = tested_commit()
     for release in options.triton:
         for sm in options.sm:
             results = child(release, sm, options.all)
-            record(release, results)
+            record(release, results, commit)
             for result in results:
                 for form, why in result.get("failed", {}).items():
                     print(f"Triton {release}, sm_{sm}: {form}: {why}", flush=True)

@@ -14,6 +14,7 @@ from nvfp4.backends import triton
 from nvfp4.backends.emulation import ARCHITECTURES
 from nvfp4.backends.problem import Problem
 from nvfp4.backends.target import Target
+from nvfp4.backends.triton.runtime import architecture
 from nvfp4.backends.triton.runtime.architecture import (
     ASSEMBLED_SINCE,
     BLOCK_SCALED_SINCE,
@@ -33,6 +34,15 @@ GEMM_ARCHITECTURES = (80, 90, 100, 120)
 """Architectures whose GEMMs differ: sm_89 multiplies as sm_80 does."""
 
 QUANTIZER = "quantize_dynamic bf16"
+
+PORTABLE_ON_HOPPER = {
+    "mm 8x64, split-K": 3,
+    "mm 16x32, split-K": 3,
+    "mm 64x64 unaligned": 1,
+    "linear W4A16": 1,
+    "grouped_mm 64x128 unaligned": 1,
+}
+"""Pipeline stages with Triton 3.7; the first two forms are multiplied by mma.sync."""
 
 
 def problem(op: str, sm: int) -> Problem:
@@ -66,6 +76,28 @@ def test_operands_are_decoded_where_triton_cannot_compile_the_block_scaled_instr
     assert multiplies_nvfp4(sm) == able
     assert bool(triton.BACKEND.reasons(problem("linear", sm))) == able
     assert not triton.BACKEND.reasons(problem("mm", sm))
+
+
+@pytest.mark.parametrize(
+    "sm, name",
+    [
+        (90, "mm 64x64 unaligned"),
+        (90, "linear W4A16"),
+        (100, "mm block-scaled 64"),
+        (100, "linear W4A16"),
+    ],
+)
+def test_copied_tiles_were_not_fenced_before_the_tensor_cores_read_them(sm, name):
+    launch = planned(next(f for f in FORMS if f.name == name), sm)[-1]
+    text = compiled(launch, sm).text
+    assert "cp.async.c" in text and ("wgmma." in text or "tcgen05.mma" in text)
+    assert "fence.proxy.async" in text
+
+
+def test_the_next_step_overwrote_registers_that_wgmma_still_read(monkeypatch):
+    monkeypatch.setattr(architecture, "release", lambda package: (3, 7))
+    stages = {f.name: planned(f, 90)[-1].num_stages for f in FORMS if f.name in PORTABLE_ON_HOPPER}
+    assert stages == PORTABLE_ON_HOPPER
 
 
 @pytest.mark.parametrize("sm", ARCHITECTURES)

@@ -7,11 +7,15 @@ from typing import NamedTuple
 
 import torch
 
+from nvfp4.backends.triton.runtime.architecture import HOPPER, pipelines_wgmma
 from nvfp4.backends.workload import warmed_up
 from nvfp4.spec.swizzle import TILE_ROWS
 
 K_GROUP = 128
 """Elements of K that are summed together, whatever the tile; BK is a multiple of it."""
+
+ASYNC_MIN_M, ASYNC_MIN_N = 64, 16
+"""The smallest product that Triton gives to wgmma or tcgen05.mma; mma.sync does smaller ones."""
 
 
 class MmConfig(NamedTuple):
@@ -28,6 +32,11 @@ class MmConfig(NamedTuple):
     num_stages: int
     splits: int = 1
     maxnreg: int | None = None
+
+    def stages(self, sm: int) -> int:
+        """Pipeline stages on architecture sm_<sm>, which the installed Triton may allow or not."""
+        uses_wgmma = sm == HOPPER and self.BN >= ASYNC_MIN_M and self.BM >= ASYNC_MIN_N
+        return 1 if uses_wgmma and not pipelines_wgmma() else self.num_stages
 
 
 class HopperConfig(NamedTuple):

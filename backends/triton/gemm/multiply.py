@@ -14,7 +14,7 @@ import triton.language as tl
 
 from nvfp4.backends.triton.device.floats import E2M1_F16_SCALE, from_f32, to_f32
 from nvfp4.backends.triton.gemm.decode import decode
-from nvfp4.backends.triton.gemm.load import load_scales, load_step
+from nvfp4.backends.triton.gemm.load import fenced, load_scales, load_step
 from nvfp4.backends.triton.runtime import architecture
 
 BLACKWELL = tl.constexpr(architecture.BLACKWELL)
@@ -38,8 +38,8 @@ def multiply(
         unit = k // CODES + tl.arange(0, BK // CODES)
         element = k + tl.arange(0, BK)
         if SM >= BLACKWELL:
-            w = load_step(b, b_rows, unit, b_stride, K // CODES, EVEN_K)
-            x = load_step(a, a_rows, unit, a_stride, K // CODES, EVEN_K)
+            w = fenced(load_step(b, b_rows, unit, b_stride, K // CODES, EVEN_K), BN, BM)
+            x = fenced(load_step(a, a_rows, unit, a_stride, K // CODES, EVEN_K), BN, BM)
             w_sf = load_scales(b_scales, b_scale_rows, k, scale_stride, K, BK, EVEN_K)
             x_sf = load_scales(a_scales, a_scale_rows, k, scale_stride, K, BK, EVEN_K)
             w_sf = w_sf.to(tl.float8e4nv, bitcast=True)
@@ -47,6 +47,7 @@ def multiply(
             acc = tl.dot_scaled(w, w_sf, "e2m1", x.T, x_sf, "e2m1", acc)
         else:
             x = load_step(a, a_rows, element, a_stride, a_stride, EVEN_K, a_row_mask)
+            x = fenced(x, BN, BM)
             words = load_step(b, b_rows, unit, b_stride, K // CODES, EVEN_K)
             w_sf = load_scales(b_scales, b_scale_rows, k, scale_stride, K, BK, EVEN_K)
             w = decode(words, w_sf, BN, BK, SM)

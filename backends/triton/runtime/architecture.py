@@ -30,6 +30,19 @@ BLOCK_SCALED_SINCE: dict[int, Release] = {121: (3, 8)}
 Triton 3.6 and 3.7 end with "PassManager::run failed" in TritonGPUAccelerateMatmul.
 """
 
+FENCES_COPIES_SINCE: Release = (3, 7)
+"""The first Triton that fences cp.async from wgmma and tcgen05.mma, where 3.6 does not.
+
+These read shared memory through the async proxy, and cp.async writes it through the generic one.
+PTX asks for fence.proxy.async in between.
+"""
+
+OVERWRITES_WGMMA_OPERANDS: Release = (3, 7)
+"""The Triton whose pipelined wgmma still reads A's registers when the next step writes them.
+
+PTX asks for wgmma.wait_group before. 3.6 waits for all, and 3.8 and 3.9 write other registers.
+"""
+
 
 def installed(package: str) -> str:
     """The installed package's version; "" if it is not installed."""
@@ -61,6 +74,16 @@ def supports_pdl(sm: int) -> bool:
 def is_blackwell(sm: int) -> bool:
     """Whether the architecture has NVFP4 instructions."""
     return sm >= BLACKWELL
+
+
+def fences_copies() -> bool:
+    """Whether Triton fences what it copies for wgmma and tcgen05.mma (FENCES_COPIES_SINCE)."""
+    return release("triton") >= FENCES_COPIES_SINCE
+
+
+def pipelines_wgmma() -> bool:
+    """Whether a loop of Triton's with wgmma may be pipelined (OVERWRITES_WGMMA_OPERANDS)."""
+    return release("triton") != OVERWRITES_WGMMA_OPERANDS
 
 
 @functools.cache

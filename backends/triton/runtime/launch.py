@@ -20,6 +20,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.runtime import JITFunction
 
 from nvfp4.backends.triton.runtime import cache_folder
+from nvfp4.backends.triton.runtime.compat import interpreting
 from nvfp4.backends.triton.runtime.descriptors import pointer
 
 
@@ -57,7 +58,8 @@ class Launch(NamedTuple):
         """Launch on the tensors' device; interpret where they are not on a GPU."""
         device = self.device
         if device.type != "cuda":
-            self._through_triton()  # interpreted
+            with interpreting():
+                self._through_triton()
         elif device.index == torch.cuda.current_device():
             self._run_on(device.index)
         else:
