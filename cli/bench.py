@@ -2,15 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
-from nvfp4.bench.run import Results, run
-from nvfp4.cli.errors import user_errors
+from nvfp4.cli.errors import needs_package, user_errors
 from nvfp4.cli.progress import steps
+
+if TYPE_CHECKING:
+    from nvfp4.bench.run import Results
 
 
 def bench(
@@ -26,8 +28,10 @@ def bench(
     On a CPU the shapes are tiny, and the times say nothing about a GPU.
     """
     with user_errors(), steps() as step:
+        needs_package("bench", "triton")
+        from nvfp4.bench.run import run
 
-        def keep(results: Results) -> None:
+        def keep(results: "Results") -> None:
             if out is not None:
                 results.write(out, name)
 
