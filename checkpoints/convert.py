@@ -3,25 +3,39 @@
 import json
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nvfp4.checkpoints.calibrate import Amax, calibrate
 from nvfp4.checkpoints.float_model import load_float_model
+from nvfp4.checkpoints.layerwise import Layerwise
 from nvfp4.checkpoints.names import DOWN, WEIGHT, expert_of
 from nvfp4.checkpoints.plan import Options, Plan, Summary
 from nvfp4.checkpoints.schemes import CONFIG_FILE, QUANT_CONFIG_FILE
 from nvfp4.checkpoints.source import Source
 from nvfp4.checkpoints.writer import ShardedWriter, published, refuse_existing
 from nvfp4.ops.quantize import quantize
+from nvfp4.quantization import RTN, Packed, global_scale_of, quantize_matrix
+from nvfp4.quantization.errors import LayerError, decoded, weight_error
 from nvfp4.spec.format import LINEAR
-from nvfp4.spec.quantize import global_scale
+from nvfp4.spec.quantize import global_scale, global_scale_of_amax
 
 Step = Callable[[str, int], Callable[[], None]]
+
+REPORT_FILE = "nvfp4_report.json"
+"""The file beside the checkpoint with each layer's error, by round-to-nearest and as written."""
+
+
+class Part(NamedTuple):
+    """Tensors of the checkpoint by name, and the errors of the layers among them."""
+
+    tensors: dict[str, Tensor]
+    errors: list[LayerError]
+
 
 __all__ = ["Options", "Summary", "convert"]
 
@@ -39,6 +53,8 @@ def convert(source: Path, destination: Path, options: Options, step: Step) -> Su
     The summary and the configuration's ignore list name them. A warning is given if they are most
     of the bytes. `step(title, total)` opens a progress bar and returns the function that advances
     it. The largest tensor bounds the memory, but calibration runs the whole model in bfloat16.
+    Methods that need a text also hold the text's hidden states, and one block in float32 with its
+    inputs. The errors of their layers are written beside the checkpoint, in REPORT_FILE.
 
     Raises:
         ValueError: naming the option, file or tensor. Nothing is written then.
@@ -47,67 +63,116 @@ def convert(source: Path, destination: Path, options: Options, step: Step) -> Su
     plan = Plan(Source(source), options)
     if plan.mostly_left:
         warnings.warn(plan.mostly_left, stacklevel=2)
-    amax = None if options.text is None else _calibrated(plan, options, step)
+    if plan.method.needs_text:
+        parts = _block_by_block(plan, options, step)
+    else:
+        parts = _one_by_one(
+            plan, _calibrated(plan, options, step) if plan.calibrated else None, step
+        )
     with published(destination) as folder:
-        _write_weights(folder, plan, amax, options, step)
+        errors = _write_weights(folder, plan, parts, options, step)
         plan.source.copy_others(folder)
         _write_configs(folder, plan)
-    return plan.summary()
+        if errors:
+            _write_json(folder / REPORT_FILE, _report(plan, options, errors))
+    return plan.summary(errors)
 
 
-def _calibrated(plan: Plan, options: Options, step: Step) -> Amax:
+def _loaded(plan: Plan, options: Options, step: Step) -> tuple[Any, Tensor]:
+    """Load the model, and the tokens of the text for calibration."""
     assert options.text is not None
     if not options.text.is_file():
         raise ValueError(f"--calibrate needs a text file, got {options.text}")
     done = step("load the model", 1)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, tokenizer = load_float_model(plan.source.path, device)
+    model, tokenizer = load_float_model(plan.source.path, _device())
     done()
     tokens = tokenizer(options.text.read_text(), return_tensors="pt")["input_ids"][0]
     if not tokens.numel():
         raise ValueError(f"--calibrate needs a text of at least one token, got {options.text}")
+    return model, tokens[: options.max_tokens]
+
+
+def _calibrated(plan: Plan, options: Options, step: Step) -> Amax:
+    model, tokens = _loaded(plan, options, step)
     paths = map(plan.source.skeleton.path, sorted(plan.quantized))
-    return calibrate(model, tokens[: options.max_tokens], paths, step)
+    return calibrate(model, tokens, paths, step)
 
 
 def _write_weights(
-    folder: Path, plan: Plan, amax: Amax | None, options: Options, step: Step
-) -> None:
+    folder: Path, plan: Plan, parts: Iterator[Part], options: Options, step: Step
+) -> list[LayerError]:
+    """Write all tensors, those of `parts` first and the rest as they are; return the errors."""
     need = sum(spec.nbytes for spec in plan.outputs.values())
     if (free := shutil.disk_usage(folder).free) < need:
         raise ValueError(f"DST needs {need} bytes of free space, got {free}")
-    scales = WeightScales(plan, options.separate_scales)
-    done = step("quantize and write", len(plan.source.tensors))
+    errors: list[LayerError] = []
     with ShardedWriter(folder, plan.outputs, options.shard_size) as writer:
-        for name in plan.source.tensors:
-            module = name.removesuffix(WEIGHT)
-            if module not in plan.quantized:
-                writer.write(name, plan.source.read(name))
-            else:
-                for leaf, tensor in _quantized(plan, scales, module).items():
-                    writer.write(f"{module}.{leaf}", tensor)
-                if amax is not None:
-                    p = _input_scale(plan, amax, module)
-                    writer.write(f"{module}.{plan.format.input_global_scale}", p)
+        left = [
+            name for name in plan.source.tensors if name.removesuffix(WEIGHT) not in plan.quantized
+        ]
+        for part in parts:
+            for name, tensor in part.tensors.items():
+                writer.write(name, tensor.cpu())
+            left = [name for name in left if name not in part.tensors]
+            errors += part.errors
+        done = step("write the rest", len(left))
+        for name in left:
+            writer.write(name, plan.source.read(name))
             done()
+    return errors
+
+
+def _one_by_one(plan: Plan, amax: Amax | None, step: Step) -> Iterator[Part]:
+    """Quantize each layer by its weight alone."""
+    scales = WeightScales(plan)
+    modules = [m for n in plan.source.tensors if (m := n.removesuffix(WEIGHT)) in plan.quantized]
+    done = step("quantize and write", len(modules))
+    for module in modules:
+        w = plan.source.read(module + WEIGHT).to(_device())
+        p = scales.of(module)
+        packed = _quantized(w, p.to(w.device), plan.method.rounding)
+        tensors = _tensors(plan, module, packed, p)
+        if amax is not None:
+            name = f"{module}.{plan.format.input_global_scale}"
+            tensors[name] = _scalar(plan, _input_scale(plan, amax, module))
+        errors = []
+        if plan.method.rounding != RTN:
+            errors.append(weight_error(module, w.float(), decoded(packed, p.to(w.device))))
+        yield Part(tensors, errors)
+        done()
+
+
+def _block_by_block(plan: Plan, options: Options, step: Step) -> Iterator[Part]:
+    """Quantize the layers of each block by their inputs."""
+    blocks = Layerwise(plan, *_loaded(plan, options, step))
+    done = step("quantize the blocks", len(blocks))
+    for result in blocks:
+        tensors = dict(result.floats)
+        for module, layer in result.layers.items():
+            tensors |= _tensors(plan, module, layer.packed, layer.global_scale)
+            if plan.calibrated:
+                p = global_scale_of_amax(layer.input_amax)
+                tensors[f"{module}.{plan.format.input_global_scale}"] = _scalar(plan, p)
+        yield Part(tensors, result.errors)
+        done()
 
 
 class WeightScales:
-    """The global scale of each weight, amax / 2688, computed when it is first needed.
+    """The global scale of each weight, computed when it is first needed.
 
-    Layers that engines fuse share one scale, unless `separate` is set.
+    Layers that engines fuse share one scale, unless the plan separates them.
     """
 
-    def __init__(self, plan: Plan, separate: bool) -> None:
+    def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._separate = separate
         self._known: dict[str, Tensor] = {}
 
     def of(self, module: str) -> Tensor:
         if module not in self._known:
-            together = (module,) if self._separate else self._plan.siblings(module)
-            amax = torch.stack([self._amax(each) for each in together])
-            p = self._plan.format.storable(global_scale(amax))
+            plan = self._plan
+            together = (module,) if plan.separate_scales else plan.siblings(module)
+            amax = [self._amax(each) for each in together]
+            p = plan.format.storable(global_scale_of(amax, plan.method.rounding))
             self._known |= dict.fromkeys(together, p)
         return self._known.pop(module)
 
@@ -119,28 +184,47 @@ class WeightScales:
         return amax
 
 
-def _quantized(plan: Plan, scales: WeightScales, module: str) -> dict[str, Tensor]:
-    """Quantize a layer and return its tensors by their names in the format."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    format, p = plan.format, scales.of(module)
-    w = plan.source.read(module + WEIGHT).to(device)
-    packed = quantize(w, p.to(device), LINEAR)
+def _quantized(w: Tensor, p: Tensor, rounding: str) -> Packed:
+    if rounding != RTN:
+        return quantize_matrix(w, p, rounding)
+    packed = quantize(w, p, LINEAR)
+    return Packed(packed.data, packed.scales)
+
+
+def _tensors(plan: Plan, module: str, packed: Packed, p: Tensor) -> dict[str, Tensor]:
+    """A quantized layer's tensors by their names in the format."""
+    format = plan.format
     return {
-        format.data: packed.data.cpu(),
-        format.scales: packed.scales.cpu(),
-        format.global_scale: _scalar(plan, p),
+        f"{module}.{format.data}": packed.data,
+        f"{module}.{format.scales}": packed.scales,
+        f"{module}.{format.global_scale}": _scalar(plan, p),
     }
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _input_scale(plan: Plan, amax: Amax, module: str) -> Tensor:
     expert, path = expert_of(module), plan.source.skeleton.path(module)
     if expert is not None and expert.part == DOWN:
-        return _scalar(plan, global_scale(amax.of_expert(path, expert.expert)))
-    return _scalar(plan, global_scale(amax.inputs[path]))
+        return global_scale(amax.of_expert(path, expert.expert))
+    return global_scale(amax.inputs[path])
 
 
 def _scalar(plan: Plan, p: Tensor) -> Tensor:
     return plan.format.to_stored(p).reshape(plan.format.scale_shape)
+
+
+def _report(plan: Plan, options: Options, errors: list[LayerError]) -> dict[str, Any]:
+    return {
+        "method": options.method,
+        "activation": plan.activation,
+        "text": options.text.name if options.text else None,
+        "max_tokens": options.max_tokens,
+        "medians": plan.summary(errors).median_errors,
+        "layers": [error._asdict() for error in errors],
+    }
 
 
 def _write_configs(folder: Path, plan: Plan) -> None:

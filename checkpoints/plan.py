@@ -2,11 +2,12 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,12 +16,33 @@ from nvfp4.checkpoints.files import TensorSpec
 from nvfp4.checkpoints.names import WEIGHT, expert_of, is_router, matches, siblings_of
 from nvfp4.checkpoints.schemes import FORMATS, MODELOPT, Group, Scheme
 from nvfp4.checkpoints.source import Source
+from nvfp4.quantization import FOUR_OVER_SIX, GPTQ, MSE, RTN
+from nvfp4.quantization.errors import LayerError
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, FLOAT_DTYPES, SCALE_DTYPE
 
 HEAD = "lm_head"
 
 MOST = 0.5
 """A warning is given where more than this share of a model's bytes stays in floats."""
+
+
+class Method(NamedTuple):
+    """A method of quantizing the weights: with AWQ's factors or not, and how they are rounded."""
+
+    factors: bool
+    rounding: str
+
+    @property
+    def needs_text(self) -> bool:
+        return self.factors or self.rounding == GPTQ
+
+
+METHODS = {
+    **{rounding: Method(False, rounding) for rounding in (RTN, FOUR_OVER_SIX, MSE, GPTQ)},
+    "awq": Method(True, MSE),
+    "awq+gptq": Method(True, GPTQ),
+}
+"""The methods by name; quantization/ describes them."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +52,10 @@ class Options:
     format: "modelopt" or "compressed-tensors".
     exclude: layers to leave in floats, as wildcards of their names ("*.o_proj") or as parts of
         names between dots ("self_attn").
-    text: the text for calibration (W4A4). With None the checkpoint says that only its weights are
-        quantized (W4A16).
+    text: the text for calibration, or None.
+    activation: "nvfp4" (W4A4), where inputs are quantized, with scales from the text; "bf16"
+        (W4A16), where only the weights are. None is W4A4 with a text and W4A16 without.
+    method: how weights are quantized, one of METHODS. Those with inputs need a text.
     max_tokens: the most tokens of the text that are used.
     separate_scales: give every layer its own global scale, also those that engines fuse (q, k, v;
         gate, up). Engines that take one scale for all of them then compute wrong results. The gain
@@ -42,6 +66,8 @@ class Options:
     format: str = MODELOPT.name
     exclude: tuple[str, ...] = ()
     text: Path | None = None
+    activation: str | None = None
+    method: str = RTN
     max_tokens: int = 4096
     separate_scales: bool = False
     shard_size: str = "5GB"
@@ -49,15 +75,23 @@ class Options:
 
 @dataclass(frozen=True)
 class Summary:
-    """A summary of what was written; left_in_floats leaves out embeddings and norms."""
+    """A summary of what was written; left_in_floats leaves out embeddings and norms.
+
+    median_errors: the medians over the layers of each number of LayerError that was measured.
+    notes: the layers that were quantized in another way, and why.
+    """
 
     format: str
+    method: str
     quantized_layers: int
+    quantizes_activations: bool
     calibrated: bool
     left_in_floats: tuple[str, ...]
     bytes_left_in_floats: int
     bytes_before: int
     bytes_after: int
+    median_errors: dict[str, float]
+    notes: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,7 +106,19 @@ class Plan:
             raise ValueError(f"--format needs {need}, got {options.format!r}")
         self.source = source
         self.format = FORMATS[options.format]
-        self.calibrated = options.text is not None
+        if options.method not in METHODS:
+            need = ", ".join(METHODS)
+            raise ValueError(f"--method needs one of {need}, got {options.method!r}")
+        self.method = METHODS[options.method]
+        if self.method.needs_text and options.text is None:
+            raise ValueError(f"--method {options.method} needs --calibrate TEXT, got none")
+        if options.activation not in (None, W4A4, W4A16):
+            raise ValueError(f"--activation needs {W4A4} or {W4A16}, got {options.activation!r}")
+        self.activation = options.activation or (W4A16 if options.text is None else W4A4)
+        self.quantizes_activations = self.activation == W4A4
+        self.calibrated = self.quantizes_activations and options.text is not None
+        self.separate_scales = options.separate_scales
+        self._options = options
         self._exclude = options.exclude
         for pattern in options.exclude:
             if not any(matches(pattern, module) for module in self._linears):
@@ -114,7 +160,7 @@ class Plan:
 
     @cached_property
     def scheme(self) -> Scheme:
-        group = Group(calibrated=self.calibrated, activation=W4A4 if self.calibrated else W4A16)
+        group = Group(calibrated=self.calibrated, activation=self.activation)
         ignore = dict.fromkeys([HEAD, *sorted(self._ignored())])
         return Scheme(self.format, (group,), tuple(ignore))
 
@@ -197,16 +243,26 @@ class Plan:
     def _bytes_before(self) -> int:
         return sum(spec.nbytes for spec in self.source.tensors.values())
 
-    def summary(self) -> Summary:
+    def summary(self, errors: Sequence[LayerError] = ()) -> Summary:
         return Summary(
             self.format.name,
+            self._options.method,
             len(self.quantized),
+            self.quantizes_activations,
             self.calibrated,
             self.scheme.ignore,
             sum(self.left.values()),
             self._bytes_before,
             sum(spec.nbytes for spec in self.outputs.values()),
+            _medians(errors),
+            tuple(f"{error.layer}: {error.note}" for error in errors if error.note),
         )
+
+
+def _medians(errors: Sequence[LayerError]) -> dict[str, float]:
+    columns = ("weight_rtn", "weight", "output_rtn", "output")
+    values = {c: [v for e in errors if (v := getattr(e, c)) is not None] for c in columns}
+    return {column: median(found) for column, found in values.items() if found}
 
 
 def _layer_of(name: str) -> str:

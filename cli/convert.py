@@ -46,6 +46,17 @@ def convert(
             "checkpoint says that its weights alone are quantized (W4A16).",
         ),
     ] = None,
+    activation: Annotated[
+        str | None,
+        typer.Option(help="nvfp4 (W4A4) or bf16 (W4A16); default: W4A4 with --calibrate."),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="How weights are quantized: rtn, four_over_six, mse, gptq, awq or awq+gptq. The "
+            "last three need --calibrate."
+        ),
+    ] = "rtn",
     max_tokens: Annotated[
         int, typer.Option("--calibrate-tokens", min=1, help="How much of the text to use.")
     ] = 4096,
@@ -73,19 +84,38 @@ def convert(
         from nvfp4.checkpoints.convert import convert as run
 
         options = Options(
-            format, tuple(exclude or ()), text, max_tokens, separate_scales, shard_size
+            format,
+            tuple(exclude or ()),
+            text,
+            activation,
+            method,
+            max_tokens,
+            separate_scales,
+            shard_size,
         )
         summary = run(source, destination, options, step)
     if as_json:
         print(json.dumps(summary.as_dict(), indent=2))
         return
     before, after = summary.bytes_before / 1e6, summary.bytes_after / 1e6
-    inputs = "W4A4, input scales calibrated" if summary.calibrated else "weights alone (W4A16)"
+    inputs = "W4A4, input scales calibrated" if summary.calibrated else "W4A4, a scale per token"
+    if not summary.quantizes_activations:
+        inputs = "weights alone (W4A16)"
     print(
         f"{destination}: {summary.format}, {summary.quantized_layers} linear layers in NVFP4, "
-        f"{inputs}, {len(summary.left_in_floats)} left in floats "
+        f"by {summary.method}, {inputs}, {len(summary.left_in_floats)} left in floats "
         f"({summary.bytes_left_in_floats / 1e6:.1f} MB), {before:.1f} MB -> {after:.1f} MB"
     )
+
+    errors = summary.median_errors
+    for what, title in (("weight", "weights"), ("output", "outputs")):
+        if what in errors:
+            before, after = errors[f"{what}_rtn"], errors[what]
+            print(
+                f"relative error of the layers' {title}, median: rtn {before:.4f}, here {after:.4f}"
+            )
+    for note in summary.notes:
+        print(note)
 
 
 @contextmanager

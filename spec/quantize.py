@@ -24,19 +24,24 @@ from nvfp4.spec.format import (
     DATA_DTYPE,
     FLOAT32_MAX,
     FLOAT32_MIN_NORMAL,
-    GLOBAL_SCALE_DIVISOR,
     NAN_BLOCK_CODE,
-    ONE_SIXTH,
     SCALE_DTYPE,
 )
 from nvfp4.spec.packing import pack, unpack
-from nvfp4.spec.rounding import from_e2m1, from_e4m3, to_e2m1, to_e4m3
+from nvfp4.spec.rounding import from_e2m1, from_e4m3, round_to_e2m1, to_e2m1
+from nvfp4.spec.scale_rules import (
+    AMAX_OVER_SIX,
+    GLOBAL_SCALE_DIVISORS,
+    amax_over_six,
+    inverse_scale,
+)
 
 CHUNK = 1 << 20
 """The number of elements quantized at a time, so that temporaries of large tensors stay small."""
 
 
-def _row_chunks(rows: int, k: int) -> Iterator[slice]:
+def row_chunks(rows: int, k: int) -> Iterator[slice]:
+    """Yield slices of the rows of a [rows, k] tensor that hold about CHUNK elements each."""
     step = max(1, CHUNK // max(k, 1))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
@@ -47,24 +52,26 @@ def _finite_magnitude(x: Tensor) -> Tensor:
     return x.float().abs().nan_to_num_(nan=0.0, posinf=FLOAT32_MAX)
 
 
-def _global_scale_of(amax: Tensor) -> Tensor:
+def global_scale_of_amax(amax: Tensor, scale_rule: str = AMAX_OVER_SIX) -> Tensor:
     """The global scale p = amax / 2688, at least the smallest normal number; 1 where amax is 0."""
     # Divide by a tensor: on CUDA, torch divides by a number by multiplying with its inverse.
-    p = torch.div(amax, torch.full_like(amax, GLOBAL_SCALE_DIVISOR)).clamp_(min=FLOAT32_MIN_NORMAL)
+    divisor = torch.full_like(amax, GLOBAL_SCALE_DIVISORS[scale_rule])
+    p = torch.div(amax, divisor).clamp_(min=FLOAT32_MIN_NORMAL)
     return torch.where(amax == 0, torch.ones_like(p), p)
 
 
-def global_scale(x: Tensor) -> Tensor:
+def global_scale(x: Tensor, scale_rule: str = AMAX_OVER_SIX) -> Tensor:
     """The global scale of x [...], any float dtype: amax / 2688, float32 [], on x's device.
 
+    With scale_rule="four_over_six" it is amax / 1536, which leaves room for larger block scales.
     It is 1 for zeros. NaN counts as 0 and Inf as the largest float32. Nothing waits for a GPU.
     """
     amax = torch.zeros((), dtype=torch.float32, device=x.device)
     flat = x.reshape(1, -1) if x.dim() < 2 else x.reshape(-1, x.shape[-1])
-    for rows in _row_chunks(*flat.shape):
+    for rows in row_chunks(*flat.shape):
         if flat[rows].numel():
             amax = torch.maximum(amax, _finite_magnitude(flat[rows]).amax())
-    return _global_scale_of(amax)
+    return global_scale_of_amax(amax, scale_rule)
 
 
 def row_global_scales_of(rows_of: Callable[[slice], Tensor], like: Tensor, k: int) -> Tensor:
@@ -73,9 +80,9 @@ def row_global_scales_of(rows_of: Callable[[slice], Tensor], like: Tensor, k: in
     M and the device are those of `like`.
     """
     amax = torch.empty(like.shape[0], dtype=torch.float32, device=like.device)
-    for rows in _row_chunks(like.shape[0], k):
+    for rows in row_chunks(like.shape[0], k):
         amax[rows] = _finite_magnitude(rows_of(rows)).amax(dim=1)
-    return _global_scale_of(amax)
+    return global_scale_of_amax(amax)
 
 
 def row_global_scales(x: Tensor) -> Tensor:
@@ -83,17 +90,21 @@ def row_global_scales(x: Tensor) -> Tensor:
     return row_global_scales_of(lambda rows: x[rows], x, x.shape[1])
 
 
+def encode(x: Tensor, scales: Tensor, p: Tensor) -> Tensor:
+    """Encode float32 [m, K] by scales E4M3 [m, K/16] and p [m or 1, 1]: data uint8 [m, K/2].
+
+    A block whose scale is NaN becomes NaN.
+    """
+    sf = from_e4m3(scales)
+    codes = to_e2m1(x.view(x.shape[0], -1, BLOCK) * inverse_scale(sf, p).unsqueeze(-1))
+    codes.masked_fill_(sf.isnan().unsqueeze(-1), NAN_BLOCK_CODE)
+    return pack(codes.view(x.shape))
+
+
 def _quantize_chunk(x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
     """Quantize float32 [m, K] with p [m or 1, 1]: data uint8 [m, K/2], scales E4M3 [m, K/16]."""
-    one = torch.ones_like(p)
-    blocks = x.view(x.shape[0], -1, BLOCK)
-    amax = blocks.abs().amax(dim=-1)
-    scales = to_e4m3(amax * (torch.div(one, p) * ONE_SIXTH))
-    sf = from_e4m3(scales)
-    inverse = torch.div(one, sf * p).clamp_(max=FLOAT32_MAX).masked_fill_(sf == 0, 0.0)
-    codes = to_e2m1(blocks * inverse.unsqueeze(-1))
-    codes.masked_fill_(amax.isnan().unsqueeze(-1), NAN_BLOCK_CODE)
-    return pack(codes.view(x.shape)), scales
+    scales = amax_over_six(x.view(x.shape[0], -1, BLOCK), p)
+    return encode(x, scales, p), scales
 
 
 def quantize_rows(rows_of: Callable[[slice], Tensor], p: Tensor, data: Tensor) -> Tensor:
@@ -105,7 +116,7 @@ def quantize_rows(rows_of: Callable[[slice], Tensor], p: Tensor, data: Tensor) -
     rows, k = data.shape[0], 2 * data.shape[1]
     scales = torch.empty(rows, k // BLOCK, dtype=SCALE_DTYPE, device=data.device)
     p = p.view(-1, 1)
-    for chunk in _row_chunks(rows, k):
+    for chunk in row_chunks(rows, k):
         p_chunk = p if p.shape[0] == 1 else p[chunk]
         x = rows_of(chunk).float().contiguous()
         data[chunk], scales[chunk] = _quantize_chunk(x, p_chunk)
@@ -141,6 +152,27 @@ def dequantize(data: Tensor, scales: Tensor, p: Tensor, out: Tensor) -> None:
     e2m1 * sf is exact. Its product with p is rounded to float32, then once more to out's dtype.
     """
     p = p.view(-1, 1)
-    for chunk in _row_chunks(*out.shape):
+    for chunk in row_chunks(*out.shape):
         p_chunk = p if p.shape[0] == 1 else p[chunk]
         out[chunk] = decode(data[chunk], scales[chunk]).mul_(p_chunk)
+
+
+def rounded(x: Tensor, scales: Tensor, p: Tensor) -> Tensor:
+    """Compute what `encode` and `dequantize` make of x, without packing: float32 [m, K]."""
+    sf = from_e4m3(scales)
+    values = round_to_e2m1(x.view(x.shape[0], -1, BLOCK) * inverse_scale(sf, p).unsqueeze(-1))
+    return values.mul_(sf.unsqueeze(-1)).view(x.shape).mul_(p)
+
+
+def round_trip(x: Tensor, p: Tensor | None = None) -> Tensor:
+    """Quantize float32 x [M, K] and decode it again: float32 [M, K].
+
+    p is float32 [] or [1]; None quantizes each row by its own global scale.
+    """
+    p = (row_global_scales(x) if p is None else p).view(-1, 1)
+    out = torch.empty_like(x)
+    for rows in row_chunks(*x.shape):
+        part, p_part = x[rows].contiguous(), p if len(p) == 1 else p[rows]
+        scales = amax_over_six(part.view(part.shape[0], -1, BLOCK), p_part)
+        out[rows] = rounded(part, scales, p_part)
+    return out

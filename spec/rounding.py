@@ -6,7 +6,7 @@ It uses no tables: a table is a tensor made on the host, which a CUDA graph capt
 import torch
 from torch import Tensor
 
-from nvfp4.spec.format import E4M3_MAX, SCALE_DTYPE
+from nvfp4.spec.format import E2M1_MAX, E4M3_MAX, SCALE_DTYPE
 
 
 def to_e2m1(x: Tensor) -> Tensor:
@@ -35,6 +35,20 @@ def from_e2m1(codes: Tensor) -> Tensor:
     bits = codes.to(torch.int16)
     bits = (bits & 0x7).bitwise_left_shift_(9) | (bits & 0x8).bitwise_left_shift_(12)
     return bits.view(torch.float16).float().mul_(2.0**14)
+
+
+def round_to_e2m1(x: Tensor) -> Tensor:
+    """Round float32 [...] to the nearest E2M1 values, float32 [...], as from_e2m1(to_e2m1(x)).
+
+    It makes no codes, which is several times faster where only the values are needed. NaN stays
+    NaN.
+    """
+    # Between 2^e and 2^(e + 1) the values are 2^(e - 1) apart, and below 1 as far as from 1 on.
+    # torch.round takes ties to even multiples, which are the even codes.
+    a = x.abs().clamp_(max=E2M1_MAX)
+    twice = torch.where(a < 2, 1.0, torch.where(a < 4, 2.0, 4.0))
+    steps = a.mul_(2).div_(twice).round_()
+    return torch.copysign(steps.mul_(twice).mul_(0.5), x)
 
 
 def to_e4m3(x: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""The accuracy of NVFP4 checkpoints of a language model: each beside the model itself."""
