@@ -6,7 +6,6 @@ from torch import nn
 from torchao.core.config import AOBaseConfig
 from torchao.quantization.transform_module import register_quantize_module_handler
 
-from nvfp4.calls.linear import W4A4
 from nvfp4.layers import Linear
 from nvfp4.spec.format import BLOCK
 
@@ -21,7 +20,7 @@ class NvFp4Config(AOBaseConfig):
     backend: a backend's name, or "" to choose at each call.
     """
 
-    activation: str = W4A4
+    activation: str = "nvfp4"
     backend: str = ""
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from nvfp4.calls.linear import W4A4
 from nvfp4.checkpoints.schemes import MODELOPT
 
 METHOD = MODELOPT.name
@@ -28,7 +27,7 @@ class NvFp4Config(QuantizationConfigMixin):
     def __init__(
         self,
         exclude: Sequence[str] = (),
-        activation: str = W4A4,
+        activation: str = "nvfp4",
         backend: str = "",
         **stored: Any,
     ) -> None:
