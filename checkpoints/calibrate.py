@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nvfp4.checkpoints.skeleton import gated, is_experts
+from nvfp4.checkpoints.skeleton import gated, is_experts, is_transposed
 
 WINDOW = 512
 """The number of tokens that are run at once; windows do not see each other."""
@@ -85,14 +85,23 @@ def _hook_of(path: str, amax: Amax) -> Callable[..., None]:
         values = (*args, *kwargs.values())
         amax.see(path, values[0])
         if is_experts(module):
-            _see_intermediates(path, amax, module, values[0], values[1])
+            _see_intermediates(path, amax, module, *values[:2])
 
     return hook
 
 
-def _see_intermediates(path: str, amax: Amax, experts: Any, x: Tensor, topk_ids: Tensor) -> None:
-    """Recompute act(gate) * up of each expert for tokens [M, H]: hooks do not see it."""
-    for expert in range(experts.gate_up_proj.shape[0]):
-        token, _ = torch.where(topk_ids == expert)
-        h = gated(experts, F.linear(x[token], experts.gate_up_proj[expert]))
-        amax.see_expert(path, experts.gate_up_proj.shape[0], expert, h)
+def _see_intermediates(
+    path: str, amax: Amax, experts: Any, x: Tensor, topk_ids: Tensor | None = None
+) -> None:
+    """Recompute act(gate) * up of each expert for tokens [M, H]: hooks do not see it.
+
+    Without topk_ids the tokens are in equal parts, one for each expert.
+    """
+    w13 = experts.gate_up_proj.mT if is_transposed(experts) else experts.gate_up_proj
+    for expert in range(w13.shape[0]):
+        if topk_ids is None:
+            tokens = x.reshape(w13.shape[0], -1, x.shape[-1])[expert]
+        else:
+            tokens = x[torch.where(topk_ids == expert)[0]]
+        h = gated(experts, F.linear(tokens, w13[expert]))
+        amax.see_expert(path, w13.shape[0], expert, h)

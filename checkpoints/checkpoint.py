@@ -20,7 +20,9 @@ from nvfp4.checkpoints.schemes import (
     QUANT_CONFIG_FILE,
     Format,
     Scheme,
+    is_cache_scale,
 )
+from nvfp4.checkpoints.storage import NVFP4, FloatTensors
 from nvfp4.layers import Linear, MoE, SwiGLUMLP
 from nvfp4.spec.format import BLOCK, LINEAR
 from nvfp4.spec.glu import SILU
@@ -69,9 +71,23 @@ class Checkpoint:
         found = set()
         for name in self.files.names:
             module, _, leaf = name.rpartition(".")
-            if self._is_quantized(name, leaf):
+            if module not in self.others and self._is_quantized(name, leaf):
                 found.add(module)
         return tuple(sorted(found, key=in_order))
+
+    @cached_property
+    def floats(self) -> FloatTensors:
+        """All tensors as they are in floats; weights of any quantized form are dequantized."""
+        return FloatTensors(self.files)
+
+    @cached_property
+    def others(self) -> dict[str, str]:
+        """The layers quantized to another form than NVFP4, such as "FP8", by their names."""
+        return {
+            name.removesuffix(WEIGHT): stored.form
+            for name, stored in self.floats.stored.items()
+            if stored.form != NVFP4
+        }
 
     @cached_property
     def _leaves(self) -> dict[str, list[str]]:
@@ -147,7 +163,20 @@ class Checkpoint:
     def input_global_scale(self, module: str) -> Tensor | None:
         """Read the calibrated scale of a layer's input, float32 []; None if it is dynamic."""
         name = f"{module}.{self.format.input_global_scale}"
-        return self._global_scale(name) if name in self.files else None
+        if name not in self.files or self.is_dead(module):
+            return None
+        return self._global_scale(name)
+
+    def is_dead(self, module: str) -> bool:
+        """Whether no token went to an expert's layer in calibration: its input scale is 0 or Inf.
+
+        Makers store the reciprocal of the other, so that both mean the same.
+        """
+        name = f"{module}.{self.format.input_global_scale}"
+        if expert_of(module) is None or name not in self.files:
+            return False
+        stored = self.files.read(name)
+        return stored.numel() == 1 and stored.item() in (0.0, float("inf"))
 
     def pre_quant_scale(self, module: str) -> Tensor | None:
         """Read AWQ's factors [K] of a layer's input before it is quantized, or None."""
@@ -161,7 +190,7 @@ class Checkpoint:
         """Raise for a tensor that is not read here: it would change what the layer computes."""
         known = self.format.leaves
         for leaf in self._leaves.get(module, ()):
-            if leaf not in known:
+            if leaf not in known and not is_cache_scale(leaf):
                 where = self.files.where(f"{module}.{leaf}")
                 need = f"one of the tensors of a {self.format.name} layer ({', '.join(known)})"
                 raise ValueError(f"{where} needs to be {need}, got {leaf}")
@@ -274,13 +303,11 @@ class Checkpoint:
         self._warn_of_activation("experts", MoE, [each for part in parts for each in part])
         w13 = [concatenate([self.weight(gate), self.weight(up)]) for gate, up, _ in parts]
         w2 = [self.weight(down) for _, _, down in parts]
-        h = [self.input_global_scale(down) for _, _, down in parts]
-        known = [scale for scale in h if scale is not None]
         return MoE(
             stack_experts(w13),
             stack_experts(w2),
             self._largest_input_scale([each for gate, up, _ in parts for each in (gate, up)]),
-            torch.stack(known) if len(known) == count else None,
+            self._h_global_scale([down for _, _, down in parts]),
             first,
             swiglu_limit=swiglu_limit,
             activation=activation,
@@ -308,17 +335,25 @@ class Checkpoint:
         if missing := [part for part in (GATE, UP, DOWN) if part not in found]:
             raise ValueError(f"{self.folder} needs {module}.{missing[0]} quantized, got none such")
         for name in found.values():
-            for extra in (BIAS, PRE_QUANT_SCALE):
-                if f"{name}.{extra}" in self.files:
+            for extra, read in ((BIAS, self.bias), (PRE_QUANT_SCALE, self.pre_quant_scale)):
+                if (got := read(name)) is not None and (extra == BIAS or (got != 1).any()):
                     need = f"no {extra} (its layers apart, by linear, can have one)"
                     raise ValueError(f"{name} needs {need} for a gated MLP in one, got one")
         return found[GATE], found[UP], found[DOWN]
 
     def _largest_input_scale(self, modules: Sequence[str]) -> Tensor | None:
-        """The largest calibrated input scale of these layers; None unless all have one."""
-        scales = [self.input_global_scale(module) for module in modules]
+        """The largest input scale of these layers that are not dead; None if one has none."""
+        scales = [self.input_global_scale(module) for module in modules if not self.is_dead(module)]
         known = [scale for scale in scales if scale is not None]
-        return torch.stack(known).amax() if len(known) == len(scales) else None
+        return torch.stack(known).amax() if known and len(known) == len(scales) else None
+
+    def _h_global_scale(self, modules: Sequence[str]) -> Tensor | None:
+        """The input scale of each expert's down; dead ones get the largest. May be None."""
+        largest = self._largest_input_scale(modules)
+        if largest is None:
+            return None
+        known = [self.input_global_scale(module) for module in modules]
+        return torch.stack([largest if scale is None else scale for scale in known])
 
     def unquantized(self, module: str) -> Tensor:
         """Read a weight that was left in floats: a layer's, an embedding's or a norm's."""

@@ -49,8 +49,10 @@ def convert(source: Path, destination: Path, options: Options, step: Step) -> Su
         embeddings, the head, norms and routers
         layers whose K is not a multiple of 16, and what the model's class keeps in float32
         what transformers does not compute as x W^T + b or as gated experts without biases
+        what is not of the language model: the vision tower and its projector
 
-    The summary and the configuration's ignore list name them. A warning is given if they are most
+    A block's experts in one tensor become separate ones, which engines read. The summary and the
+    configuration's ignore list name what is copied. A warning is given if it is most
     of the bytes. `step(title, total)` opens a progress bar and returns the function that advances
     it. The largest tensor bounds the memory, but calibration runs the whole model in bfloat16.
     Methods that need a text also hold the text's hidden states, and one block in float32 with its
@@ -107,9 +109,7 @@ def _write_weights(
         raise ValueError(f"DST needs {need} bytes of free space, got {free}")
     errors: list[LayerError] = []
     with ShardedWriter(folder, plan.outputs, options.shard_size) as writer:
-        left = [
-            name for name in plan.source.tensors if name.removesuffix(WEIGHT) not in plan.quantized
-        ]
+        left = list(plan.copied)
         for part in parts:
             for name, tensor in part.tensors.items():
                 writer.write(name, tensor.cpu())

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
+from nvfp4.checkpoints.skeleton import auto_class
+
 
 def load_float_model(path: Path, device: str) -> tuple[Any, Any]:
-    """Load a causal language model in bfloat16, and its tokenizer; nothing is downloaded.
+    """Load a language model in bfloat16, and its tokenizer; nothing is downloaded.
 
     The path is a GGUF file, which is dequantized, or a Hugging Face folder.
     """
@@ -26,5 +28,6 @@ def load_float_model(path: Path, device: str) -> tuple[Any, Any]:
         if hasattr(transformers, "GgufConfig"):
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **which)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, **which, **options)
+    auto = auto_class(transformers.AutoConfig.from_pretrained(folder, **which))
+    model = auto.from_pretrained(folder, **which, **options)
     return model.to(device).eval(), tokenizer

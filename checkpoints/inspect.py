@@ -1,19 +1,28 @@
 """Inspection of an NVFP4 checkpoint: quantized layers, their scales, damage and oddities."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nvfp4.calls.linear import W4A4
 from nvfp4.checkpoints.checkpoint import Checkpoint
 from nvfp4.checkpoints.files import FLOATS
-from nvfp4.checkpoints.names import WEIGHT, expert_of, is_router, siblings_of
+from nvfp4.checkpoints.names import WEIGHT, expert_of, is_router, is_selector, siblings_of
 from nvfp4.checkpoints.schemes import BIAS
-from nvfp4.spec.format import BLOCK, E4M3_MAX
+from nvfp4.checkpoints.storage import NVFP4, QUANTIZED_DTYPES
+from nvfp4.spec.format import BLOCK, E2M1_MAX, E4M3_MAX
 
 MANY = 0.05
 """A note is made where more than this share of a layer's blocks has the scale 448, or 0."""
+
+HUGE = 1e4
+"""A note is made of a layer whose weights exceed this; those of real models are below 1000."""
+
+MOST_MISSING = 100
+"""The most missing experts of a block that are named."""
 
 DAMAGE, NOTE = "damage", "note"
 
@@ -50,13 +59,17 @@ class Layer:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All that was found; layers that could not be read appear only in the findings."""
+    """All that was found; layers that could not be read appear only in the findings.
+
+    others: the form, such as "FP8", of each layer that is quantized to another one than NVFP4.
+    """
 
     folder: str
     format: str
     calibrated: bool
     quantizes_activations: bool
     layers: list[Layer] = field(default_factory=list)
+    others: dict[str, str] = field(default_factory=dict)
     unquantized: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
@@ -88,6 +101,7 @@ def inspect(folder: Path, step: Callable[[str, int], Callable[[], None]]) -> Ins
         checkpoint.format.name,
         calibrated=any(group.calibrated for group in groups),
         quantizes_activations=any(group.activation == W4A4 for group in groups),
+        others=checkpoint.others,
     )
     done = step("read the layers", len(checkpoint.modules))
     for module in checkpoint.modules:
@@ -101,6 +115,7 @@ def inspect(folder: Path, step: Callable[[str, int], Callable[[], None]]) -> Ins
     found.findings.extend(_differing_siblings(found.layers))
     found.findings.extend(_biases_missing(checkpoint))
     found.findings.extend(_experts_missing(checkpoint))
+    found.findings.extend(_not_layers(checkpoint))
     for module in _unquantized_linears(checkpoint):
         found.unquantized.append(module)
         found.findings.extend(_could_be(checkpoint, module))
@@ -132,6 +147,10 @@ def _notes(checkpoint: Checkpoint, layer: Layer) -> Iterator[Finding]:
     elif group.calibrated and layer.input_global_scale is None:
         need = "the configuration says that inputs are calibrated"
         yield Finding(NOTE, layer.module, f"no input scale, though {need}: each token's is taken")
+    largest = E2M1_MAX * layer.scale_max * layer.global_scale
+    if largest > HUGE:
+        what = "a global scale that should be inverted looks so"
+        yield Finding(NOTE, layer.module, f"weights of up to {largest:.1e}: {what}")
     for share, what in ((layer.saturated, "the largest scale, 448"), (layer.zero, "the scale 0")):
         if share > MANY:
             yield Finding(NOTE, layer.module, f"{share:.1%} of the blocks have {what}")
@@ -160,10 +179,39 @@ def _biases_missing(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def _experts_missing(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Report experts that are missing, and note those in another form beside ones in NVFP4."""
+    there: dict[str, set[int]] = defaultdict(set)
+    for name in checkpoint.floats.names:
+        module = name.removesuffix(WEIGHT)
+        if (expert := expert_of(module)) and expert.experts in checkpoint.experts:
+            there[expert.experts].add(expert.expert)
+            if module != name and not checkpoint.is_quantized(module):
+                what = f"in {checkpoint.others.get(module, 'floats')}, beside experts in NVFP4"
+                yield Finding(NOTE, module, f"{what}: load_model dequantizes all of them")
     for experts, count in checkpoint.experts.items():
-        there = {e.expert for m in checkpoint.modules if (e := expert_of(m)) and e[0] == experts}
-        for expert in sorted(set(range(count)) - there):
-            yield Finding(DAMAGE, f"{experts}.{expert}", f"missing, though there are {count}")
+        known = there[experts] | {
+            e.expert for m in checkpoint.modules if (e := expert_of(m)) and e.experts == experts
+        }
+        if len(known) == count:
+            continue
+        missing = (index for index in range(count) if index not in known)
+        for index in islice(missing, MOST_MISSING):
+            yield Finding(DAMAGE, f"{experts}.{index}", f"missing, though there are {count}")
+
+
+def _not_layers(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Note NVFP4 experts in one tensor, and data of quantized dtypes in no known form."""
+    files, stored = checkpoint.files, checkpoint.floats.stored
+    known = {name for weight in stored.values() for name in weight.parts.values()}
+    for weight, each in stored.items():
+        if each.form == NVFP4 and not checkpoint.is_quantized(weight.removesuffix(WEIGHT)):
+            what = f"{list(each.shape)} in NVFP4 in one tensor: load_model dequantizes it"
+            yield Finding(NOTE, weight, what)
+    for name in files.names:
+        packed = files.dtype(name) in QUANTIZED_DTYPES and len(files.shape(name)) > 1
+        if packed and name not in known and not checkpoint.is_quantized(name.rpartition(".")[0]):
+            what = f"{files.dtype(name)} {list(files.shape(name))}, which is of no known form"
+            yield Finding(NOTE, name, what)
 
 
 def _unquantized_linears(checkpoint: Checkpoint) -> Iterator[str]:
@@ -181,5 +229,5 @@ def _could_be(checkpoint: Checkpoint, module: str) -> Iterator[Finding]:
     if checkpoint.scheme.quantizes(module):
         what = "in floats, though the configuration has it quantized: engines may refuse it"
         yield Finding(NOTE, module, what)
-    elif not is_router(module) and k % BLOCK == 0:
+    elif not is_router(module) and not is_selector(module) and k % BLOCK == 0:
         yield Finding(NOTE, module, f"[{n}, {k}] in floats, which could be quantized")

@@ -17,7 +17,7 @@ from nvfp4.checkpoints.blocks import Blocks, hooked
 from nvfp4.checkpoints.folding import Folding, find_foldings
 from nvfp4.checkpoints.names import DOWN, GATE, UP, WEIGHT, expert_of
 from nvfp4.checkpoints.plan import Plan
-from nvfp4.checkpoints.skeleton import gated
+from nvfp4.checkpoints.skeleton import gated, is_sorted_by_caller, is_transposed
 from nvfp4.quantization import GPTQ, MSE, RTN, Packed, global_scale_of, quantize_matrix
 from nvfp4.quantization.awq import search_factors
 from nvfp4.quantization.errors import LayerError, Operands, decoded, layer_error
@@ -230,8 +230,13 @@ class Layerwise:
     ) -> None:
         """Quantize experts one by one, each with the tokens that reach it."""
         x = torch.cat([call[0].reshape(-1, call[0].shape[-1]) for call in calls])
-        ids = torch.cat([call[1].reshape(-1, call[1].shape[-1]) for call in calls])
         count = module.gate_up_proj.shape[0]
+        if is_sorted_by_caller(module):
+            each = torch.arange(count, device=x.device)
+            ids = torch.cat([each.repeat_interleave(len(call[0]) // count) for call in calls])
+            ids = ids[:, None]
+        else:
+            ids = torch.cat([call[1].reshape(-1, call[1].shape[-1]) for call in calls])
         amax, largest = x.abs().amax(), x.new_zeros(count)
         for expert in range(count):
             own = x[torch.where(ids == expert)[0]]
@@ -244,6 +249,8 @@ class Layerwise:
             name = parts[expert, DOWN]
             group = Group((name,), [self._read(name).to(x.device)], h, largest[expert])
             ((_, w2),) = self._quantize(group, result)
+            if is_transposed(module):
+                w13, w2 = w13.T, w2.T
             module.gate_up_proj.data[expert], module.down_proj.data[expert] = w13, w2
         for expert in range(count):
             if not largest[expert] > 0:  # no token went there

@@ -1,7 +1,8 @@
 """Loading of a transformers model whose NVFP4 layers are replaced by those of nvfp4.layers."""
 
 import re
-from collections import defaultdict
+import warnings
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,16 @@ from torch import Tensor, nn
 from nvfp4.checkpoints.checkpoint import Checkpoint
 from nvfp4.checkpoints.files import FLOATS
 from nvfp4.checkpoints.names import WEIGHT, expert_of
-from nvfp4.checkpoints.schemes import BIAS, CACHE_SCALES
-from nvfp4.checkpoints.skeleton import Skeleton, gating_of, is_experts, is_plain_linear
+from nvfp4.checkpoints.schemes import BIAS, PRE_QUANT_SCALE, is_cache_scale
+from nvfp4.checkpoints.skeleton import (
+    Skeleton,
+    gating_of,
+    is_experts,
+    is_gated,
+    is_plain_linear,
+    is_sorted_by_caller,
+    is_transposed,
+)
 from nvfp4.layers import MoE
 
 
@@ -31,6 +40,24 @@ class Experts(nn.Module):
         return self.moe(hidden_states, top_k_weights, top_k_index)
 
 
+class SortedExperts(nn.Module):
+    """A block's experts with the signature of Llama 4.
+
+    x [E*T, H] has T tokens for each expert, zeros where the router did not choose it.
+    """
+
+    def __init__(self, moe: MoE) -> None:
+        super().__init__()
+        self.moe = moe
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        experts = torch.arange(self.moe.experts, device=hidden_states.device)
+        each = experts.repeat_interleave(hidden_states.shape[0] // self.moe.experts)[:, None]
+        chosen = (hidden_states != 0).any(-1, keepdim=True)
+        weights = torch.ones_like(each, dtype=torch.float32)
+        return self.moe(hidden_states, weights, torch.where(chosen, each, -1))
+
+
 Step = Callable[[str, int], Callable[[], None]]
 
 
@@ -45,8 +72,9 @@ def load_model(
     """Load an NVFP4 checkpoint as a causal language model of transformers.
 
     NVFP4 layers become nvfp4.layers.Linear, each with its own scales, and experts nvfp4.layers.MoE.
-    The rest is as transformers' from_pretrained loads it with this `dtype`. Tensors are read layer
-    by layer. `step` opens a progress bar.
+    Weights of other quantized forms, such as FP8, are dequantized, and so is NVFP4 where the model
+    has another kind of layer; a warning counts them. The rest is as transformers' from_pretrained
+    loads it with this `dtype`. Tensors are read layer by layer. `step` opens a progress bar.
 
     activation: the form of activations in NVFP4 layers. None takes what the checkpoint says; after
         `convert` without calibration, that is W4A16. "nvfp4" (W4A4) quantizes them, with a scale
@@ -77,21 +105,26 @@ class Loader:
     ) -> None:
         self._checkpoint = checkpoint
         self._files = checkpoint.files
+        self._floats = checkpoint.floats
         self._skeleton = skeleton
         self._model = skeleton.model
         self._device = device
+        self._dtype = str(skeleton.model.dtype).removeprefix("torch.")
         self._backend = backend
         self._replaced: dict[str, str] = {}  # where in the model, by a layer's name in the file
         self._loaded: set[str] = set()  # the model's tensors
+        self._apart = self._experts_apart()
+        self._running: dict[str, bool] = {}  # what `_runs` found
+        self._dequantized: Counter[str] = Counter()  # how many weights, by their form
         self._parts: dict[str, list[str]] = defaultdict(list)  # by the model's tensor they make
-        for name in self._files.names:
+        for name in self._floats.names:
             target, pattern = skeleton.place(name)
             if pattern is not None and self._replaced_by(name) is None:
                 self._parts[target].append(name)
 
     def load_all(self, step: Step = lambda title, total: lambda: None) -> Any:
         """Load every tensor and return the model; `step` opens a progress bar."""
-        names = self._files.names
+        names = self._floats.names
         done = step(f"load {self._files.folder.name}", len(names))
         for name in names:
             self.load(name)
@@ -107,22 +140,56 @@ class Loader:
         replaced = self._replaced_by(name)
         if replaced is not None:
             self._replace(name, replaced)
-        elif name.rpartition(".")[2] not in CACHE_SCALES:
+        elif name in self._skeleton.parameters or not is_cache_scale(name.rpartition(".")[2]):
             self._assign(name)
 
     @property
-    def replaced(self) -> set[str]:
-        """The paths in the model of the layers that NVFP4 layers replace."""
-        modules = {name.rpartition(".")[0] for name in self._files.names if self._replaced_by(name)}
-        return {self._skeleton.path(module) for module in modules} & self._skeleton.modules.keys()
+    def not_in_floats(self) -> set[str]:
+        """The paths in the model of layers that NVFP4 layers replace, or that are dequantized."""
+        found = set()
+        for name in self._floats.names:
+            if self._replaced_by(name):
+                found.add(self._skeleton.path(name.rpartition(".")[0]))
+            elif name in self._floats.stored:
+                found.add(self._skeleton.place(name).target.rpartition(".")[0])
+        return found & self._skeleton.modules.keys()
 
     def _replaced_by(self, name: str) -> str | None:
         """The NVFP4 layer, or the module of experts, to which a tensor belongs."""
         module = name.rpartition(".")[0]
         expert = expert_of(module)
         if expert and expert.experts in self._checkpoint.experts:
-            return expert.experts
-        return module if self._checkpoint.is_quantized(module) else None
+            return expert.experts if self._runs(expert.experts, module) else None
+        if self._checkpoint.is_quantized(module) and self._runs(module, module):
+            return module
+        return None
+
+    def _runs(self, layer: str, module: str) -> bool:
+        """Whether an NVFP4 layer, or a module of experts with `module` in it, can run in NVFP4.
+
+        Otherwise its weights are dequantized. A layer that the model lacks counts as one that runs:
+        it is passed over, or is an error.
+        """
+        if layer not in self._running:
+            old = self._skeleton.modules.get(self._skeleton.path(module))
+            self._running[layer] = (
+                old is None
+                or is_plain_linear(old)
+                or (is_experts(old) and is_gated(old) and layer not in self._apart)
+            )
+        return self._running[layer]
+
+    def _experts_apart(self) -> set[str]:
+        """The modules of experts that MoE cannot hold: not all NVFP4, or with AWQ's factors."""
+        found = set()
+        for name in self._floats.names:
+            module, _, leaf = name.rpartition(".")
+            if leaf == "weight" and (expert := expert_of(module)):
+                factors = f"{module}.{PRE_QUANT_SCALE}"
+                awq = factors in self._files and not (self._files.read(factors) == 1).all()
+                if awq or not self._checkpoint.is_quantized(module):
+                    found.add(expert.experts)
+        return found
 
     def _replace(self, name: str, module: str) -> None:
         if module in self._replaced:
@@ -142,13 +209,14 @@ class Loader:
 
     def _new(self, name: str, module: str, old: nn.Module | None) -> nn.Module:
         """Make the NVFP4 layer that replaces one of the model's."""
-        if module in self._checkpoint.experts and is_experts(old):
+        if module in self._checkpoint.experts and old is not None and is_experts(old):
             limit, activation = gating_of(old)
             moe = self._checkpoint.moe(
                 module, swiglu_limit=limit, activation=activation, backend=self._backend
             )
-            self._same(name, tuple(moe.packed()[0].shape), tuple(old.gate_up_proj.shape))  # type: ignore[union-attr, arg-type]
-            return Experts(moe)
+            w13 = old.gate_up_proj.mT if is_transposed(old) else old.gate_up_proj
+            self._same(name, tuple(moe.packed()[0].shape), tuple(w13.shape))  # type: ignore[arg-type]
+            return SortedExperts(moe) if is_sorted_by_caller(old) else Experts(moe)
         if isinstance(old, nn.Linear) and is_plain_linear(old):
             linear = self._checkpoint.linear(module, backend=self._backend)
             self._same(name, tuple(linear.packed().shape), (old.out_features, old.in_features))
@@ -163,7 +231,7 @@ class Loader:
 
     def _same(self, name: str, got: tuple[int, ...], need: tuple[int, ...]) -> None:
         if got != need:
-            where = self._files.where(name)
+            where = self._floats.where(name)
             raise ValueError(
                 f"{where} needs a layer {list(need)}, as the model has, got {list(got)}"
             )
@@ -174,7 +242,7 @@ class Loader:
         if target not in self._skeleton.parameters:
             if self._passed_over(target):
                 return
-            raise ValueError(f"{self._files.where(name)} needs to be one of the model's, got none")
+            raise ValueError(f"{self._floats.where(name)} needs to be one of the model's, got none")
         if pattern is None:
             self._set(target, self._read(name, target), name)
         elif target in self._parts:
@@ -184,8 +252,10 @@ class Loader:
 
     def _read(self, name: str, target: str) -> Tensor:
         """Read a tensor to the device, in the dtype of the model's tensor `target`."""
-        like, tensor = self._skeleton.parameters[target], self._files.read(name)
-        if like.is_floating_point():
+        like, tensor = self._skeleton.parameters[target], self._floats.read(name)
+        if stored := self._floats.stored.get(name):
+            self._dequantized[stored.form] += 1
+        elif like.is_floating_point():
             self._files.checked(name, FLOATS, tensor.dim())
         return tensor.to(self._device, like.dtype)
 
@@ -210,6 +280,13 @@ class Loader:
             needed = name in missing and not any(re.search(each, name) for each in optional)
             if tensor.is_meta or needed:
                 raise ValueError(f"{self._files.folder} needs a tensor for {name}, got none")
+        if self._dequantized:
+            counts = ", ".join(f"{n} in {form}" for form, n in sorted(self._dequantized.items()))
+            warnings.warn(
+                f"{self._files.folder}: weights that this package does not run as they are stored "
+                f"are dequantized to {self._dtype}: {counts}",
+                stacklevel=3,
+            )
         return model.to(self._device).eval()
 
     def _tie(self, missing: set[str], replaced: set[str]) -> None:

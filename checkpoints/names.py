@@ -1,6 +1,7 @@
 """The names of a language model's layers: experts, their parts, and layers that engines fuse."""
 
 import re
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -24,7 +25,12 @@ SIBLINGS = (
 """Layers with one input that engines fuse, as far as a block has them."""
 
 ROUTERS = ("gate", "router", "shared_expert_gate")
-"""Layers that choose experts or weigh a shared one; they are small and stay in floats."""
+"""Layers that choose experts or weigh a shared one; they are small and stay in floats.
+
+Some models have the linear layer within: router.proj, router.classifier, gate.wg.
+"""
+SELECTORS = ("weights_proj", "compressor")
+"""Layers that choose the tokens to attend to, or what is kept of them; they stay in floats too."""
 
 _EXPERT = re.compile(r"(?P<experts>.*\.experts)\.(?P<expert>\d+)\.(?P<part>\w+)")
 
@@ -55,7 +61,11 @@ def siblings_of(module: str) -> tuple[str, ...]:
 
 
 def is_router(module: str) -> bool:
-    return module.rpartition(".")[2] in ROUTERS
+    return not set(ROUTERS).isdisjoint(module.split("."))
+
+
+def is_selector(module: str) -> bool:
+    return not set(SELECTORS).isdisjoint(module.split("."))
 
 
 def matches(pattern: str, module: str) -> bool:
@@ -65,6 +75,41 @@ def matches(pattern: str, module: str) -> bool:
     or "mlp.gate".
     """
     return fnmatchcase(module, pattern) or f".{pattern.strip('.')}." in f".{module}."
+
+
+class Names:
+    """A set of modules' names, given as names and patterns in the language of a format.
+
+    ModelOpt's language is that of `matches`. In compressed-tensors' language a pattern is a whole
+    name, or "re:" and a regular expression of its beginning. Names are looked up at once, because
+    a mixed checkpoint lists each of its 60000 experts' layers.
+    """
+
+    def __init__(self, patterns: Iterable[str], in_parts: bool) -> None:
+        self._in_parts = in_parts
+        self._names: set[str] = set()
+        self._patterns: list[str] = []
+        for pattern in patterns:
+            if in_parts:
+                special = any(each in pattern for each in "*?[")
+            else:
+                special = pattern.startswith("re:")
+            if special:
+                self._patterns.append(pattern.removeprefix("" if in_parts else "re:"))
+            else:
+                self._names.add(pattern.strip(".") if in_parts else pattern)
+
+    def __contains__(self, module: str) -> bool:
+        if module in self._names:
+            return True
+        if not self._in_parts:
+            return any(re.match(pattern, module) for pattern in self._patterns)
+        parts = module.split(".")
+        ends = range(1, len(parts) + 1)
+        inner = (".".join(parts[i:j]) for j in ends for i in range(j))
+        return any(each in self._names for each in inner) or any(
+            matches(pattern, module) for pattern in self._patterns
+        )
 
 
 def in_order(name: str) -> list[tuple[bool, int, str]]:

@@ -13,7 +13,14 @@ import torch
 
 from nvfp4.calls.linear import W4A4, W4A16
 from nvfp4.checkpoints.files import TensorSpec
-from nvfp4.checkpoints.names import WEIGHT, expert_of, is_router, matches, siblings_of
+from nvfp4.checkpoints.names import (
+    WEIGHT,
+    expert_of,
+    is_router,
+    is_selector,
+    matches,
+    siblings_of,
+)
 from nvfp4.checkpoints.schemes import FORMATS, MODELOPT, Group, Scheme
 from nvfp4.checkpoints.source import Source
 from nvfp4.quantization import FOUR_OVER_SIX, GPTQ, MSE, RTN
@@ -146,7 +153,9 @@ class Plan:
         shape, dtype = self.source.tensors[module + WEIGHT]
         return (
             is_router(module)
+            or is_selector(module)
             or self.source.skeleton.is_head(module)
+            or not self.source.skeleton.is_of_language_model(module)
             or not self.source.skeleton.is_plain(module)
             or self.source.skeleton.is_kept_in_float32(module)
             or dtype not in FLOAT_DTYPES
@@ -165,6 +174,13 @@ class Plan:
         return Scheme(self.format, (group,), tuple(ignore))
 
     @cached_property
+    def copied(self) -> dict[str, TensorSpec]:
+        """The tensors that are not quantized, as they are published."""
+        names = self.source.tensors
+        left = (name for name in names if name.removesuffix(WEIGHT) not in self.quantized)
+        return dict(map(self.source.published, left))
+
+    @cached_property
     def left(self) -> dict[str, int]:
         """The layers with matrices that stay in floats, and their bytes.
 
@@ -172,7 +188,7 @@ class Plan:
         not the weight of a layer counts for its module.
         """
         found: Counter[str] = Counter()
-        for name, spec in self.source.tensors.items():
+        for name, spec in self.copied.items():
             module = _layer_of(name)
             matrix = len(spec.shape) > 1 and module not in self.quantized
             if matrix and self.source.skeleton.may_be_linear(module):
@@ -185,7 +201,7 @@ class Plan:
         None of them names a module with a quantized layer in it.
         """
         quantized = {parent for module in self.quantized for parent in _parents(module)}
-        stacks = {name for name, spec in self.source.tensors.items() if len(spec.shape) == 3}
+        stacks = {name for name, spec in self.copied.items() if len(spec.shape) == 3}
         found: set[str] = set()
         for module in self.left:
             parent = module.rpartition(".")[0]
@@ -224,7 +240,8 @@ class Plan:
         for name, spec in self.source.tensors.items():
             module = name.removesuffix(WEIGHT)
             if module not in self.quantized:
-                found[name] = spec
+                whole, spec = self.source.published(name)
+                found[whole] = spec
                 continue
             (n, k), format = spec.shape, self.format
             found[f"{module}.{format.data}"] = TensorSpec((n, k // 2), DATA_DTYPE)

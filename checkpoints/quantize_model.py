@@ -6,16 +6,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nvfp4.calls.linear import W4A4, W4A16
-from nvfp4.checkpoints.load import Experts
+from nvfp4.checkpoints.load import Experts, SortedExperts
 from nvfp4.checkpoints.names import WEIGHT, is_router, matches
 from nvfp4.checkpoints.skeleton import (
     gating_of,
     is_experts,
+    is_gated,
     is_kept_in_float32,
     is_plain_linear,
+    is_sorted_by_caller,
+    is_transposed,
 )
 from nvfp4.layers import Linear, MoE
 from nvfp4.spec.format import BLOCK, FLOAT_DTYPES
@@ -29,7 +32,7 @@ def quantize_model(
     """Replace a model's linear layers by nvfp4.layers.Linear, and its experts by layers.MoE.
 
     The model is changed in place and returned; each weight in floats is freed after its turn. These
-    stay in floats: routers, a language model's head, weights that are shared with another layer,
+    stay in floats: routers, a language model's head, what a vision-language model sees with, weights that are shared with another layer,
     what the model's class keeps in float32, and layers whose K is not a multiple of 16. Experts are
     known as transformers holds them, a block's in one module.
 
@@ -77,13 +80,20 @@ def quantize_model(
     return model
 
 
-def _experts(layer: Any, backend: str) -> Experts:
+def _experts(layer: Any, backend: str) -> Experts | SortedExperts:
     """Quantize a module of experts that transformers has made."""
-    gate, up = layer.gate_up_proj.detach().chunk(2, dim=1)
     limit, activation = gating_of(layer)
-    down = layer.down_proj.detach()
+    gate_up, down = _stacks(layer)
+    gate, up = gate_up.detach().chunk(2, dim=1)
+    down = down.detach()
     moe = MoE.from_float(gate, up, down, swiglu_limit=limit, activation=activation, backend=backend)
-    return Experts(moe)
+    return SortedExperts(moe) if is_sorted_by_caller(layer) else Experts(moe)
+
+
+def _stacks(layer: Any) -> tuple[Tensor, Tensor]:
+    """The weights [E, 2I, H] and [E, H, I] of a module of experts."""
+    stacks = layer.gate_up_proj, layer.down_proj
+    return (stacks[0].mT, stacks[1].mT) if is_transposed(layer) else stacks
 
 
 def _left_in_floats(model: Any, layers: dict[str, nn.Module]) -> Iterator[str]:
@@ -93,11 +103,15 @@ def _left_in_floats(model: Any, layers: dict[str, nn.Module]) -> Iterator[str]:
         uses.update(id(parameter) for parameter in module.parameters(recurse=False))
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     of_transformers = hasattr(model, "_get_dtype_plan")
+    reads = None  # the part of a vision-language model that reads text
+    if of_transformers and hasattr(model.config, "text_config"):
+        reads = set(model.get_decoder().modules())
     for name, layer in layers.items():
         weights = list(layer.parameters(recurse=False))
         if (
             is_router(name)
             or layer is head
+            or (reads is not None and layer not in reads)
             or any(uses[id(weight)] > 1 for weight in weights)
             or any(weight.dtype not in FLOAT_DTYPES or weight.is_meta for weight in weights)
             or not _fits(layer)
@@ -111,8 +125,4 @@ def _fits(layer: Any) -> bool:
     """Whether every K is a multiple of 16, and experts have a gating function that is known."""
     if isinstance(layer, nn.Linear):
         return layer.in_features % BLOCK == 0
-    try:
-        gating_of(layer)
-    except ValueError:
-        return False
-    return layer.gate_up_proj.shape[2] % BLOCK == 0 and layer.down_proj.shape[2] % BLOCK == 0
+    return is_gated(layer) and all(stack.shape[2] % BLOCK == 0 for stack in _stacks(layer))

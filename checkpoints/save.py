@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nvfp4.calls.linear import W4A4
 from nvfp4.checkpoints.files import TensorSpec
-from nvfp4.checkpoints.load import Experts
+from nvfp4.checkpoints.load import Experts, SortedExperts
 from nvfp4.checkpoints.names import DOWN, GATE, UP, WEIGHT, expert_of
 from nvfp4.checkpoints.schemes import (
     BIAS,
@@ -216,7 +216,7 @@ def _parts(model: Any, name: str, layer: nn.Module) -> list[Parts]:
         need, got = "a layer that checkpoints know", type(layer).__name__
         raise ValueError(f"save_model: {name} needs to be {need}, got {got}")
     around = name.rpartition(".")[0]
-    if isinstance(model.get_submodule(around), Experts):
+    if isinstance(model.get_submodule(around), Experts | SortedExperts):
         name = around
     (experts, both, half_k), (_, hidden, half_i) = layer.w13.shape, layer.w2.shape
     stacked = {

@@ -14,15 +14,16 @@ multiplied.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nvfp4.calls.linear import W4A4, W4A16
-from nvfp4.checkpoints.names import matches
+from nvfp4.checkpoints.names import Names
 from nvfp4.spec.format import BLOCK
 from nvfp4.version import VERSION
 
@@ -30,8 +31,18 @@ CONFIG_FILE = "config.json"
 QUANT_CONFIG_FILE = "hf_quant_config.json"
 PRE_QUANT_SCALE = "pre_quant_scale"
 BIAS = "bias"
-CACHE_SCALES = ("k_scale", "v_scale")
-"""Scales of a quantized key-value cache, which are not used: the cache is not quantized here."""
+
+_CACHE_SCALE = re.compile(
+    r"(?:[qkvp]|kv|prob)(?:_cache|_global)*_(?:scale|scale_inv|scale_2|zero_point)|output_scale"
+)
+
+
+def is_cache_scale(leaf: str) -> bool:
+    """Whether a tensor of that name is a scale of attention in 8 or 4 bits.
+
+    Such scales are not used: neither the key-value cache nor attention is quantized here.
+    """
+    return _CACHE_SCALE.fullmatch(leaf) is not None
 
 
 @dataclass(frozen=True)
@@ -52,9 +63,9 @@ class Format:
 
     @property
     def leaves(self) -> tuple[str, ...]:
-        """The names of all tensors that a quantized layer may have."""
+        """The names of all tensors that a quantized layer may have, besides those of a cache."""
         own = self.data, self.scales, self.global_scale, self.input_global_scale
-        return (*own, PRE_QUANT_SCALE, BIAS, *CACHE_SCALES)
+        return (*own, PRE_QUANT_SCALE, BIAS)
 
     def to_stored(self, p: Tensor) -> Tensor:
         """Convert a decode multiplier, float32, to what the file holds."""
@@ -101,9 +112,13 @@ QUANTIZED_ALGORITHMS = ("NVFP4", "NVFP4_AWQ")
 WEIGHTS_ONLY_ALGORITHM = "W4A16_NVFP4"
 ALGORITHMS = (*QUANTIZED_ALGORITHMS, WEIGHTS_ONLY_ALGORITHM)
 """The values of ModelOpt's quant_algo for checkpoints whose weights are all NVFP4."""
+MIXED_ALGORITHM = "MIXED_PRECISION"
+"""The value of quant_algo where each layer of quantized_layers has its own."""
 
 PACK_FORMAT = "nvfp4-pack-quantized"
 """The name of NVFP4 in compressed-tensors."""
+MIXED_FORMAT = "mixed-precision"
+"""The name in compressed-tensors of a checkpoint whose groups have formats of their own."""
 
 EVERY_LINEAR = "Linear"
 """The target that is a class of modules and not the name of one."""
@@ -134,28 +149,54 @@ class Group:
 class Scheme:
     """The content of a checkpoint's configuration: the format, and which layers are quantized.
 
-    Layers of a group are quantized unless they are ignored.
+    Layers of a group are quantized to NVFP4 unless they are ignored. `others` are the targets of a
+    mixed checkpoint that are quantized to another format, such as FP8; `config` has no such.
     """
 
     format: Format
     groups: tuple[Group, ...] = (Group(),)
     ignore: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     def group_of(self, module: str) -> Group | None:
-        """The group of a linear layer, by its name in the checkpoint; None if not quantized."""
-        if any(self._ignores(pattern, module) for pattern in self.ignore):
-            return None
-        for group in self.groups:
-            if any(t == EVERY_LINEAR or _matches(t, module) for t in group.targets):
-                return group
-        return None
+        """The group of a linear layer, by its name in the checkpoint; None if it is not NVFP4."""
+        found = self._found(module)
+        return found if isinstance(found, Group) else None
 
     def quantizes(self, module: str) -> bool:
-        """Whether a linear layer, named as in the checkpoint, is quantized."""
+        """Whether a linear layer, named as in the checkpoint, is quantized to NVFP4."""
         return self.group_of(module) is not None
 
-    def _ignores(self, pattern: str, module: str) -> bool:
-        return (_matches if self.format is COMPRESSED_TENSORS else matches)(pattern, module)
+    def is_other(self, module: str) -> bool:
+        """Whether a linear layer is quantized to another format than NVFP4."""
+        return self._found(module) is False
+
+    def _found(self, module: str) -> Group | bool | None:
+        """The group of a layer; False for another format than NVFP4, None for floats.
+
+        A target that names a layer comes before the class of all linear layers.
+        """
+        if module in self._ignored:
+            return None
+        for names, group in self._targets:
+            if module in names:
+                return group
+        return next((group for targets, group in self._kinds() if EVERY_LINEAR in targets), None)
+
+    def _kinds(self) -> Iterator[tuple[tuple[str, ...], Group | bool]]:
+        yield from ((group.targets, group) for group in self.groups)
+        yield self.others, False
+
+    @cached_property
+    def _targets(self) -> list[tuple[Names, Group | bool]]:
+        return [(self._names(targets), group) for targets, group in self._kinds()]
+
+    @cached_property
+    def _ignored(self) -> Names:
+        return self._names(self.ignore)
+
+    def _names(self, patterns: tuple[str, ...]) -> Names:
+        return Names(patterns, in_parts=self.format is MODELOPT)
 
     def config(self) -> dict[str, Any]:
         """The quantization_config of config.json."""
@@ -235,10 +276,3 @@ def _tensor_group() -> dict[str, Any]:
         "dynamic": False,
         "scale_dtype": "torch.float8_e4m3fn",
     }
-
-
-def _matches(pattern: str, module: str) -> bool:
-    """Match as compressed-tensors does: a whole name, or a regular expression of its beginning."""
-    if pattern.startswith("re:"):
-        return re.match(pattern.removeprefix("re:"), module) is not None
-    return pattern == module

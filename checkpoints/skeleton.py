@@ -3,19 +3,29 @@
 It is transformers' own model on the meta device, so the names are transformers' too.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping
 from copy import deepcopy
 from functools import cached_property
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from nvfp4.checkpoints.names import WEIGHT, expert_of, in_order
+from nvfp4.checkpoints.names import DOWN, GATE, UP, WEIGHT, expert_of, in_order
 from nvfp4.spec.glu import ACTIVATIONS, glu
 
 PROBE = torch.linspace(-24, 24, 97)
 """Values of gate and up to try a gating function on; they exceed every model's limit."""
+
+
+GATE_UP_STACK, DOWN_STACK = "gate_up_proj", "down_proj"
+"""The parameters of a module of experts in transformers."""
+STACKED = "separate experts"
+"""The pattern of an expert's layer for which transformers has no conversion."""
+MIXTRAL = "block_sparse_moe"
+"""A block of that name calls its experts' layers w1, w3 and w2, as in Mixtral."""
 
 
 class Place(NamedTuple):
@@ -38,8 +48,8 @@ class Skeleton:
     """
 
     def __init__(self, config: Any, dtype: torch.dtype = torch.bfloat16, model: Any = None) -> None:
-        """Take a model that transformers made of this config, or make the causal one."""
-        self.model = model or _causal_model(config, dtype)
+        """Take a model that transformers made of this config, or make its own."""
+        self.model = model or _without_values(config, dtype)
         self._keep_float32(dtype)
         self.modules: dict[str, nn.Module] = dict(self.model.named_modules())
 
@@ -76,11 +86,25 @@ class Skeleton:
         return {pattern: each for each in found for pattern in each.source_patterns}
 
     def place(self, name: str) -> Place:
-        """Find the place of a checkpoint's tensor in the model."""
-        from transformers.core_model_loading import WeightRenaming, rename_source_key
+        """Find the place of a checkpoint's tensor in the model.
 
+        Separate experts have a place also where transformers reads only experts in one tensor.
+        """
         if name in self.parameters:
             return Place(name, None)
+        found = self._renamed(name)
+        expert = expert_of(found.target.removesuffix(WEIGHT))
+        if expert is None or found.pattern is not None:
+            return found
+        stack = DOWN_STACK if expert.part == DOWN else GATE_UP_STACK
+        if f"{expert.experts}.{stack}" not in self.parameters:
+            return found
+        return Place(f"{expert.experts}.{stack}", STACKED)
+
+    def _renamed(self, name: str) -> Place:
+        """Find the place of a checkpoint's tensor by the conversions of transformers."""
+        from transformers.core_model_loading import WeightRenaming, rename_source_key
+
         renamings = [each for each in self._conversions if isinstance(each, WeightRenaming)]
         converters = list(dict.fromkeys(self._converters.values()))
         prefix = self.model.base_model_prefix
@@ -95,6 +119,8 @@ class Skeleton:
             ValueError: they do not fit together.
         """
         places = {name: self.place(name) for name in sorted(parts, key=in_order)}
+        if all(place.pattern == STACKED for place in places.values()):
+            return {target: self._stacked(target, {name: parts[name] for name in places})}
         converter = deepcopy(self._converters[str(next(iter(places.values())).pattern)])
         for name, place in places.items():
             converter.add_tensor(target, name, place.pattern, parts[name])
@@ -106,6 +132,53 @@ class Skeleton:
         return {
             name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in made.items()
         }
+
+    def _stacked(self, target: str, parts: Mapping[str, Tensor]) -> Tensor:
+        """Stack the experts of a block, in order, as the model's class has them."""
+        found: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        for name, tensor in parts.items():
+            expert = expert_of(name.removesuffix(WEIGHT))
+            assert expert is not None
+            found[expert.expert][expert.part] = tensor
+        path, _, leaf = target.rpartition(".")
+        needed = (DOWN,) if leaf == DOWN_STACK else (GATE, UP)
+        try:
+            made = torch.stack(
+                [torch.cat([found[e][part] for part in needed]) for e in range(len(found))]
+            )
+        except (KeyError, RuntimeError) as error:
+            names = f"{next(iter(parts))} and {len(parts) - 1} more"
+            raise ValueError(f"{target} cannot be made of {names}: {error!r}") from error
+        return made.mT.contiguous() if is_transposed(self.modules[path]) else made
+
+    def experts_in(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """Split a checkpoint's tensor with a block's experts into their layers [N, K].
+
+        The layers have the names that engines know for separate experts. The result is empty for
+        other tensors, and for experts of a kind that is not known.
+        """
+        target, pattern = self.place(name)
+        path, _, leaf = target.rpartition(".")
+        experts = self.modules.get(path)
+        if pattern == STACKED or leaf not in (GATE_UP_STACK, DOWN_STACK) or not is_experts(experts):
+            return {}
+        if pattern is not None:
+            if expert_of(name.removesuffix(WEIGHT)):
+                return {}
+            tensor = self.made_of(target, {name: tensor})[target]
+        if is_transposed(experts):
+            tensor = tensor.mT
+        module = name.removesuffix(WEIGHT).rpartition(".")[0]
+        module = module if module.endswith(".experts") else f"{module}.experts"
+        gate, up, down = ("w1", "w3", "w2") if MIXTRAL in module else (GATE, UP, DOWN)
+        found = {}
+        for e, expert in enumerate(tensor):
+            if leaf == DOWN_STACK:
+                found[f"{module}.{e}.{down}{WEIGHT}"] = expert
+            else:
+                for part, half in zip((gate, up), expert.chunk(2), strict=True):
+                    found[f"{module}.{e}.{part}{WEIGHT}"] = half
+        return found
 
     def originals(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """Split one of the model's tensors into those of a checkpoint, under their names there.
@@ -153,17 +226,41 @@ class Skeleton:
         # With float16 it keeps all that it keeps with bfloat16, and more.
         return is_kept_in_float32(self.model, self.path(module) + WEIGHT, torch.float16)
 
+    def is_of_language_model(self, module: str) -> bool:
+        """Whether a checkpoint's layer is in the part that reads text: no vision, no projector."""
+        if not hasattr(self.model.config, "text_config"):
+            return True
+        decoder = self.model.get_decoder()
+        inside = [path for path, each in self.modules.items() if each is decoder]
+        return any(f"{self.path(module)}.".startswith(f"{path}.") for path in inside)
+
     def is_head(self, module: str) -> bool:
         """Whether a checkpoint's layer computes the logits."""
         return self.modules.get(self.path(module)) is self.model.get_output_embeddings()
 
 
-def _causal_model(config: Any, dtype: torch.dtype) -> Any:
+def auto_class(config: Any) -> Any:
+    """Choose the AutoModel class of transformers that makes the class which a checkpoint names.
+
+    A vision-language checkpoint names one that has the text's layers among others.
+    AutoModelForCausalLM may have another class for it, with the text's layers alone.
+    """
+    import transformers
+
+    kinds = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+    autos = [getattr(transformers, kind) for kind in kinds if hasattr(transformers, kind)]
+    classes = [(auto, auto._model_mapping.get(type(config), None)) for auto in autos]
+    for auto, found in classes:
+        if getattr(found, "__name__", None) in (config.architectures or ()):
+            return auto
+    return next((auto for auto, found in classes if found is not None), autos[0])
+
+
+def _without_values(config: Any, dtype: torch.dtype) -> Any:
     from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
 
     with init_empty_weights():  # buffers keep their values: some of them are in no file
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return auto_class(config).from_config(config, dtype=dtype)
 
 
 def is_kept_in_float32(model: Any, name: str, dtype: torch.dtype) -> bool:
@@ -182,16 +279,32 @@ def is_plain_linear(module: nn.Module | None) -> bool:
 def is_experts(module: nn.Module | None) -> bool:
     """Whether a module holds a block's experts without biases.
 
-    Such a module has gate_up_proj [E, 2I, H], gate's rows first, and down_proj [E, H, I].
+    Such a module has gate_up_proj [E, 2I, H], gate's rows first, and down_proj [E, H, I]; or both
+    transposed, for x W.
     """
-    gate_up = getattr(module, "gate_up_proj", None)
-    down = getattr(module, "down_proj", None)
-    if not isinstance(gate_up, nn.Parameter) or not isinstance(down, nn.Parameter):
+    stacks = getattr(module, GATE_UP_STACK, None), getattr(module, DOWN_STACK, None)
+    if not all(isinstance(stack, nn.Parameter) and stack.dim() == 3 for stack in stacks):
         return False
-    if getattr(module, "has_bias", False) or not getattr(module, "is_concatenated", True):
+    if any(getattr(module, extra, False) for extra in ("has_bias", "has_post_expert_norm")):
         return False
-    experts, both, hidden = gate_up.shape
-    return tuple(down.shape) == (experts, hidden, both // 2)
+    if not getattr(module, "is_concatenated", True):
+        return False
+    gate_up, down = ((each.mT if is_transposed(module) else each).shape for each in stacks)  # type: ignore[union-attr]
+    return tuple(down) == (gate_up[0], gate_up[2], gate_up[1] // 2)
+
+
+def is_transposed(experts: Any) -> bool:
+    """Whether a module of experts has them for x W: [E, H, 2I] and [E, I, H]."""
+    gate_up, down = experts.gate_up_proj.shape, experts.down_proj.shape
+    return tuple(down) == (gate_up[0], gate_up[2] // 2, gate_up[1])
+
+
+def is_sorted_by_caller(experts: nn.Module) -> bool:
+    """Whether a module of experts takes the tokens of each expert, one after another (Llama 4).
+
+    Others take the tokens once, and the experts chosen for each.
+    """
+    return len(signature(type(experts).forward).parameters) == 2
 
 
 def gated(experts: Any, gate_up: Tensor) -> Tensor:
@@ -200,6 +313,15 @@ def gated(experts: Any, gate_up: Tensor) -> Tensor:
         return experts._apply_gate(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
     return experts.act_fn(gate) * up
+
+
+def is_gated(experts: Any) -> bool:
+    """Whether a module of experts computes what `gating_of` knows."""
+    try:
+        gating_of(experts)
+    except ValueError:
+        return False
+    return True
 
 
 def gating_of(experts: Any) -> tuple[float | None, str]:

@@ -62,6 +62,7 @@ class Source:
             GgufTensors(reader, self.skeleton) if self.gguf else FolderTensors(path)
         )
         self._last: tuple[str, dict[str, Tensor]] = ("", {})
+        self._published: dict[str, str] = {}  # the stack of each expert's layer, where there is one
 
     @property
     def folder(self) -> Path:
@@ -78,20 +79,37 @@ class Source:
         return {
             name: (raw, TensorSpec(tuple(tensor.shape), tensor.dtype))
             for raw in self._raw.names
-            for name, tensor in self.skeleton.originals(raw, _on_meta(self._raw.spec(raw))).items()
+            for name, tensor in self._split(raw, _on_meta(self._raw.spec(raw))).items()
         }
+
+    def _split(self, raw: str, tensor: Tensor) -> dict[str, Tensor]:
+        """All tensors that a tensor of the file gives: as published, and experts apart."""
+        published = self.skeleton.originals(raw, tensor)
+        found = dict(published)
+        for name, each in published.items():
+            experts = self.skeleton.experts_in(name, each)
+            self._published |= dict.fromkeys(experts, name)
+            found |= experts
+        return found
 
     @cached_property
     def tensors(self) -> dict[str, TensorSpec]:
-        """The shape and dtype of every tensor; none is read."""
-        return {name: spec for name, (_, spec) in self._found.items()}
+        """The shape and dtype of every tensor; none is read. Experts are apart."""
+        found = {name: spec for name, (_, spec) in self._found.items()}
+        stacks = set(self._published.values())
+        return {name: spec for name, spec in found.items() if name not in stacks}
+
+    def published(self, name: str) -> tuple[str, TensorSpec]:
+        """The tensor that makers publish for this one: itself, or all of a block's experts."""
+        name = self._published.get(name, name)
+        return name, self._found[name][1]
 
     def read(self, name: str) -> Tensor:
         """Read a tensor to the CPU; the file's tensor around it is kept for the next call."""
         raw, spec = self._found[name]
         if self._last[0] != raw:
             self._last = ("", {})  # free the previous one first
-            self._last = (raw, self.skeleton.originals(raw, self._raw.read(raw)))
+            self._last = (raw, self._split(raw, self._raw.read(raw)))
         tensor = self._last[1][name]
         if tensor.shape != spec.shape:
             need, got = list(spec.shape), list(tensor.shape)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -82,6 +82,9 @@ def _print(found: "Inspection", console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if found.others:
+        counts = ", ".join(f"{n} in {form}" for form, n in Counter(found.others.values()).items())
+        console.print(f"quantized to other formats: {counts}", highlight=False, soft_wrap=True)
     for finding in found.findings[:SHOWN]:
         line = f"{finding.kind}: {finding.module}: {finding.what}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)

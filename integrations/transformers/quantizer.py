@@ -58,7 +58,8 @@ class NvFp4Quantizer(HfQuantizer):
             backend = self.quantization_config.backend
             skeleton = Skeleton(model.config, dtype, model)
             self._loader = Loader(Checkpoint(folder), skeleton, self._device, backend)
-            replaced = self._loader.replaced
+            replaced = self._loader.not_in_floats
+        self._aside = {path: skeleton.modules[path] for path in replaced}
         for path in replaced:
             model.set_submodule(path, nn.Identity())
         for name, kept in list(model.all_tied_weights_keys.items()):
@@ -80,6 +81,8 @@ class NvFp4Quantizer(HfQuantizer):
         unexpected, missing = self._patterns
         model._keys_to_ignore_on_load_unexpected = unexpected
         model._keys_to_ignore_on_load_missing = missing
+        for path, module in self._aside.items():
+            model.set_submodule(path, module)
         loader, self._loader = self._loader, None
         loader.load_all()
         return model

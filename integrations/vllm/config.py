@@ -9,6 +9,7 @@ from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.attention import Attention, MLAAttention
 from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.quantization import get_quantization_config
 from vllm.model_executor.layers.quantization.base_config import (
     QuantizationConfig,
     QuantizeMethodBase,
@@ -16,13 +17,16 @@ from vllm.model_executor.layers.quantization.base_config import (
 from vllm.model_executor.layers.quantization.kv_cache import BaseKVCacheMethod
 from vllm.model_executor.models.utils import WeightsMapper
 
-from nvfp4.checkpoints import Group, Scheme, is_nvfp4, parse
+from nvfp4.checkpoints import COMPRESSED_TENSORS, MODELOPT, Group, Scheme, is_nvfp4, parse
 from nvfp4.checkpoints.names import GATE, UP
 from nvfp4.integrations.vllm import QUANTIZATION
 from nvfp4.integrations.vllm.experts import NvFp4ExpertsMethod
 from nvfp4.integrations.vllm.linear import NvFp4LinearMethod
 from nvfp4.integrations.vllm.loading import refused
 from nvfp4.spec.format import FLOAT_DTYPES
+
+VLLM_MIXED = "modelopt_mixed"
+"""The name of vLLM's method for ModelOpt's MIXED_PRECISION."""
 
 FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": [GATE, UP]}
 """The usual names of fused layers; some models state their own too late to be used."""
@@ -31,12 +35,14 @@ FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": [GATE, UP]}
 class NvFp4Config(QuantizationConfig):
     """A checkpoint's scheme in the form that vLLM asks for.
 
-    vLLM itself runs embeddings, the head and layers that the scheme leaves in floats.
+    vLLM itself runs embeddings, the head and layers that the scheme leaves in floats. Where a mixed
+    checkpoint has layers in other formats, `rest` is vLLM's own configuration, which runs them.
     """
 
-    def __init__(self, scheme: Scheme) -> None:
+    def __init__(self, scheme: Scheme, rest: QuantizationConfig | None = None) -> None:
         super().__init__()
         self.scheme = scheme
+        self.rest = rest
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "NvFp4Config":
@@ -45,7 +51,11 @@ class NvFp4Config(QuantizationConfig):
         Raises:
             ValueError: an entry is not supported; the message names it.
         """
-        return cls(parse(config))
+        scheme = parse(config)
+        if not scheme.others:
+            return cls(scheme)
+        name = VLLM_MIXED if scheme.format is MODELOPT else COMPRESSED_TENSORS.name
+        return cls(scheme, get_quantization_config(name).from_config(config))
 
     @classmethod
     def override_quantization_method(
@@ -76,8 +86,12 @@ class NvFp4Config(QuantizationConfig):
             replace(group, targets=tuple(rename(list(group.targets))))
             for group in self.scheme.groups
         )
-        ignore = tuple(rename(list(self.scheme.ignore)))
-        self.scheme = replace(self.scheme, groups=groups, ignore=ignore)
+        ignore, others = (
+            tuple(rename(list(names))) for names in (self.scheme.ignore, self.scheme.others)
+        )
+        self.scheme = replace(self.scheme, groups=groups, ignore=ignore, others=others)
+        if self.rest is not None:
+            self.rest.apply_vllm_mapper(hf_to_vllm_mapper)
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
         if isinstance(layer, (Attention, MLAAttention)):
@@ -86,17 +100,27 @@ class NvFp4Config(QuantizationConfig):
             modules = self._parts(prefix)
             group = self._group(modules)
             if group is None:
-                return UnquantizedLinearMethod()
+                return self._rest(modules, layer, prefix) or UnquantizedLinearMethod()
             return NvFp4LinearMethod(self.scheme.format, modules, group.calibrated, _max_tokens())
         if isinstance(layer, RoutedExperts):
             names = layer.ckpt_gate_proj_name, layer.ckpt_up_proj_name, layer.ckpt_down_proj_name
-            group = self._group([f"{prefix}.0.{name}" for name in names])
+            modules = [f"{prefix}.0.{name}" for name in names]
+            group = self._group(modules)
             if group is None:
-                return None
+                return self._rest(modules, layer, prefix)
             return NvFp4ExpertsMethod(
                 layer.moe_config, self.scheme.format, group.calibrated, _max_tokens()
             )
         return None
+
+    def _rest(
+        self, modules: list[str], layer: torch.nn.Module, prefix: str
+    ) -> QuantizeMethodBase | None:
+        """Ask vLLM for its method of a layer in another format; None for a layer in floats."""
+        if self.rest is None or not any(map(self.scheme.is_other, modules)):
+            return None
+        self.rest.packed_modules_mapping = self.packed_modules_mapping
+        return self.rest.get_quant_method(layer, prefix)
 
     def _parts(self, prefix: str) -> list[str]:
         """The modules in the checkpoint of a layer of the model: several for a fused one."""

@@ -10,7 +10,7 @@ pytest.importorskip("safetensors")
 from checkpoint_files import layer, stored, write
 from typer.testing import CliRunner
 
-from nvfp4.checkpoints import FORMATS, MODELOPT
+from nvfp4.checkpoints import COMPRESSED_TENSORS, FORMATS, MODELOPT
 from nvfp4.cli import app
 
 Q, K = (f"model.layers.0.self_attn.{part}_proj" for part in "qk")
@@ -142,3 +142,30 @@ def test_a_missing_expert(tmp_path):
 def test_what_cannot_be_opened(tmp_path):
     result = CliRunner().invoke(app, ["inspect", str(tmp_path)])
     assert result.exit_code == 2 and "needs a quantization_config" in result.stderr
+
+
+# what is in no layer
+
+
+def test_a_tensor_that_claims_thirty_million_experts(tmp_path):
+    """Counting them took 4 GB."""
+    tensors = _pair(MODELOPT)
+    many = f"{Q.replace('self_attn.q_proj', 'mlp')}.experts.30000000.up_proj"
+    report = _inspect(write(tmp_path, MODELOPT, tensors | stored(MODELOPT, many, layer(16, 64))), 1)
+    missing = [each for each in report["findings"] if "missing, though there are" in each["what"]]
+    assert len(missing) == 100
+
+
+def test_what_is_of_no_known_form_is_noted(tmp_path):
+    extra = {"model.layers.0.mlp.fc.qweight": torch.zeros(8, 64, dtype=torch.int32)}
+    (note,) = _inspect(write(tmp_path, MODELOPT, _pair(MODELOPT) | extra))["findings"]
+    assert note["what"] == "I32 [8, 64], which is of no known form"
+
+
+def test_a_global_scale_that_was_not_inverted(tmp_path):
+    """compressed-tensors stores divisors: weights of a million."""
+    tensors = _pair(COMPRESSED_TENSORS)
+    for module in (Q, K):
+        tensors[f"{module}.weight_global_scale"] = 1 / tensors[f"{module}.weight_global_scale"]
+    first, second = _inspect(write(tmp_path, COMPRESSED_TENSORS, tensors))["findings"]
+    assert first["what"].startswith("weights of up to ") and "inverted" in second["what"]

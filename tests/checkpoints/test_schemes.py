@@ -113,7 +113,7 @@ FP8 = {"num_bits": 8, "type": "float", "group_size": None}
         (_modelopt(quant_algo="FP8"), "quant_algo needs one of NVFP4, .*, got 'FP8'"),
         (_modelopt(quant_algo="NVFP5"), "quant_algo needs one of NVFP4, .*, got 'NVFP5'"),
         (_modelopt(quant_algo=None), "quant_algo needs one of NVFP4, .*, got None"),
-        (_nested(quant_algo="MIXED_PRECISION"), "quant_algo needs one of NVFP4"),
+        (_nested(quant_algo="MIXED_PRECISION"), "quantized_layers needs at least one layer, got"),
         (_nested(group_size=32), "group_size needs 16, got 32"),
         (_nested(group_size="many"), "group_size needs 16, got 'many'"),
         (_nested(exclude_modules="lm_head"), "ignore needs a list of names, got 'lm_head'"),
@@ -122,7 +122,7 @@ FP8 = {"num_bits": 8, "type": "float", "group_size": None}
             "config_groups.a.weights needs NVFP4 .4-bit floats in groups of 16., got",
         ),
         (_compressed(FP8), "config_groups.group_0.input_activations needs NVFP4"),
-        (_compressed(format="float-quantized"), "format needs 'nvfp4-pack-quantized', got 'float-"),
+        (_compressed(format="float-quantized"), "format needs 'nvfp4-pack-quantized' or 'mixed"),
         (_compressed(config_groups={}), "config_groups needs at least one group, got {}"),
         (
             _compressed(config_groups={"NVFP4": ["Linear"]}),

@@ -45,6 +45,51 @@ def test_other_checkpoints_are_left_alone(other, config):
     assert config.override_quantization_method(other, None) is None
 
 
+MIXED = {
+    "quant_method": "modelopt",
+    "quant_algo": "MIXED_PRECISION",
+    "quantized_layers": {
+        "model.layers.0.mlp.down_proj": {"quant_algo": "NVFP4", "group_size": 16},
+        "model.layers.0.self_attn.o_proj": {"quant_algo": "FP8"},
+    },
+}
+NUMBERS = {"num_bits": 4, "type": "float", "group_size": 16, "strategy": "tensor_group"}
+EIGHT = {"num_bits": 8, "type": "float", "strategy": "channel"}
+COMPRESSED_MIXED = {
+    "quant_method": "compressed-tensors",
+    "format": "mixed-precision",
+    "ignore": [],
+    "config_groups": {
+        "group_0": {
+            "targets": ["re:.*mlp.*"],
+            "format": "nvfp4-pack-quantized",
+            "weights": NUMBERS,
+            "input_activations": None,
+        },
+        "group_1": {
+            "targets": ["re:.*self_attn.*"],
+            "format": "float-quantized",
+            "weights": EIGHT,
+            "input_activations": None,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("mixed", [MIXED, COMPRESSED_MIXED], ids=["modelopt", "compressed"])
+def test_other_formats_of_a_mixed_checkpoint_are_vllms(mixed, config):
+    """NVFP4 layers are taken over, and vLLM's own configuration has the others."""
+    assert config.override_quantization_method(mixed, None) == QUANTIZATION
+    made = config.from_config(mixed)
+    assert made.scheme.quantizes("model.layers.0.mlp.down_proj")
+    assert made.scheme.is_other("model.layers.0.self_attn.o_proj")
+    assert made.rest is not None and made.rest.get_name() in (
+        "modelopt_mixed",
+        "compressed-tensors",
+    )
+    assert config.from_config(SCHEMES[0].config()).rest is None
+
+
 @pytest.mark.parametrize("version", ["0.32.0", "0.32.1", "0.32.0+cpu"])
 def test_a_supported_version(version):
     assert unsupported(version) == ""
