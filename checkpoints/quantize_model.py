@@ -31,10 +31,12 @@ def quantize_model(
 ) -> Model:
     """Replace a model's linear layers by nvfp4.layers.Linear, and its experts by layers.MoE.
 
-    The model is changed in place and returned; each weight in floats is freed after its turn. These
-    stay in floats: routers, a language model's head, what a vision-language model sees with, weights that are shared with another layer,
-    what the model's class keeps in float32, and layers whose K is not a multiple of 16. Experts are
-    known as transformers holds them, a block's in one module.
+    The model is changed in place and returned; each weight in floats is freed after its turn.
+    Experts are known as transformers holds them, a block's in one module. These stay in floats:
+
+        routers, a language model's head, and weights that are shared with another layer
+        what a vision-language model sees with, and what the model's class keeps in float32
+        layers whose K is not a multiple of 16, and experts of another gating function
 
     Args:
         model: any torch module that holds nn.Linear layers, on any device.
