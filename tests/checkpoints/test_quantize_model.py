@@ -73,6 +73,9 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.randn(3, 48, 32))
         self.act_fn = act_fn
 
+    def forward(self, hidden_states, top_k_index, top_k_weights):
+        raise AssertionError("runs in NVFP4")
+
 
 def test_experts_of_a_known_gating_function_are_replaced():
     known, other = Experts(nn.functional.silu), Experts(torch.sin)
