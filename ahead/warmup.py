@@ -15,7 +15,7 @@ from nvfp4.ops.linear import linear
 from nvfp4.ops.moe import moe
 from nvfp4.ops.quantize import quantize_weight
 from nvfp4.spec.format import DATA_DTYPE, SCALE_DTYPE, SWIZZLED
-from nvfp4.spec.glu import SILU
+from nvfp4.spec.glu import SILU, columns_per_output
 from nvfp4.spec.swizzle import scales_shape
 from nvfp4.tensors import ExpertWeights
 
@@ -83,19 +83,23 @@ def warmup_moe(
         work
         for experts, hidden, intermediate in shapes
         for work in moe_workloads(
-            experts, hidden, intermediate, max_m, top_k, dtypes, glu=calibrated
+            experts, hidden, intermediate, max_m, top_k, dtypes, calibrated, activation
         )
     ]
     done = compile_ahead(workloads, where, backend)
     if where.type == "cuda":
         scale = torch.ones((), device=where) if calibrated else None
         for experts, hidden, intermediate in shapes:
-            w13 = _zeros(experts, 2 * intermediate, hidden, 2, where)
+            parts = columns_per_output(activation)
+            w13 = _zeros(experts, parts * intermediate, hidden, parts, where)
             w2 = _zeros(experts, hidden, intermediate, 1, where)
 
             def call(x: Tensor, weights: Tensor, ids: Tensor, w13=w13, w2=w2) -> Tensor:
                 return moe(
-                    x, weights, ids, w13, w2, scale, scale, 0, 0, swiglu_limit, activation, backend
+                    *(x, weights, ids, w13, w2, scale, scale),
+                    swiglu_limit=swiglu_limit,
+                    activation=activation,
+                    backend=backend,
                 )
 
             run_once(routed(call, experts, top_k), hidden, max_m, dtypes, where)
@@ -128,8 +132,14 @@ def moe_workloads(
     top_k: int,
     dtypes: Iterable[torch.dtype],
     glu: bool,
+    activation: str = "",
+    biases: tuple[torch.dtype | None, torch.dtype | None] = (None, None),
 ) -> tuple[Workload, Workload]:
-    """The workloads of moe's two grouped GEMMs; `glu`: the scale between them is known."""
+    """The workloads of moe's two grouped GEMMs.
+
+    `glu`: the scale between them is known. activation: "" is each that has a gate. biases: the
+    dtypes of w13's and w2's.
+    """
     if experts < 1 or min(hidden, intermediate) < 16 or hidden % 16 or intermediate % 16:
         need = "(E, H, I) with E positive, H and I positive multiples of 16"
         got = (experts, hidden, intermediate)
@@ -137,9 +147,10 @@ def moe_workloads(
     _positive("max_m", max_m)
     _positive("top_k", top_k)
     rows, dtypes = max_m * top_k, tuple(dtypes)
+    n = intermediate * (columns_per_output(activation) if activation else 2)
     return (
-        Workload(2 * intermediate, hidden, rows, dtypes, experts=experts, glu=glu),
-        Workload(hidden, intermediate, rows, dtypes, experts=experts),
+        Workload(n, hidden, rows, dtypes, biases[0], experts, glu, activation),
+        Workload(hidden, intermediate, rows, dtypes, biases[1], experts),
     )
 
 

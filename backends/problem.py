@@ -14,4 +14,8 @@ class Problem(NamedTuple):
     op: str
     target: Target
     intermediate: int = 0
-    """Columns of a gated linear unit's gate that share a factor: all I, or a segment; else 0."""
+    """Columns of an MLP's first layer that share a factor: all I of gate, or a segment; else 0."""
+    activation: str = ""
+    """What follows the first layer (spec/glu.py), if the op has it."""
+    bias: bool = False
+    """Whether the first layer adds a bias."""

@@ -26,7 +26,9 @@ class Workload(NamedTuple):
     experts: int = 0
     """0 for mm and linear. Else grouped_mm with so many experts, where M counts all their rows."""
     glu: bool = False
-    """Whether the n = 2I columns go into grouped_mm_glu_quantize with a known global scale."""
+    """Whether the n columns go into grouped_mm_glu_quantize with a known global scale."""
+    activation: str = ""
+    """With `glu`, the activation that follows; "" is each of them."""
 
     def token_counts(self) -> list[int]:
         """Every M that another kernel may run."""

@@ -13,8 +13,17 @@ import torch
 from torch import Tensor
 
 from nvfp4.calls.call import op_of
-from nvfp4.spec.format import BLOCK, DATA_DTYPE, FLOAT_DTYPES, SCALE_DTYPE, SCALE_LAYOUTS, SWIZZLED
-from nvfp4.spec.glu import ACTIVATIONS
+from nvfp4.spec.format import (
+    BLOCK,
+    DATA_DTYPE,
+    FLOAT_DTYPES,
+    SCALE_DTYPE,
+    SCALE_LAYOUTS,
+    SWIZZLED,
+    W4A4,
+    W4A16,
+)
+from nvfp4.spec.glu import ACTIVATIONS, GATED, columns_per_output
 from nvfp4.spec.grouped import MAX_EXPERTS, grouped_scales_shape
 from nvfp4.spec.swizzle import scales_shape
 
@@ -107,23 +116,38 @@ class Checker:
         self.tensor(argument, x, FLOAT_DTYPES)
         self.shape(argument, x, (k,))
 
-    def bias(self, bias: Tensor | None, *shape: int) -> None:
+    def bias(self, argument: str, bias: Tensor | None, *shape: int) -> None:
         if bias is not None:
-            self.tensor("bias", bias, FLOAT_DTYPES)
-            self.shape("bias", bias, shape)
+            self.tensor(argument, bias, FLOAT_DTYPES)
+            self.shape(argument, bias, shape)
 
     def glu(self, swiglu_limit: float | None, activation: str = ACTIVATIONS[0]) -> None:
         if swiglu_limit is not None and not 0 < swiglu_limit < float("inf"):
             self.fail("swiglu_limit", "a finite positive number or None", swiglu_limit)
         if activation not in ACTIVATIONS:
             self.fail("activation", "one of " + ", ".join(map(repr, ACTIVATIONS)), repr(activation))
+        if swiglu_limit is not None and activation not in GATED:
+            self.fail("swiglu_limit", f"to be None with activation={activation!r}", swiglu_limit)
 
-    def gated(self, hidden: int, both: int, k: int, intermediate: int) -> None:
-        """w13 [2I, H] and w2's I fit x's H and each other: `both` is w13's N, `k` its K."""
+    def activation_format(
+        self, argument: str, activation_format: str, **static_scales: Tensor | None
+    ) -> None:
+        """W4A4 or W4A16; W4A16 has no static scales of what it does not quantize."""
+        if activation_format not in (W4A4, W4A16):
+            self.fail(argument, f"{W4A4!r} or {W4A16!r}", repr(activation_format))
+        for name, p in static_scales.items():
+            if activation_format == W4A16 and p is not None:
+                need = f"to be None with {argument}={W4A16!r}, which quantizes nothing"
+                self.fail(name, need, f"shape {list(p.shape)}")
+
+    def mlp(self, hidden: int, n: int, k: int, intermediate: int, activation: str) -> None:
+        """w13 [n, k] and w2's I fit x's H and each other: n is 2I, or I without a gate."""
         if k != hidden:
             self.fail("w13", f"x's K = {hidden}, that is {hidden // 2} bytes a row", f"K = {k}")
-        if both != 2 * intermediate:
-            self.fail("w13", f"N = 2I = {2 * intermediate} (w2 has K = I = {intermediate})", both)
+        parts = columns_per_output(activation)
+        if n != parts * intermediate:
+            need = f"N = {'2' * (parts == 2)}I = {parts * intermediate}"
+            self.fail("w13", f"{need} (w2 has K = I = {intermediate})", n)
 
     # experts
 

@@ -1,4 +1,4 @@
-"""nvfp4::glu_quantize and nvfp4::silu_mul_quantize: a gated linear unit's elementwise half."""
+"""nvfp4::glu_quantize and nvfp4::silu_mul_quantize: what an MLP does between its two GEMMs."""
 
 from typing import NamedTuple
 
@@ -10,16 +10,21 @@ from nvfp4.calls.forms import contiguous, matrix, vector
 from nvfp4.calls.grouped import zero_grouped
 from nvfp4.calls.outputs import Packed, Quantized, empty_packed
 from nvfp4.spec.format import BLOCK, SWIZZLED
-from nvfp4.spec.glu import SILU
+from nvfp4.spec.glu import SILU, columns_per_output
 
 
 class GluQuantize(NamedTuple):
-    """Quantize act(gate) * up, where gate_up holds gate's I columns, then up's (spec/glu.py)."""
+    """Quantize act(gate) * up, where gate_up holds gate's I columns, then up's (spec/glu.py).
+
+    With relu2 there is no gate, and gate_up holds I columns alone.
+    """
 
     gate_up: Tensor
-    """[..., 2I] bfloat16, float16 or float32, I a multiple of 16; with offsets [R, 2I]."""
+    """[..., 2I] bfloat16, float16 or float32, I a multiple of 16; with offsets [R, 2I]. With relu2
+    [..., I].
+    """
     global_scale: Tensor | None = None
-    """The product's scale: float32 [], [1], [M] for M rows, or [E] with offsets. None gives each
+    """The result's scale: float32 [], [1], [M] for M rows, or [E] with offsets. None gives each
     row its own, amax_row / 2688.
     """
     offsets: Tensor | None = None
@@ -29,19 +34,20 @@ class GluQuantize(NamedTuple):
     scale_layout: str = SWIZZLED
     """"swizzled" or "linear"."""
     activation: str = SILU
-    """"silu" (SwiGLU) or "gelu_tanh" (GeGLU)."""
+    """"silu" (SwiGLU), "gelu_tanh" (GeGLU), "swiglu_oai" (gpt-oss) or "relu2" (no gate)."""
     backend: str = ""
 
     def outputs(self) -> Quantized:
         gate_up, offsets = self.gate_up, self.offsets
         check = Checker(self)
-        rows, both = check.floats("gate_up", gate_up, multiple=2 * BLOCK)
         check.layout(self.scale_layout)
         check.glu(self.swiglu_limit, self.activation)
+        parts = columns_per_output(self.activation)
+        rows, columns = check.floats("gate_up", gate_up, multiple=parts * BLOCK)
         if offsets is None:
             if self.global_scale is not None:
                 check.global_scale("global_scale", self.global_scale, rows)
-            packed = empty_packed(gate_up, gate_up.shape[:-1], both // 2, self.scale_layout)
+            packed = empty_packed(gate_up, gate_up.shape[:-1], columns // parts, self.scale_layout)
             return Quantized(*packed, gate_up.new_empty((rows,), dtype=torch.float32))
         experts = check.offsets(offsets)
         check.static_scale("global_scale", self.global_scale, experts)
@@ -49,7 +55,7 @@ class GluQuantize(NamedTuple):
             check.fail("gate_up", "2 dimensions with offsets", f"shape {list(gate_up.shape)}")
         if self.scale_layout != SWIZZLED:
             check.fail("scale_layout", f"{SWIZZLED!r} with offsets", repr(self.scale_layout))
-        return zero_grouped(gate_up, rows, experts, both // 2)
+        return zero_grouped(gate_up, rows, experts, columns // parts)
 
     def prepared(self, out: Packed | Quantized) -> tuple["GluQuantize", Packed | Quantized]:
         """Launchers write the rows' scales where `out` has room for them."""

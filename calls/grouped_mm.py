@@ -11,7 +11,7 @@ from nvfp4.calls.forms import contiguous, matrix, vector
 from nvfp4.calls.grouped import empty_grouped, zero_grouped
 from nvfp4.calls.outputs import Quantized
 from nvfp4.spec.format import BLOCK
-from nvfp4.spec.glu import SILU
+from nvfp4.spec.glu import SILU, columns_per_output
 from nvfp4.spec.packing import as_bytes
 
 
@@ -49,28 +49,30 @@ class GroupedMm(NamedTuple):
     def outputs(self) -> Tensor:
         check = Checker(self)
         rows, experts, n = _check_operands(check, self)
-        check.bias(self.bias, experts, n)
+        check.bias("bias", self.bias, experts, n)
         check.out_dtype(self.out_dtype)
         return self.a.new_zeros((rows, n), dtype=self.out_dtype or torch.bfloat16)
 
     def prepared(self, out: Tensor) -> tuple["GroupedMm", Tensor]:
-        return self._replace(**_prepared_operands(self), bias=contiguous(self.bias)), out
+        return self._replace(**_prepared_operands(self)), out
 
 
 class GroupedMmGluQuantize(NamedTuple):
     """Quantize act(gate) * up, where gate and up are the halves of GroupedMm's N = 2I columns.
 
-    The arguments up to row_scale, and expected_rows, are GroupedMm's.
+    With relu2 there is no gate, and N = I. The arguments up to bias, and expected_rows, are
+    GroupedMm's.
     """
 
     a: Tensor
     b: Tensor
-    """[E, 2I, K/2]: gate's rows, then up's."""
+    """[E, 2I, K/2]: gate's rows, then up's; with relu2 [E, I, K/2]."""
     a_scales: Tensor
     b_scales: Tensor
     alpha: Tensor
     offsets: Tensor
     row_scale: Tensor | None = None
+    bias: Tensor | None = None
     global_scale: Tensor | None = None
     """The result's scale: float32 [], [1], or [E]; None gives each row its own, and no kernel
     fuses.
@@ -81,22 +83,27 @@ class GroupedMmGluQuantize(NamedTuple):
     """What gate and up are rounded to: bfloat16 (also by default), float16 or float32."""
     expected_rows: int = 0
     activation: str = SILU
-    """"silu" or "gelu_tanh"."""
+    """A name that GluQuantize takes."""
     backend: str = ""
 
     def outputs(self) -> Quantized:
         check = Checker(self)
         rows, experts, n = _check_operands(check, self)
-        if n % (2 * BLOCK):
-            check.fail("b", f"N = 2I, I a multiple of {BLOCK}", f"N = {n}")
-        check.static_scale("global_scale", self.global_scale, experts)
         check.glu(self.swiglu_limit, self.activation)
+        parts = columns_per_output(self.activation)
+        if n % (parts * BLOCK):
+            need = f"N = {'2' * (parts == 2)}I, I a multiple of {BLOCK}"
+            check.fail("b", need, f"N = {n}")
+        check.bias("bias", self.bias, experts, n)
+        check.static_scale("global_scale", self.global_scale, experts)
         check.out_dtype(self.gate_up_dtype, "gate_up_dtype")
-        return zero_grouped(self.a, rows, experts, n // 2)
+        return zero_grouped(self.a, rows, experts, n // parts)
 
     def empty(self) -> Quantized:
         """Unwritten outputs, for a stage of another op."""
-        return empty_grouped(self.a, self.a.shape[0], self.b.shape[0], self.b.shape[1] // 2)
+        experts, n, _ = self.b.shape
+        columns = n // columns_per_output(self.activation)
+        return empty_grouped(self.a, self.a.shape[0], experts, columns)
 
     def prepared(self, out: Quantized) -> tuple["GroupedMmGluQuantize", Quantized]:
         operands = _prepared_operands(self)
@@ -106,7 +113,7 @@ class GroupedMmGluQuantize(NamedTuple):
         """How many columns of gate, or of up, share a factor: all I of them, or a segment."""
         n = self.b.shape[1]
         segments = self.alpha.shape[1] if self.alpha.dim() == 2 else 1
-        return gcd(n // 2, n // segments)
+        return gcd(n // columns_per_output(self.activation), n // segments)
 
 
 def _check_operands(check: Checker, call: GroupedMm | GroupedMmGluQuantize) -> tuple[int, int, int]:
@@ -135,5 +142,6 @@ def _prepared_operands(call: GroupedMm | GroupedMmGluQuantize) -> dict[str, Any]
         "alpha": call.alpha.reshape(call.alpha.shape[0], -1).contiguous(),
         "offsets": call.offsets.contiguous(),
         "row_scale": contiguous(call.row_scale),
+        "bias": contiguous(call.bias),
         "expected_rows": call.expected_rows or call.a.shape[0],
     }

@@ -6,10 +6,8 @@ from torch import Tensor
 
 from nvfp4.calls.checks import Checker
 from nvfp4.calls.forms import contiguous, matrix, vector
+from nvfp4.spec.format import W4A4
 from nvfp4.spec.packing import as_bytes
-
-W4A4, W4A16 = "nvfp4", "bf16"
-"""What activations are multiplied as: 4 bits, or 16."""
 
 
 class Linear(NamedTuple):
@@ -43,14 +41,10 @@ class Linear(NamedTuple):
         n, weight_k = check.weight("weight", *weight)
         if k != weight_k:
             check.fail("weight", f"x's K = {k}, that is {k // 2} bytes a row", f"K = {weight_k}")
-        if self.activation not in (W4A4, W4A16):
-            check.fail("activation", f"{W4A4!r} or {W4A16!r}", repr(self.activation))
         if self.x_global_scale is not None:
             check.global_scale("x_global_scale", self.x_global_scale, m)
-            if self.activation == W4A16:
-                need = f"to be None with activation={W4A16!r}, which quantizes nothing"
-                check.fail("x_global_scale", need, f"shape {list(self.x_global_scale.shape)}")
-        check.bias(self.bias, n)
+        check.activation_format("activation", self.activation, x_global_scale=self.x_global_scale)
+        check.bias("bias", self.bias, n)
         return x.new_empty((*x.shape[:-1], n))
 
     def prepared(self, out: Tensor) -> tuple["Linear", Tensor]:

@@ -55,7 +55,7 @@ class Mm(NamedTuple):
             check.segments("alpha", alpha.shape[1], n)
         if self.row_scale is not None:
             check.global_scale("row_scale", self.row_scale, m)
-        check.bias(self.bias, n)
+        check.bias("bias", self.bias, n)
         check.out_dtype(self.out_dtype)
         return self.a.new_empty((m, n), dtype=self.out_dtype or torch.bfloat16)
 

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from nvfp4.calls.checks import ID_DTYPES, Checker
-from nvfp4.calls.forms import matrix, vector
+from nvfp4.calls.forms import contiguous, matrix, vector
 from nvfp4.calls.grouped import empty_grouped, zero_grouped
 from nvfp4.calls.outputs import Dispatched, Quantized
+from nvfp4.spec.format import W4A4
 from nvfp4.spec.glu import SILU
+from nvfp4.spec.packing import as_bytes
 
 
 class MoeDispatch(NamedTuple):
@@ -102,6 +104,8 @@ class MoeCombine(NamedTuple):
 class Moe(NamedTuple):
     """out[t] = sum over j of topk_weights[t, j] * down(act(gate(x[t])) * up(x[t])) of expert
     topk_ids[t, j] - expert_offset: [M, H] in x's dtype.
+
+    With relu2 there is no gate: an expert is down(max(up(x), 0)^2).
     """
 
     x: Tensor
@@ -114,9 +118,9 @@ class Moe(NamedTuple):
     """int32 or int64 [M, top_k]; an id of no expert that is here (-1, another rank's) adds nothing.
     """
     w13: Tensor
-    """uint8 or float4_e2m1fn_x2 [E, 2I, H/2]: gate's rows, then up's."""
+    """uint8 or float4_e2m1fn_x2 [E, 2I, H/2]: gate's rows, then up's; with relu2 [E, I, H/2]."""
     w13_scales: Tensor
-    """float8_e4m3fn, each expert's swizzled, of [2I, H]."""
+    """float8_e4m3fn, each expert's of w13 swizzled."""
     w13_global_scale: Tensor
     """float32 [E], or [E, 2] where gate and up have their own."""
     w2: Tensor
@@ -129,6 +133,10 @@ class Moe(NamedTuple):
     """A static scale of x, float32 [] or [1]; None gives each token its own."""
     h_global_scale: Tensor | None = None
     """A static scale of act(gate) * up, float32 [], [1] or [E]; None gives each row its own."""
+    w13_bias: Tensor | None = None
+    """[E, 2I], with relu2 [E, I], bfloat16, float16 or float32; added in float32."""
+    w2_bias: Tensor | None = None
+    """[E, H], as w13_bias."""
     expert_offset: int = 0
     """The id of the first expert that is here."""
     global_num_experts: int = 0
@@ -137,29 +145,68 @@ class Moe(NamedTuple):
     """
     swiglu_limit: float | None = None
     """A limit L: gate becomes min(gate, L) before the activation, up is clamped to [-L, L]."""
+    activation_format: str = W4A4
+    """"nvfp4" (W4A4) quantizes x and act(gate) * up. "bf16" (W4A16) multiplies both in x's dtype,
+    float32 rounded to bfloat16, by the same weights.
+    """
     activation: str = SILU
-    """"silu" or "gelu_tanh"."""
+    """A name that GluQuantize takes."""
     backend: str = ""
 
     def outputs(self) -> Tensor:
         check = Checker(self)
         _, hidden = _check_tokens(check, self.x, self.topk_ids)
         check.weight_per_choice(self.topk_weights, self.topk_ids)
-        experts, both, k = check.expert_weights("w13", self.w13, self.w13_scales)
+        experts, first, k = check.expert_weights("w13", self.w13, self.w13_scales)
         w2_experts, n, intermediate = check.expert_weights("w2", self.w2, self.w2_scales)
-        check.gated(hidden, both, k, intermediate)
+        check.glu(self.swiglu_limit, self.activation)
+        check.mlp(hidden, first, k, intermediate, self.activation)
         if w2_experts != experts or n != hidden:
             need = f"shape [{experts}, {hidden}, {intermediate // 2}]"
             check.fail("w2", need, f"shape {list(self.w2.shape)}")
-        check.per_expert("w13_global_scale", self.w13_global_scale, experts, both)
+        check.per_expert("w13_global_scale", self.w13_global_scale, experts, first)
         check.per_expert("w2_global_scale", self.w2_global_scale, experts, n)
         check.static_scale("x_global_scale", self.x_global_scale)
         check.static_scale("h_global_scale", self.h_global_scale, experts)
-        check.glu(self.swiglu_limit, self.activation)
+        check.bias("w13_bias", self.w13_bias, experts, first)
+        check.bias("w2_bias", self.w2_bias, experts, hidden)
+        check.activation_format(
+            "activation_format",
+            self.activation_format,
+            x_global_scale=self.x_global_scale,
+            h_global_scale=self.h_global_scale,
+        )
         if self.global_num_experts and self.global_num_experts < experts:
             need = f"0, or at least the {experts} experts that are here"
             check.fail("global_num_experts", need, self.global_num_experts)
         return self.x.new_empty(self.x.shape)
+
+    def prepared(self, out: Tensor) -> tuple["Moe", Tensor]:
+        """Prepare the call for its stage weight_only_moe."""
+        call = self._replace(
+            x=matrix(self.x),
+            topk_weights=self.topk_weights.contiguous(),
+            topk_ids=self.topk_ids.contiguous(),
+            w13=as_bytes(self.w13).contiguous(),
+            w13_scales=self.w13_scales.contiguous(),
+            w13_global_scale=_segments(self.w13_global_scale),
+            w2=as_bytes(self.w2).contiguous(),
+            w2_scales=self.w2_scales.contiguous(),
+            w2_global_scale=_segments(self.w2_global_scale),
+            w13_bias=contiguous(self.w13_bias),
+            w2_bias=contiguous(self.w2_bias),
+        )
+        return call, out
+
+    def expected_rows(self) -> int:
+        """How many rows of this rank's experts are expected: its share of the choices."""
+        choices, experts = self.topk_ids.numel(), self.w13.shape[0]
+        return -(-choices * experts // (self.global_num_experts or experts))
+
+
+def _segments(p: Tensor) -> Tensor:
+    """The scales of experts [E] or [E, S], as contiguous [E, S]."""
+    return p.reshape(p.shape[0], -1).contiguous()
 
 
 def _check_tokens(check: Checker, x: Tensor, topk_ids: Tensor) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""nvfp4::swiglu_mlp: a gated MLP."""
+"""nvfp4::swiglu_mlp: a gated MLP, or one without a gate."""
 
 from typing import NamedTuple
 
@@ -14,11 +14,11 @@ class SwigluMlp(NamedTuple):
     x: Tensor
     """[..., H] bfloat16, float16 or float32, H a multiple of 16."""
     w13: Tensor
-    """uint8 or float4_e2m1fn_x2 [2I, H/2]: gate's rows, then up's."""
+    """uint8 or float4_e2m1fn_x2 [2I, H/2]: gate's rows, then up's; with relu2 [I, H/2]."""
     w13_scales: Tensor
-    """float8_e4m3fn, swizzled, of [2I, H]."""
+    """float8_e4m3fn, swizzled, of w13."""
     w13_global_scale: Tensor
-    """float32 [], [1], or [S] for S equal segments of 2I; S = 2: gate's and up's."""
+    """float32 [], [1], or [S] for S equal segments of w13's rows; S = 2: gate's and up's."""
     w2: Tensor
     """uint8 or float4_e2m1fn_x2 [N, I/2]."""
     w2_scales: Tensor
@@ -29,20 +29,26 @@ class SwigluMlp(NamedTuple):
     """A static scale of x, float32 [] or [1]; None gives each row its own."""
     h_global_scale: Tensor | None = None
     """A static scale of act(gate) * up, float32 [] or [1]; None gives each row its own."""
+    w13_bias: Tensor | None = None
+    """[2I], with relu2 [I], bfloat16, float16 or float32; added in float32."""
+    w2_bias: Tensor | None = None
+    """[N], as w13_bias."""
     swiglu_limit: float | None = None
     """A limit L: gate becomes min(gate, L) before the activation, up is clamped to [-L, L]."""
     activation: str = SILU
-    """"silu" or "gelu_tanh"."""
+    """A name that GluQuantize takes."""
     backend: str = ""
 
     def outputs(self) -> Tensor:
         x = self.x
         check = Checker(self)
         _, hidden = check.floats("x", x)
-        both, k = check.weight("w13", self.w13, self.w13_scales, self.w13_global_scale)
+        first, k = check.weight("w13", self.w13, self.w13_scales, self.w13_global_scale)
         n, intermediate = check.weight("w2", self.w2, self.w2_scales, self.w2_global_scale)
-        check.gated(hidden, both, k, intermediate)
+        check.glu(self.swiglu_limit, self.activation)
+        check.mlp(hidden, first, k, intermediate, self.activation)
+        check.bias("w13_bias", self.w13_bias, first)
+        check.bias("w2_bias", self.w2_bias, n)
         check.static_scale("x_global_scale", self.x_global_scale)
         check.static_scale("h_global_scale", self.h_global_scale)
-        check.glu(self.swiglu_limit, self.activation)
         return x.new_empty((*x.shape[:-1], n))

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nvfp4.calls.linear import W4A4, W4A16
 from nvfp4.checkpoints.files import FLOATS, TensorFiles
 from nvfp4.checkpoints.names import DOWN, EXPERT_PARTS, GATE, UP, WEIGHT, expert_of, in_order
 from nvfp4.checkpoints.parsing import read_scheme
@@ -24,8 +23,8 @@ from nvfp4.checkpoints.schemes import (
 )
 from nvfp4.checkpoints.storage import NVFP4, FloatTensors
 from nvfp4.layers import Linear, MoE, SwiGLUMLP
-from nvfp4.spec.format import BLOCK, LINEAR
-from nvfp4.spec.glu import SILU
+from nvfp4.spec.format import BLOCK, LINEAR, W4A4, W4A16
+from nvfp4.spec.glu import GATED, SILU
 from nvfp4.tensors import QuantizedTensor, concatenate, stack_experts
 
 
@@ -37,10 +36,9 @@ class Checkpoint:
     ValueError names it and its file.
 
     The checkpoint's scheme says what happens to activations. In W4A4 they are quantized, with a
-    scale per token where the layer has no input scale. In W4A16 only weights are quantized, and a
-    linear layer leaves activations in 16 bits. Gated MLPs and experts have no W4A16 yet: they
-    quantize activations and warn. `activation` overrides the scheme for all layers, with "nvfp4"
-    (W4A4) or "bf16" (W4A16).
+    scale per token where the layer has no input scale. In W4A16 only weights are quantized, and
+    activations stay in 16 bits. Gated MLPs have no W4A16 yet: they quantize activations and warn.
+    `activation` overrides the scheme for all layers, with "nvfp4" (W4A4) or "bf16" (W4A16).
     """
 
     def __init__(self, folder: Path | str, activation: str | None = None) -> None:
@@ -231,24 +229,17 @@ class Checkpoint:
         weight scale. The input scale is the largest of theirs, so that it covers every part. A
         W4A16 layer has none.
         """
-        activations = {self.activation_of(module) for module in modules}
-        if len(activations) != 1:
-            need = f"one activation to be fused, got {' and '.join(sorted(activations))}"
-            raise ValueError(f"{self.folder}: {', '.join(modules)} need {need}")
-        (activation,) = activations
+        activation = self._one_activation(modules)
         pre_quant_scales = [self.pre_quant_scale(module) for module in modules]
         pre_quant_scale = pre_quant_scales[0]
         if not all(_equal(pre_quant_scale, other) for other in pre_quant_scales):
             raise ValueError(
                 f"{self.folder}: {', '.join(modules)} need one {PRE_QUANT_SCALE} to be fused"
             )
-        biases = [bias for module in modules if (bias := self.bias(module)) is not None]
-        if len(biases) not in (0, len(modules)):
-            raise ValueError(f"{self.folder}: {', '.join(modules)} need a bias each, or none")
         weights = [self.weight(module) for module in modules]
         return Linear(
             weights[0] if len(weights) == 1 else concatenate(weights),
-            torch.cat(biases) if biases else None,
+            self._bias_of(modules),
             self._largest_input_scale(modules) if activation == W4A4 else None,
             pre_quant_scale,
             activation,
@@ -262,20 +253,22 @@ class Checkpoint:
         activation: str = SILU,
         backend: str = "",
     ) -> SwiGLUMLP:
-        """Make the gated MLP of that name from gate_proj, up_proj and down_proj (or w1, w3, w2).
+        """Make the MLP of that name from gate_proj, up_proj and down_proj (or w1, w3, w2).
 
-        It runs W4A4. It warns if the scheme says W4A16.
+        With relu2 there is no gate_proj. It runs W4A4. It warns if the scheme says W4A16.
         """
-        gate, up, down = self._gated(module)
-        self._warn_of_activation("gated MLPs", SwiGLUMLP, [gate, up, down])
+        first, down = self._layers(module, activation)
+        self._warn_of_activation([*first, down])
         return SwiGLUMLP(
-            concatenate([self.weight(gate), self.weight(up)]),
+            concatenate([self.weight(each) for each in first]),
             self.weight(down),
-            self._largest_input_scale([gate, up]),
+            self._largest_input_scale(first),
             self.input_global_scale(down),
-            swiglu_limit,
-            activation,
-            backend,
+            self._bias_of(first),
+            self.bias(down),
+            swiglu_limit=swiglu_limit,
+            activation=activation,
+            backend=backend,
         )
 
     def moe(
@@ -290,56 +283,77 @@ class Checkpoint:
         """Make the mixture of the experts `module`.0, `module`.1, …: all, or `count` from `first`.
 
         One rank of several holds such a part. gate_proj (w1) gives the first half of w13's rows,
-        up_proj (w3) the second, and down_proj (w2) is w2. The input scale is the largest of all
-        experts', and each expert keeps its own scale of the intermediate. It runs W4A4, and warns
-        if the scheme says W4A16.
+        up_proj (w3) the second, and down_proj (w2) is w2. With relu2 there is no gate_proj. The
+        input scale is the largest of all experts', and each expert keeps its own scale of the
+        intermediate. It runs W4A4 or W4A16, as the scheme says; W4A16 has no such scales.
         """
         total = self.experts.get(module, 0)
         count = total - first if count is None else count
         if not 0 <= first < first + count <= total:
             need = f"experts {first} to {first + count - 1} of {module}"
             raise ValueError(f"{self.folder} needs {need}, got {total}")
-        parts = [self._gated(f"{module}.{index}") for index in range(first, first + count)]
-        self._warn_of_activation("experts", MoE, [each for part in parts for each in part])
-        w13 = [concatenate([self.weight(gate), self.weight(up)]) for gate, up, _ in parts]
-        w2 = [self.weight(down) for _, _, down in parts]
+        here = [self._layers(f"{module}.{e}", activation) for e in range(first, first + count)]
+        inputs, downs = [each for part, _ in here for each in part], [down for _, down in here]
+        activation_format = self._one_activation([*inputs, *downs])
+        w13 = [concatenate([self.weight(each) for each in part]) for part, _ in here]
+        w2 = [self.weight(down) for down in downs]
+        quantizes = activation_format == W4A4
+        w13_bias, w2_bias = self._bias_of(inputs), self._bias_of(downs)
         return MoE(
             stack_experts(w13),
             stack_experts(w2),
-            self._largest_input_scale([each for gate, up, _ in parts for each in (gate, up)]),
-            self._h_global_scale([down for _, _, down in parts]),
-            first,
+            self._largest_input_scale(inputs) if quantizes else None,
+            self._h_global_scale(downs) if quantizes else None,
+            None if w13_bias is None else w13_bias.unflatten(0, (count, -1)),
+            None if w2_bias is None else w2_bias.unflatten(0, (count, -1)),
+            expert_offset=first,
             swiglu_limit=swiglu_limit,
+            activation_format=activation_format,
             activation=activation,
             backend=backend,
         )
 
-    def _warn_of_activation(self, kinds: str, kind: type, modules: Sequence[str]) -> None:
-        """Warn that a kind of layer quantizes activations which the scheme leaves in 16 bits."""
+    def _one_activation(self, modules: Sequence[str]) -> str:
+        """The activations that layers multiply that run as one, W4A4 or W4A16."""
+        activations = {self.activation_of(module) for module in modules}
+        if len(activations) != 1:
+            need = f"one activation to be fused, got {' and '.join(sorted(activations))}"
+            raise ValueError(f"{self.folder}: {_some(modules)} need {need}")
+        return activations.pop()
+
+    def _warn_of_activation(self, modules: Sequence[str]) -> None:
+        """Warn that a gated MLP quantizes activations which the scheme leaves in 16 bits."""
         if any(self.activation_of(module) == W4A16 for module in modules):
             said = "was asked for" if self.activation else "is what the checkpoint says"
-            name = f"nvfp4.layers.{kind.__name__}"
             warnings.warn(
-                f"{self.folder}: W4A16 {said}, but {kinds} ({name}) have no such mode yet. "
-                "They run W4A4: their activations are quantized to NVFP4. "
+                f"{self.folder}: W4A16 {said}, but gated MLPs (nvfp4.layers.SwiGLUMLP) "
+                "have no such mode yet. They run W4A4: their activations are quantized to NVFP4. "
                 f"activation={W4A4!r} asks for that, without this warning.",
                 stacklevel=3,
             )
 
-    def _gated(self, module: str) -> tuple[str, str, str]:
-        """The names of the gate, up and down layers under a module."""
+    def _bias_of(self, modules: Sequence[str]) -> Tensor | None:
+        """The biases of layers that run as one, one after the other; all have one, or none."""
+        biases = [bias for module in modules if (bias := self.bias(module)) is not None]
+        if len(biases) not in (0, len(modules)):
+            raise ValueError(f"{self.folder}: {_some(modules)} need a bias each, or none")
+        return torch.cat(biases) if biases else None
+
+    def _layers(self, module: str, activation: str) -> tuple[list[str], str]:
+        """The names of an MLP's layers: [gate, up], or [up] where there is no gate, and down."""
+        first = [GATE, UP] if activation in GATED else [UP]
         found = {}
         for leaf, part in EXPERT_PARTS.items():
             if self.is_quantized(f"{module}.{leaf}"):
                 found[part] = f"{module}.{leaf}"
-        if missing := [part for part in (GATE, UP, DOWN) if part not in found]:
+        if missing := [part for part in (*first, DOWN) if part not in found]:
             raise ValueError(f"{self.folder} needs {module}.{missing[0]} quantized, got none such")
         for name in found.values():
-            for extra, read in ((BIAS, self.bias), (PRE_QUANT_SCALE, self.pre_quant_scale)):
-                if (got := read(name)) is not None and (extra == BIAS or (got != 1).any()):
-                    need = f"no {extra} (its layers apart, by linear, can have one)"
-                    raise ValueError(f"{name} needs {need} for a gated MLP in one, got one")
-        return found[GATE], found[UP], found[DOWN]
+            factors = self.pre_quant_scale(name)
+            if factors is not None and (factors != 1).any():
+                need = f"no {PRE_QUANT_SCALE} (its layers apart, by linear, can have one)"
+                raise ValueError(f"{name} needs {need} for a gated MLP in one, got one")
+        return [found[part] for part in first], found[DOWN]
 
     def _largest_input_scale(self, modules: Sequence[str]) -> Tensor | None:
         """The largest input scale of these layers that are not dead; None if one has none."""
@@ -360,6 +374,12 @@ class Checkpoint:
         name = module + WEIGHT
         dim = len(self.files.shape(name)) if name in self.files else 0
         return self.files.checked(name, FLOATS, dim)
+
+
+def _some(modules: Sequence[str]) -> str:
+    """Name up to four layers, and count the others."""
+    more = f" and {len(modules) - 4} more" if len(modules) > 4 else ""
+    return ", ".join(modules[:4]) + more
 
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:

@@ -7,13 +7,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nvfp4.calls.linear import W4A4
 from nvfp4.checkpoints.checkpoint import Checkpoint
 from nvfp4.checkpoints.files import FLOATS
 from nvfp4.checkpoints.names import WEIGHT, expert_of, is_router, is_selector, siblings_of
 from nvfp4.checkpoints.schemes import BIAS
 from nvfp4.checkpoints.storage import NVFP4, QUANTIZED_DTYPES
-from nvfp4.spec.format import BLOCK, E2M1_MAX, E4M3_MAX
+from nvfp4.spec.format import BLOCK, E2M1_MAX, E4M3_MAX, W4A4
 
 MANY = 0.05
 """A note is made where more than this share of a layer's blocks has the scale 448, or 0."""

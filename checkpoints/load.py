@@ -78,8 +78,7 @@ def load_model(
 
     activation: the form of activations in NVFP4 layers. None takes what the checkpoint says; after
         `convert` without calibration, that is W4A16. "nvfp4" (W4A4) quantizes them, with a scale
-        per token unless the checkpoint has one. "bf16" (W4A16) leaves them in 16 bits. Experts have
-        no W4A16 yet: they run W4A4, and warn where the checkpoint or the caller says W4A16.
+        per token unless the checkpoint has one. "bf16" (W4A16) leaves them in 16 bits.
 
     Raises:
         ValueError: a tensor is damaged or missing, or is not one of the model's.
@@ -216,6 +215,9 @@ class Loader:
             )
             w13 = old.gate_up_proj.mT if is_transposed(old) else old.gate_up_proj
             self._same(name, tuple(moe.packed()[0].shape), tuple(w13.shape))  # type: ignore[arg-type]
+            if moe.w13_bias is not None or moe.w2_bias is not None:
+                need = "no biases, as the model's experts have none"
+                raise ValueError(f"{self._files.folder}: {module} needs {need}, got some")
             return SortedExperts(moe) if is_sorted_by_caller(old) else Experts(moe)
         if isinstance(old, nn.Linear) and is_plain_linear(old):
             linear = self._checkpoint.linear(module, backend=self._backend)

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nvfp4.calls.linear import W4A4, W4A16
 from nvfp4.checkpoints.schemes import (
     ALGORITHMS,
     COMPRESSED_TENSORS,
@@ -21,7 +20,7 @@ from nvfp4.checkpoints.schemes import (
     Group,
     Scheme,
 )
-from nvfp4.spec.format import BLOCK
+from nvfp4.spec.format import BLOCK, W4A4, W4A16
 
 
 def is_nvfp4(config: Mapping[str, Any]) -> bool:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nvfp4.calls.linear import W4A4, W4A16
 from nvfp4.checkpoints.files import TensorSpec
 from nvfp4.checkpoints.names import (
     WEIGHT,
@@ -25,7 +24,7 @@ from nvfp4.checkpoints.schemes import FORMATS, MODELOPT, Group, Scheme
 from nvfp4.checkpoints.source import Source
 from nvfp4.quantization import FOUR_OVER_SIX, GPTQ, MSE, RTN
 from nvfp4.quantization.errors import LayerError
-from nvfp4.spec.format import BLOCK, DATA_DTYPE, FLOAT_DTYPES, SCALE_DTYPE
+from nvfp4.spec.format import BLOCK, DATA_DTYPE, FLOAT_DTYPES, SCALE_DTYPE, W4A4, W4A16
 
 HEAD = "lm_head"
 

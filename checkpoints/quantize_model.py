@@ -1,6 +1,5 @@
 """Quantizing of a model in memory: its linear layers, and its blocks of experts."""
 
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
@@ -42,8 +41,7 @@ def quantize_model(
         model: any torch module that holds nn.Linear layers, on any device.
         exclude: layers to leave in floats, as wildcards of their names ("*.o_proj") or as parts of
             names between dots ("self_attn").
-        activation: "nvfp4" (W4A4) with one scale per token, or "bf16" (W4A16). Experts have no
-            W4A16 yet: they run W4A4, and a warning says so.
+        activation: "nvfp4" (W4A4) with one scale per token, or "bf16" (W4A16).
         backend: a backend's name, or "" to choose at each call.
 
     Raises:
@@ -63,32 +61,33 @@ def quantize_model(
     if not quantized or "" in quantized:
         need, got = "a module with linear layers to quantize", type(model).__name__
         raise ValueError(f"nvfp4.quantize_model: model needs to be {need}, got {got}")
-    experts = 0
     for name in quantized:
         layer = layers.pop(name)
         made: nn.Module
         if isinstance(layer, nn.Linear):
             made = Linear.from_float(layer, None, activation, backend)
         else:
-            made, experts = _experts(layer, backend), experts + 1
+            made = _experts(layer, activation, backend)
         made.train(layer.training)
         model.set_submodule(name, made)
-    if experts and activation == W4A16:
-        warnings.warn(
-            "nvfp4.quantize_model: experts (nvfp4.layers.MoE) have no W4A16 mode yet; "
-            f"{experts} modules of them quantize their activations (W4A4)",
-            stacklevel=2,
-        )
     return model
 
 
-def _experts(layer: Any, backend: str) -> Experts | SortedExperts:
+def _experts(layer: Any, form: str, backend: str) -> Experts | SortedExperts:
     """Quantize a module of experts that transformers has made."""
     limit, activation = gating_of(layer)
     gate_up, down = _stacks(layer)
     gate, up = gate_up.detach().chunk(2, dim=1)
     down = down.detach()
-    moe = MoE.from_float(gate, up, down, swiglu_limit=limit, activation=activation, backend=backend)
+    moe = MoE.from_float(
+        gate,
+        up,
+        down,
+        swiglu_limit=limit,
+        activation_format=form,
+        activation=activation,
+        backend=backend,
+    )
     return SortedExperts(moe) if is_sorted_by_caller(layer) else Experts(moe)
 
 

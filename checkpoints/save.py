@@ -97,7 +97,8 @@ def contents(model: Any, format: Format, own_names: bool) -> Contents:
         else:
             parts = _parts(model, name, layer)
             experts |= _gated(parts, layer, format)
-            activations |= {module: W4A4 for each in parts for module in each}
+            kind = layer.activation_format if isinstance(layer, MoE) else W4A4
+            activations |= {module: kind for each in parts for module in each}
     tensors = (dense if own_names else _renamed(model, dense)) | experts
     ignored = [_original(model, n) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     calibrated = any(name.endswith(f".{format.input_global_scale}") for name in tensors)
@@ -215,6 +216,10 @@ def _parts(model: Any, name: str, layer: nn.Module) -> list[Parts]:
     if not isinstance(layer, MoE):
         need, got = "a layer that checkpoints know", type(layer).__name__
         raise ValueError(f"save_model: {name} needs to be {need}, got {got}")
+    if layer.w13_bias is not None or layer.w2_bias is not None:
+        raise ValueError(f"save_model: {name} needs experts without biases, got some")
+    if layer.w13.shape[1] != 4 * layer.w2.shape[2]:
+        raise ValueError(f"save_model: {name} needs experts with a gate, got {layer.activation}")
     around = name.rpartition(".")[0]
     if isinstance(model.get_submodule(around), Experts | SortedExperts):
         name = around

@@ -22,9 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nvfp4.calls.linear import W4A4, W4A16
 from nvfp4.checkpoints.names import Names
-from nvfp4.spec.format import BLOCK
+from nvfp4.spec.format import BLOCK, W4A4, W4A16
 from nvfp4.version import VERSION
 
 CONFIG_FILE = "config.json"

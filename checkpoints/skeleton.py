@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nvfp4.checkpoints.names import DOWN, GATE, UP, WEIGHT, expert_of, in_order
-from nvfp4.spec.glu import ACTIVATIONS, glu
+from nvfp4.spec.glu import GATED, glu
 
 PROBE = torch.linspace(-24, 24, 97)
 """Values of gate and up to try a gating function on; they exceed every model's limit."""
@@ -335,8 +335,8 @@ def gating_of(experts: Any) -> tuple[float | None, str]:
     gate, up = torch.cartesian_prod(PROBE, PROBE).unbind(-1)
     found = gated(experts, torch.stack([gate, up], dim=-1)).squeeze(-1)
     for limit in (None, getattr(experts, "limit", None), getattr(experts, "swiglu_limit", None)):
-        for activation in ACTIVATIONS:
+        for activation in GATED:
             if torch.allclose(found, glu(gate, up, limit, activation), rtol=1e-4, atol=1e-5):
                 return limit, activation
-    need = f"{' or '.join(ACTIVATIONS)} of the gate, times up, with or without a limit"
+    need = f"{' or '.join(GATED)} of the gate, times up, with or without a limit"
     raise ValueError(f"experts need {need}, got another function in {type(experts).__name__}")

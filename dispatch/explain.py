@@ -24,10 +24,11 @@ STAGES = {
     "grouped_mm_glu_quantize": ("grouped_mm", "glu_quantize"),
     "moe_dispatch": ("moe_dispatch",),
     "moe_combine": ("moe_combine",),
+    "weight_only_moe": ("weight_only_moe",),
     "moe": ("moe_dispatch", "grouped_mm", "glu_quantize", "moe_combine"),
 }
-"""What each op asks the dispatch for, called without static scales; "weight_only_linear" is linear
-with activation="bf16" (W4A16).
+"""What each op asks the dispatch for, called without static scales. "weight_only_linear" and
+"weight_only_moe" are the W4A16 modes of linear and moe.
 """
 
 

@@ -88,15 +88,22 @@ def fill(call: Call[Out], out: Out, stage: bool = False, op: str = "") -> None:
         launch(*call.prepared(out))
 
 
-def fuse(call: Call[Out], out: Out, stage: str, intermediate: int = 0) -> bool:
+def fuse(
+    call: Call[Out],
+    out: Out,
+    stage: str,
+    intermediate: int = 0,
+    activation: str = "",
+    bias: bool = False,
+) -> bool:
     """Fill `out` in one kernel if whoever runs op `stage` has one for this call.
 
+    intermediate, activation, bias: what the problem says of an MLP's first layer.
     False: nothing was done, the stages have to be run one by one.
     """
     first = _first(out)
-    op = op_of(type(call))
-    target = target_of(first.device)
-    found = _fused_launcher(op, stage, target, requested(call.backend), intermediate)
+    problem = Problem(op_of(type(call)), target_of(first.device), intermediate, activation, bias)
+    found = _fused_launcher(problem, stage, requested(call.backend))
     if found is None:
         return False
     if first.numel():
@@ -120,11 +127,11 @@ def _launcher(op: str, target: Target, name: str, strict: bool) -> tuple[str, La
 
 @functools.cache
 def _fused_launcher(
-    op: str, stage: str, target: Target, name: str, intermediate: int
+    problem: Problem, stage: str, name: str
 ) -> tuple[str, Launcher[Any, Any]] | None:
-    chosen = choose(Problem(stage, target), name, strict=False)
-    unable = chosen.reasons(Problem(op, target, intermediate))
-    return None if unable else (chosen.name, chosen.launcher(op))
+    chosen = choose(Problem(stage, problem.target), name, strict=False)
+    unable = chosen.reasons(problem)
+    return None if unable else (chosen.name, chosen.launcher(problem.op))
 
 
 def _first(out: Any) -> Tensor:

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from nvfp4.ahead.warmup import compile_ahead, run_once, workload_of
-from nvfp4.calls.linear import W4A4
 from nvfp4.layers.module import PackedModule
 from nvfp4.ops.quantize import quantize_weight
-from nvfp4.spec.format import LINEAR
+from nvfp4.spec.format import LINEAR, W4A4
 from nvfp4.tensors import QuantizedTensor, concatenate
 
 

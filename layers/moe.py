@@ -10,16 +10,21 @@ from nvfp4.layers.gated import GatedModule
 from nvfp4.layers.swiglu_mlp import glu_repr
 from nvfp4.ops.quantize import quantize_weight
 from nvfp4.ops.quantize_experts import quantize_experts
+from nvfp4.spec.format import W4A4, W4A16
 from nvfp4.spec.glu import SILU
 from nvfp4.tensors import ExpertWeights, concatenate, stack_experts
 
 
 class MoE(GatedModule):
-    """The experts of a mixture, with NVFP4 weights: tokens [M, H] to [M, H] in their dtype (W4A4).
+    """The experts of a mixture, with NVFP4 weights: tokens [M, H] to [M, H] in their dtype.
 
     It calls torch.ops.nvfp4.moe with topk_weights and topk_ids [M, top_k] from the model's router.
     w13 holds gate and up, [E, 2I, H]: first the rows of gate, then those of up, as in checkpoints.
-    Where they alternate, layers.deinterleave_gate_up sorts them at load.
+    Where they alternate, layers.deinterleave_gate_up sorts them at load. With relu2 there is no
+    gate, and w13 is up's [E, I, H].
+
+    `activation_format` is an attribute that may be set later: "nvfp4" quantizes tokens and
+    act(gate) * up on the way (W4A4), and "bf16" leaves both in 16 bits (W4A16).
 
     Buffers:
         w13: uint8 [E, 2I, H/2].
@@ -29,6 +34,7 @@ class MoE(GatedModule):
         w2_global_scale: float32 [E].
         x_global_scale: float32 [], or None for a dynamic scale per row.
         h_global_scale: float32 [] or [E], the scale of act(gate) * up; None is dynamic, per row.
+        w13_bias, w2_bias: [E, 2I] (with relu2 [E, I]) and [E, H], any float dtype, or None.
 
     Expert parallelism: a rank holds the experts expert_offset .. expert_offset + E - 1 and returns
     their part of the sum. Other ids, -1 among them, contribute nothing. The caller adds the ranks'
@@ -42,50 +48,71 @@ class MoE(GatedModule):
         w2: ExpertWeights,
         x_global_scale: Tensor | None = None,
         h_global_scale: Tensor | None = None,
+        w13_bias: Tensor | None = None,
+        w2_bias: Tensor | None = None,
         expert_offset: int = 0,
         global_num_experts: int = 0,
         swiglu_limit: float | None = None,
+        activation_format: str = W4A4,
         activation: str = SILU,
         backend: str = "",
     ) -> None:
         scales = x_global_scale, h_global_scale
-        super().__init__(w13, w2, scales, swiglu_limit, activation, backend)
+        super().__init__(w13, w2, scales, (w13_bias, w2_bias), swiglu_limit, activation, backend)
         self.expert_offset = expert_offset
         self.global_num_experts = global_num_experts
+        self.activation_format = activation_format
         none = torch.empty(0, 1, dtype=torch.int64)
         self._check(torch.empty(0, w13.shape[-1], dtype=torch.bfloat16), none.float(), none)
 
     @classmethod
     def from_float(
         cls,
-        gate: Tensor,
+        gate: Tensor | None,
         up: Tensor,
         down: Tensor,
         x_global_scale: Tensor | None = None,
         h_global_scale: Tensor | None = None,
+        w13_bias: Tensor | None = None,
+        w2_bias: Tensor | None = None,
         expert_offset: int = 0,
         swiglu_limit: float | None = None,
+        activation_format: str = W4A4,
         activation: str = SILU,
         backend: str = "",
     ) -> "MoE":
         """Quantize gate and up [E, I, H] and down [E, H, I], with H and I multiples of 16.
 
-        Each of the 3 E matrices gets its own global scale.
+        Each of the 3 E matrices gets its own global scale. gate is None where the activation
+        (relu2) has none.
         """
-        if gate.dim() != 3 or gate.shape != up.shape or down.shape != gate.mT.shape:
-            got = [list(w.shape) for w in (gate, up, down)]
-            need = "gate and up [E, I, H] and down [E, H, I]"
+        first = [up] if gate is None else [gate, up]
+        if up.dim() != 3 or first[0].shape != up.shape or down.shape != up.mT.shape:
+            got = [list(w.shape) for w in (*first, down)]
+            need = f"{'' if gate is None else 'gate and '}up [E, I, H] and down [E, H, I]"
             raise ValueError(f"nvfp4.layers.MoE.from_float: needs {need}, got {got}")
         # Expert by expert, so that gate and up are never copied into one tensor of floats.
         w13 = stack_experts(
             [
-                concatenate([quantize_weight(part.detach(), backend=backend) for part in pair])
-                for pair in zip(gate, up, strict=True)
+                concatenate([quantize_weight(part.detach(), backend=backend) for part in parts])
+                for parts in zip(*first, strict=True)
             ]
         )
         w2 = quantize_experts(down.detach(), backend=backend)
-        scales = x_global_scale, h_global_scale
-        return cls(w13, w2, *scales, expert_offset, 0, swiglu_limit, activation, backend)
+        return cls(
+            w13,
+            w2,
+            x_global_scale,
+            h_global_scale,
+            w13_bias,
+            w2_bias,
+            expert_offset,
+            0,
+            swiglu_limit,
+            activation_format,
+            activation,
+            backend,
+        )
 
     @property
     def experts(self) -> int:
@@ -112,10 +139,13 @@ class MoE(GatedModule):
             w13,
             w2,
             self.x_global_scale,
-            h if h is None or h.numel() == 1 else h[first : first + count].clone(),
+            h if h is None or h.numel() == 1 else _part(h, first, count),
+            _part(self.w13_bias, first, count),
+            _part(self.w2_bias, first, count),
             self.expert_offset + first,
             self.global_num_experts or self.experts,
             self.swiglu_limit,
+            self.activation_format,
             self.activation,
             self.backend,
         )
@@ -136,6 +166,7 @@ class MoE(GatedModule):
             self.expert_offset,
             self.global_num_experts,
             self.swiglu_limit,
+            self.activation_format,
             self.activation,
             self.backend,
         )
@@ -151,18 +182,29 @@ class MoE(GatedModule):
         dtypes, device = tuple(dtypes), self.w13.device
         hidden, intermediate = self.w2.shape[1], 2 * self.w2.shape[2]
         known = self.h_global_scale is not None
-        works = moe_workloads(
-            self.experts, hidden, intermediate, max_tokens, top_k, dtypes, glu=known
-        )
-        done = compile_ahead(works, device, self.backend)
+        biases = _dtype(self.w13_bias), _dtype(self.w2_bias)
+        sizes = self.experts, hidden, intermediate, max_tokens, top_k
+        works = moe_workloads(*sizes, dtypes, known, self.activation, biases)
+        # W4A16 has other kernels, which the calls below compile.
+        done = compile_ahead(works, device, self.backend) if self.activation_format == W4A4 else []
         call = routed(self, self.experts, top_k, self.expert_offset)
         run_once(call, hidden, max_tokens, dtypes, device)
         return done
 
     def extra_repr(self) -> str:
         offset = f", expert_offset={self.expert_offset}" if self.expert_offset else ""
+        w4a16 = f", activation_format={W4A16}" if self.activation_format == W4A16 else ""
         sizes = f"hidden={self.w2.shape[1]}, intermediate={2 * self.w2.shape[2]}"
-        return f"experts={self.experts}{offset}, {sizes}, {glu_repr(self)}"
+        return f"experts={self.experts}{offset}, {sizes}, {glu_repr(self)}{w4a16}"
+
+
+def _dtype(x: Tensor | None) -> torch.dtype | None:
+    return None if x is None else x.dtype
+
+
+def _part(x: Tensor | None, first: int, count: int) -> Tensor | None:
+    """Copy what belongs to experts first up to first + count."""
+    return None if x is None else x[first : first + count].clone()
 
 
 def _copy(weights: ExpertWeights) -> ExpertWeights:

@@ -1,4 +1,4 @@
-"""A gated MLP with NVFP4 weights: the dense one, or a mixture's shared expert."""
+"""An MLP with NVFP4 weights, gated or not: the dense one, or a mixture's shared expert."""
 
 from collections.abc import Iterable
 
@@ -13,11 +13,12 @@ from nvfp4.tensors import QuantizedTensor, concatenate
 
 
 class SwiGLUMLP(GatedModule):
-    """A gated MLP with NVFP4 weights (W4A4): x [..., H] to [..., N] in x's dtype.
+    """An MLP with NVFP4 weights (W4A4): x [..., H] to [..., N] in x's dtype.
 
     It computes (act(x gate^T) * (x up^T)) down^T by torch.ops.nvfp4.swiglu_mlp.
     w13 holds gate and up, [2I, H]: first the rows of gate, then those of up, as in checkpoints.
-    Where they alternate, layers.deinterleave_gate_up sorts them at load.
+    Where they alternate, layers.deinterleave_gate_up sorts them at load. With relu2 there is no
+    gate, and w13 is up's [I, H].
 
     Buffers:
         w13: uint8 [2I, H/2].
@@ -27,6 +28,7 @@ class SwiGLUMLP(GatedModule):
         w2_global_scale: float32 [].
         x_global_scale: float32 [], or None for a dynamic scale per token.
         h_global_scale: float32 [], the scale of act(gate) * up; None is dynamic, per token.
+        w13_bias, w2_bias: [2I] (with relu2 [I]) and [N], any float dtype, or None.
     """
 
     def __init__(
@@ -35,19 +37,21 @@ class SwiGLUMLP(GatedModule):
         w2: QuantizedTensor,
         x_global_scale: Tensor | None = None,
         h_global_scale: Tensor | None = None,
+        w13_bias: Tensor | None = None,
+        w2_bias: Tensor | None = None,
         swiglu_limit: float | None = None,
         activation: str = SILU,
         backend: str = "",
     ) -> None:
         w13, w2 = w13.swizzled(), w2.swizzled()
         scales = x_global_scale, h_global_scale
-        super().__init__(w13, w2, scales, swiglu_limit, activation, backend)
+        super().__init__(w13, w2, scales, (w13_bias, w2_bias), swiglu_limit, activation, backend)
         self._check(torch.empty(0, w13.shape[-1], dtype=torch.bfloat16))
 
     @classmethod
     def from_float(
         cls,
-        gate: nn.Linear,
+        gate: nn.Linear | None,
         up: nn.Linear,
         down: nn.Linear,
         x_global_scale: Tensor | None = None,
@@ -58,17 +62,28 @@ class SwiGLUMLP(GatedModule):
     ) -> "SwiGLUMLP":
         """Quantize gate and up [I, H] and down [N, I], each with its own global scale.
 
-        H and I are multiples of 16. The layers have no biases.
+        H and I are multiples of 16. gate is None where the activation (relu2) has none.
         """
-        for name, linear in (("gate", gate), ("up", up), ("down", down)):
-            if linear.bias is not None:
-                need = f"{name} without a bias"
-                raise ValueError(f"nvfp4.layers.SwiGLUMLP.from_float: needs {need}, got one")
-        w1, w3, w2 = (
-            quantize_weight(linear.weight.detach(), backend=backend) for linear in (gate, up, down)
+        first = [up] if gate is None else [gate, up]
+        biases = [linear.bias.detach() for linear in first if linear.bias is not None]
+        if biases and len(biases) < len(first):
+            need = "biases in both gate and up, or in none"
+            raise ValueError(f"nvfp4.layers.SwiGLUMLP.from_float: needs {need}, got one")
+        w13, (w2,) = (
+            [quantize_weight(linear.weight.detach(), backend=backend) for linear in part]
+            for part in (first, [down])
         )
-        w13, scales = concatenate([w1, w3]), (x_global_scale, h_global_scale)
-        return cls(w13, w2, *scales, swiglu_limit, activation, backend)
+        return cls(
+            concatenate(w13),
+            w2,
+            x_global_scale,
+            h_global_scale,
+            torch.cat(biases) if biases else None,
+            None if down.bias is None else down.bias.detach(),
+            swiglu_limit,
+            activation,
+            backend,
+        )
 
     def packed(self) -> tuple[QuantizedTensor, QuantizedTensor]:
         """Return w13 and w2 in the form that nvfp4.swiglu_mlp takes."""
@@ -93,8 +108,11 @@ class SwiGLUMLP(GatedModule):
         hidden = 2 * self.w13.shape[1]
         done = compile_ahead(
             [
-                workload_of(n, 2 * half_k, max_tokens, dtypes)
-                for n, half_k in (self.w13.shape, self.w2.shape)
+                workload_of(n, 2 * half_k, max_tokens, dtypes, None if b is None else b.dtype)
+                for (n, half_k), b in (
+                    (self.w13.shape, self.w13_bias),
+                    (self.w2.shape, self.w2_bias),
+                )
             ],
             device,
             self.backend,
@@ -110,10 +128,11 @@ class SwiGLUMLP(GatedModule):
 
 
 def glu_repr(layer: nn.Module) -> str:
-    """The part of a gated layer's repr about its activation and its scales."""
+    """The part of a layer's repr about its activation, its biases and its scales."""
     limit = "" if layer.swiglu_limit is None else f", swiglu_limit={layer.swiglu_limit}"
+    bias = "" if layer.w13_bias is None and layer.w2_bias is None else ", bias=True"
     x, h = (
         "dynamic" if scale is None else "static"
         for scale in (layer.x_global_scale, layer.h_global_scale)
     )
-    return f"activation={layer.activation}{limit}, x_scale={x}, h_scale={h}"
+    return f"activation={layer.activation}{limit}{bias}, x_scale={x}, h_scale={h}"

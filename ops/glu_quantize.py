@@ -1,4 +1,4 @@
-"""A gated linear unit's elementwise half, and its result quantized (nvfp4::glu_quantize)."""
+"""What an MLP does between its two GEMMs, with its result quantized (nvfp4::glu_quantize)."""
 
 import torch
 from torch import Tensor
@@ -21,12 +21,14 @@ def glu_quantize(
     """Quantize act(gate) * up, with gate = gate_up[..., :I] and up = gate_up[..., I:].
 
     Args:
-        gate_up: [..., 2I] bfloat16, float16 or float32, I a multiple of 16.
-        global_scale: of the product; float32 [], [1] or [M] (one per row); None: each row its own,
+        gate_up: [..., 2I] bfloat16, float16 or float32, I a multiple of 16; with relu2 [..., I].
+        global_scale: of the result; float32 [], [1] or [M] (one per row); None: each row its own,
             amax_row / 2688, found in the same pass.
         swiglu_limit: with a limit L, gate is min(gate, L) *before* the activation and up is
             clamp(up, -L, L).
-        activation: "silu" (SwiGLU) or "gelu_tanh" (GeGLU).
+        activation: "silu" (SwiGLU), "gelu_tanh" (GeGLU), "swiglu_oai" (gpt-oss, MiniMax-M3):
+            gate * sigmoid(1.702 gate) * (up + 1), or "relu2" (Nemotron-3): max(x, 0)^2 of each of
+            the I columns, without a gate.
 
     The arithmetic is float32 throughout and the same to the bit on every backend (spec/glu.py).
     Returns data [..., I/2], its scales, and global_scale [M].
@@ -47,6 +49,7 @@ def grouped_glu_quantize(
 ) -> ExpertRows:
     """Quantize act(gate) * up of expert-major rows gate_up [R, 2I], the scales grouped.
 
+    With relu2 gate_up is [R, I].
     global_scale: float32 [], [1] or [E] (one per expert), calibrated; None: each row's own.
     """
     data, scales, p = torch.ops.nvfp4.glu_quantize(

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from nvfp4.calls import Linear, Mm
 from nvfp4.calls.forms import matrix, vector
-from nvfp4.calls.linear import W4A4, W4A16
 from nvfp4.dispatch import fill, fuse
 from nvfp4.ops.library import define
 from nvfp4.ops.stages import quantize_rows
+from nvfp4.spec.format import W4A4, W4A16
 
 
 def linear(

@@ -1,4 +1,4 @@
-"""A gated MLP, such as the expert that all tokens share (nvfp4::swiglu_mlp).
+"""An MLP, gated or not, such as the expert that all tokens share (nvfp4::swiglu_mlp).
 
 quantize_dynamic (or quantize) -> mm (w13) -> glu_quantize -> mm (w2)
 """
@@ -23,6 +23,8 @@ def swiglu_mlp(
     w2: QuantizedTensor,
     x_global_scale: Tensor | None = None,
     h_global_scale: Tensor | None = None,
+    w13_bias: Tensor | None = None,
+    w2_bias: Tensor | None = None,
     swiglu_limit: float | None = None,
     activation: str = SILU,
     backend: str = "",
@@ -33,16 +35,17 @@ def swiglu_mlp(
         x: [..., H] bfloat16, float16 or float32; what the first GEMM gives is rounded to this dtype
             too.
         w13: [2I, H], gate's rows first, global_scale [], [1] or [2] (nvfp4.concatenate of the two);
-            w2: [N, I]. Linear scales are swizzled on the way, which costs a copy of them at each
-            call.
+            with relu2 [I, H].
+        w2: [N, I]. Linear scales are swizzled on the way, which costs a copy of them at each call.
         x_global_scale, h_global_scale: of x and of act(gate) * up, float32 [] or [1], calibrated;
             None: each row its own.
+        w13_bias, w2_bias: of w13's and of w2's rows, added in float32.
         swiglu_limit, activation: as nvfp4.glu_quantize.
     """
     w13, w2 = w13.swizzled(), w2.swizzled()
     return torch.ops.nvfp4.swiglu_mlp(
         x, w13.data, w13.scales, w13.global_scale, w2.data, w2.scales, w2.global_scale,
-        x_global_scale, h_global_scale, swiglu_limit, activation, backend,
+        x_global_scale, h_global_scale, w13_bias, w2_bias, swiglu_limit, activation, backend,
     )  # fmt: skip
 
 
@@ -50,10 +53,10 @@ def _run(call: SwigluMlp, out: Tensor) -> None:
     x, backend = call.x, call.backend
     a = quantize_rows(x, call.x_global_scale, backend)
     m, intermediate = a.data.shape[0], 2 * call.w2.shape[1]
-    gate_up = x.new_empty((m, 2 * intermediate))
+    gate_up = x.new_empty((m, call.w13.shape[0]))
     p = vector(call.w13_global_scale)[None]
     first = a.data, call.w13, a.scales, call.w13_scales, p, a.row_scale
-    fill(Mm(*first, None, x.dtype, backend), gate_up, stage=True)
+    fill(Mm(*first, call.w13_bias, x.dtype, backend), gate_up, stage=True)
 
     packed = empty_packed(x, (m,), intermediate, SWIZZLED)
     h = Quantized(*packed, x.new_empty((m,), dtype=torch.float32))
@@ -62,7 +65,7 @@ def _run(call: SwigluMlp, out: Tensor) -> None:
 
     p = vector(call.w2_global_scale)[None]
     second = h.data, call.w2, h.scales, call.w2_scales, p, h.row_scale
-    fill(Mm(*second, None, x.dtype, backend), matrix(out), stage=True)
+    fill(Mm(*second, call.w2_bias, x.dtype, backend), matrix(out), stage=True)
 
 
 define(SwigluMlp, _run)

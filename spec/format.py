@@ -41,3 +41,6 @@ ONE_SIXTH = 0.16666667163372039794921875
 LINEAR = "linear"
 SWIZZLED = "swizzled"
 SCALE_LAYOUTS = (SWIZZLED, LINEAR)
+
+W4A4, W4A16 = "nvfp4", "bf16"
+"""What activations are multiplied as: 4 bits, or 16."""

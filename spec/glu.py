@@ -1,9 +1,13 @@
-"""Gated linear units, act(gate) * up, in arithmetic that gives the same bits on every machine.
+"""What stands between an MLP's two GEMMs, in arithmetic that gives the same bits on every machine.
 
-SwiGLU has act = silu, and GeGLU has the tanh form of gelu. Both are g * sigmoid(z) = g / (1 + 2^t):
+Gated units compute act(gate) * up. SwiGLU has act = silu, GeGLU has the tanh form of gelu, and the
+SwiGLU of gpt-oss and MiniMax-M3 adds 1 to up. Their act is g * sigmoid(z) = g / (1 + 2^t):
 
-    silu       t = g * -log2(e)
-    gelu_tanh  t = g * (c0 + c1 * (g * g)),  c0 = -2 sqrt(2/pi) log2(e), c1 = 0.044715 c0
+    silu        t = g * -log2(e)
+    gelu_tanh   t = g * (c0 + c1 * (g * g)),  c0 = -2 sqrt(2/pi) log2(e), c1 = 0.044715 c0
+    swiglu_oai  t = g * (-1.702 log2(e)),     and the product is act(gate) * (up + 1)
+
+relu2 (Nemotron) has no gate: it is max(x, 0)^2 of each column.
 
 Libraries round the exponential differently, and a difference in its last bit moves a 4-bit code. So
 it is written here as float32 operations that IEEE 754 defines to the bit, each rounded once:
@@ -16,10 +20,17 @@ from torch import Tensor
 
 SILU = "silu"
 GELU_TANH = "gelu_tanh"
-ACTIVATIONS = (SILU, GELU_TANH)
+SWIGLU_OAI = "swiglu_oai"
+RELU2 = "relu2"
+GATED = (SILU, GELU_TANH, SWIGLU_OAI)
+"""The activations of a gate, whose result multiplies up."""
+ACTIVATIONS = (*GATED, RELU2)
 
 NEG_LOG2_E = -1.44269502162933349609375
 """float32(-log2(e))."""
+
+SWIGLU_OAI_SLOPE = -2.455466985702514648437500
+"""float32(-1.702 log2(e)); 1.702 is the alpha of the models that have swiglu_oai, 1 their beta."""
 
 GELU_C0 = -2.302208185195922851562500
 """float32(-2 sqrt(2/pi) log2(e))."""
@@ -54,15 +65,34 @@ def _exp2(t: Tensor) -> Tensor:
     return (poly.view(torch.int32) + (shifted.view(torch.int32) << 23)).view(torch.float32)
 
 
+def columns_per_output(activation: str) -> int:
+    """How many columns make one of the result: 2 where gate and up stand side by side, else 1."""
+    return 2 if activation in GATED else 1
+
+
 def glu(
     gate: Tensor, up: Tensor, swiglu_limit: float | None = None, activation: str = SILU
 ) -> Tensor:
-    """Compute act(gate) * up in float32.
+    """Compute act(gate) * up in float32, or act(gate) * (up + 1) for swiglu_oai.
 
     With a swiglu_limit L, gate is min(gate, L) before the activation and up is clamp(up, -L, L).
     """
     if swiglu_limit is not None:
         gate = gate.clamp(max=swiglu_limit)
         up = up.clamp(-swiglu_limit, swiglu_limit)
-    slope = NEG_LOG2_E if activation == SILU else gate * gate * GELU_C1 + GELU_C0
+    if activation == SWIGLU_OAI:
+        up = up + 1.0
+    if activation == GELU_TANH:
+        slope: float | Tensor = gate * gate * GELU_C1 + GELU_C0
+    else:
+        slope = {SILU: NEG_LOG2_E, SWIGLU_OAI: SWIGLU_OAI_SLOPE}[activation]
     return torch.div(gate, _exp2(gate * slope) + 1.0).mul_(up)
+
+
+def activate(x: Tensor, swiglu_limit: float | None = None, activation: str = SILU) -> Tensor:
+    """Compute an activation of float32 columns: x [..., 2I], gate's then up's, or x [..., I]."""
+    if activation == RELU2:
+        positive = x.clamp(min=0.0)  # keeps a NaN
+        return positive.mul_(positive)
+    gate, up = x.chunk(2, dim=-1)
+    return glu(gate, up, swiglu_limit, activation)

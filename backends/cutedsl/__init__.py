@@ -11,6 +11,7 @@ from nvfp4.backends.emulation import emulated_slowly, emulator_needs
 from nvfp4.backends.problem import Problem
 from nvfp4.backends.target import Target
 from nvfp4.backends.workload import Workload
+from nvfp4.spec.glu import GELU_TANH, SILU
 from nvfp4.spec.swizzle import TILE_ROWS
 
 ARCHITECTURES = (100, 103)
@@ -36,16 +37,25 @@ def _needs(problem: Problem) -> list[str]:
         if find_spec(module) is None:
             needs.append(f"needs the package {package}, got none")
     if problem.op == "grouped_mm_glu_quantize":
-        needs += fused_needs(problem.intermediate)
+        needs += fused_needs(problem.intermediate, problem.activation, problem.bias)
     return needs
 
 
-def fused_needs(intermediate: int) -> list[str]:
-    """What stands in the way of a gated linear unit in the epilogue."""
+FUSED_ACTIVATIONS = (SILU, GELU_TANH)
+"""What the epilogue computes before it quantizes."""
+
+
+def fused_needs(intermediate: int, activation: str = "", bias: bool = False) -> list[str]:
+    """What stands in the way of an activation in the epilogue; "" is any that it has."""
+    needs = []
     if intermediate % TILE_ROWS:
         need = f"needs an intermediate size that is a multiple of {TILE_ROWS}"
-        return [f"{need}, got {intermediate}"]
-    return []
+        needs.append(f"{need}, got {intermediate}")
+    if activation not in ("", *FUSED_ACTIVATIONS):
+        needs.append(f"needs one of {', '.join(FUSED_ACTIVATIONS)} to fuse, got {activation}")
+    if bias:
+        needs.append("needs a first layer without a bias to fuse, got one")
+    return needs
 
 
 def _only_by_name(problem: Problem) -> str:

@@ -13,6 +13,7 @@ BACKEND = Backend(
         "mm",
         "weight_only_linear",
         "grouped_mm",
+        "weight_only_moe",
         "moe_dispatch",
         "moe_combine",
     ),

@@ -3,7 +3,7 @@ from torch import Tensor
 from nvfp4.backends.reference.layout import store_scales
 from nvfp4.calls import GluQuantize, Packed, Quantized, takes
 from nvfp4.spec import quantize as spec
-from nvfp4.spec.glu import glu
+from nvfp4.spec.glu import activate
 from nvfp4.spec.grouped import expert_of_rows, swizzle_grouped_scales
 
 
@@ -14,11 +14,10 @@ def glu_quantize(call: GluQuantize, out: Packed | Quantized) -> None:
     data = out.data[:rows]
 
     def product(chunk: slice) -> Tensor:
-        gate, up = gate_up[:rows][chunk].float().chunk(2, dim=-1)
-        return glu(gate, up, call.swiglu_limit, call.activation)
+        return activate(gate_up[:rows][chunk].float(), call.swiglu_limit, call.activation)
 
     if p is None:
-        p = spec.row_global_scales_of(product, data, gate_up.shape[1] // 2)
+        p = spec.row_global_scales_of(product, data, 2 * data.shape[1])
     elif offsets is not None and p.numel() > 1:
         p = p[expert_of_rows(offsets, rows)]
     if isinstance(out, Quantized):

@@ -78,6 +78,7 @@ BACKEND = Backend(
         "weight_only_linear",
         "linear",
         "grouped_mm",
+        "weight_only_moe",
         "moe_dispatch",
         "moe_combine",
     ),

@@ -1,4 +1,4 @@
-"""A gated linear unit's activation and product, and the quantization of its result, in one pass.
+"""What an MLP does between its two GEMMs, and the quantization of its result, in one pass.
 
 With experts, the programs go by the scale tiles that the experts' rows take, padding included, so
 these tiles are written whole. The grouped buffer's other tiles are never written and never read.
@@ -31,6 +31,7 @@ from nvfp4.backends.triton.device.tiles import (
     largest_of_row,
     load_blocks,
     quantize_tile,
+    relu2,
     row_global_scale,
     store_padding,
     store_scales,
@@ -39,6 +40,7 @@ from nvfp4.backends.triton.device.tiles import (
 from nvfp4.backends.triton.runtime.launch import Launch, cdiv
 from nvfp4.backends.triton.runtime.program import run
 from nvfp4.calls import GluQuantize, Packed, Quantized, takes
+from nvfp4.spec import glu as spec_glu
 from nvfp4.spec import swizzle
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, SWIZZLED
 
@@ -57,13 +59,17 @@ ROW_FOUND = tl.constexpr(ScaleOf.ROW_FOUND.value)
 ROW = tl.constexpr(ScaleOf.ROW.value)
 EXPERT = tl.constexpr(ScaleOf.EXPERT.value)
 
+RELU2 = tl.constexpr(spec_glu.RELU2)
+
 
 @triton.jit
-def _values(
+def activated(
     gate_up, rows, row_mask, column, K, stride, limit, ACTIVATION: tl.constexpr,
     LIMITED: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Compute act(gate) * up, float32 [R, C/16, 16]; zeros where masked and beyond K."""
+    if ACTIVATION == RELU2:
+        return relu2(load_blocks(gate_up, rows, row_mask, column, K, stride, R, C))
     gate = load_blocks(gate_up, rows, row_mask, column, K, stride, R, C)
     up = load_blocks(gate_up + K, rows, row_mask, column, K, stride, R, C)
     if LIMITED:
@@ -101,7 +107,7 @@ def _glu_quantize_kernel(
         row_mask = rows < M
         scale_row = rows
         in_scales = rows < all_scale_rows
-    values = _values(gate_up, rows, row_mask, column, K, stride, limit, ACTIVATION, LIMITED, R, C)
+    values = activated(gate_up, rows, row_mask, column, K, stride, limit, ACTIVATION, LIMITED, R, C)
     if SCALE_OF == ROW_FOUND:
         p = row_global_scale(values)
     elif SCALE_OF == ROW:
@@ -123,7 +129,7 @@ def _glu_row_scales_kernel(
     rows = tl.program_id(0) + tl.arange(0, 1)
     amax = tl.zeros((1,), tl.float32)
     for start in range(0, K, C):
-        values = _values(
+        values = activated(
             gate_up, rows, rows >= 0, start, K, stride, limit, ACTIVATION, LIMITED, 1, C
         )
         amax = tl.maximum(amax, largest_of_row(values))
@@ -144,8 +150,8 @@ def plan(
     """
     gate_up, p, offsets = call.gate_up, call.global_scale, call.offsets
     scales = out.scales.view(DATA_DTYPE)
-    (m, both), (scale_rows, scale_columns) = gate_up.shape, scales.shape
-    k, experts = both // 2, 0 if offsets is None else offsets.numel() - 1
+    m, (scale_rows, scale_columns) = gate_up.shape[0], scales.shape
+    k, experts = columns_of_result(call), 0 if offsets is None else offsets.numel() - 1
     if tile is None and p is None:
         tile = choose_row_tile(m, k)
     elif tile is None:
@@ -176,6 +182,11 @@ def plan(
     )
 
 
+def columns_of_result(call: GluQuantize) -> int:
+    """I, the columns of act(gate) * up."""
+    return call.gate_up.shape[1] // spec_glu.columns_per_output(call.activation)
+
+
 def _scale_of(p: Tensor | None, experts: int) -> ScaleOf:
     if p is None:
         return ScaleOf.ROW_FOUND
@@ -186,8 +197,8 @@ def _scale_of(p: Tensor | None, experts: int) -> ScaleOf:
 
 def plan_row_scales(call: GluQuantize, row_scale: Tensor) -> Launch:
     """The launch that computes row_scale [M] alone, for rows too long to hold."""
-    gate_up = call.gate_up
-    args = (gate_up, call.swiglu_limit or 0.0, row_scale, gate_up.shape[1] // 2, gate_up.stride(0))
+    gate_up, k = call.gate_up, columns_of_result(call)
+    args = (gate_up, call.swiglu_limit or 0.0, row_scale, k, gate_up.stride(0))
     constants = {"ACTIVATION": call.activation, "LIMITED": call.swiglu_limit is not None, "C": 4096}
     return Launch(_glu_row_scales_kernel, (gate_up.shape[0],), args, constants, num_warps=8)
 
@@ -195,7 +206,7 @@ def plan_row_scales(call: GluQuantize, row_scale: Tensor) -> Launch:
 @takes(GluQuantize.prepared)
 def glu_quantize(call: GluQuantize, out: Packed | Quantized) -> None:
     sm = target_of(call.gate_up.device).sm
-    if call.global_scale is None and call.gate_up.shape[1] // 2 > LONGEST_ROW:
+    if call.global_scale is None and columns_of_result(call) > LONGEST_ROW:
         assert isinstance(out, Quantized)  # a call without a global scale asks for the rows' own
         run(plan_row_scales(call, out.row_scale))
         call = call._replace(global_scale=out.row_scale)

@@ -4,6 +4,9 @@ The grid has as many tiles as the experts' rows can take at most. A program find
 offsets, on the device; one that finds none returns.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
@@ -89,40 +92,73 @@ def _grouped_mm_kernel(
     store(acc, factor, bias, out, m, n, end, N, n_read, HAS_BIAS, BM, BN)
 
 
+Decoding = Callable[[Tensor | None, int], tuple[Tensor, Launch]]
+"""Plans the launch that makes a decoded A float16 [R, decoded_width(K)], from the tile list that
+it also has to fill, if any (groups.store_tiles), and the rows of a tile.
+"""
+
+
 def plan(
     call: GroupedMm, out: Tensor, sm: int, config: MmConfig | HopperConfig | None = None
 ) -> tuple[Launch, ...]:
     """The launches for a prepared call on architecture sm_<sm>; config: default the one chosen."""
-    a, b, offsets, alpha = call.a, call.b, call.offsets, call.alpha
-    a_scales, b_scales = call.a_scales.view(DATA_DTYPE), call.b_scales.view(DATA_DTYPE)
-    row_scale, bias = call.row_scale, call.bias
-    (rows, n), experts, k = out.shape, b.shape[0], a.shape[1] * 2
-    sm = gemm_architecture(sm)
-    expected = call.expected_rows
-    first: tuple[Launch, ...] = ()
+    a = Operand(call.a, call.a_scales.view(DATA_DTYPE))
+    b = Operand(call.b, call.b_scales.view(DATA_DTYPE))
+    factors = Factors(call.alpha, call.row_scale, call.bias)
+    k, experts, sm = a.data.shape[1] * 2, b.data.shape[0], gemm_architecture(sm)
     if is_blackwell(sm):
-        config = config or choose_grouped_config(expected, experts, k, sm)
-    else:
-        words, b = words_of(a), words_of(b)
-        addresses = b.data_ptr() | b_scales.data_ptr()
-        aligned = b.is_contiguous() and addresses % TMA_ALIGNMENT == 0
-        config = config or choose_grouped_config(expected, experts, k, sm, not aligned)
-        if isinstance(config, HopperConfig):
-            shape = max_tiles(rows, experts, config.BM), 3
-            tiles = torch.empty(shape, dtype=torch.int32, device=out.device)
-            a, launch = _plan_decode(words, a_scales, offsets, tiles, config.BM, k, sm)
-            weight, factors = Operand(b, b_scales), Factors(alpha, row_scale, bias)
-            return launch, hopper_grouped_mm.plan_multiply(a, weight, factors, tiles, out, config)
-        a, launch = _plan_decode(words, a_scales, offsets, None, config.BM, k, sm)
-        first = (launch,)
-    assert isinstance(config, MmConfig)
-    multiply = Launch(
+        config = config or choose_grouped_config(call.expected_rows, experts, k, sm)
+        assert isinstance(config, MmConfig)
+        return (_plan_multiply(a, b, factors, call.offsets, out, k, config, sm),)
+    decoding = partial(_plan_decode, words_of(a.data), a.scales, call.offsets, k, sm)
+    return plan_decoded(decoding, b, factors, call.offsets, out, k, call.expected_rows, sm, config)
+
+
+def plan_decoded(
+    decoding: Decoding,
+    weight: Operand,
+    factors: Factors,
+    offsets: Tensor,
+    out: Tensor,
+    k: int,
+    expected_rows: int,
+    sm: int,
+    config: MmConfig | HopperConfig | None = None,
+) -> tuple[Launch, ...]:
+    """Plan the grouped GEMM with a decoded A, as before Blackwell: decode, then multiply."""
+    rows, experts = out.shape[0], offsets.numel() - 1
+    weight = weight._replace(data=words_of(weight.data))
+    addresses = weight.data.data_ptr() | weight.scales.data_ptr()
+    aligned = weight.data.is_contiguous() and addresses % TMA_ALIGNMENT == 0
+    config = config or choose_grouped_config(expected_rows, experts, k, sm, not aligned)
+    if isinstance(config, HopperConfig):
+        shape = max_tiles(rows, experts, config.BM), 3
+        tiles = torch.empty(shape, dtype=torch.int32, device=out.device)
+        a, launch = decoding(tiles, config.BM)
+        return launch, hopper_grouped_mm.plan_multiply(a, weight, factors, tiles, out, config)
+    a, launch = decoding(None, config.BM)
+    operands = Operand(a, weight.scales), weight
+    return launch, _plan_multiply(*operands, factors, offsets, out, k, config, sm)
+
+
+def _plan_multiply(
+    a: Operand,
+    b: Operand,
+    factors: Factors,
+    offsets: Tensor,
+    out: Tensor,
+    k: int,
+    config: MmConfig,
+    sm: int,
+) -> Launch:
+    (rows, n), experts, (alpha, row_scale, bias) = out.shape, offsets.numel() - 1, factors
+    return Launch(
         _grouped_mm_kernel,
         (cdiv(n, config.BN), max_tiles(rows, experts, config.BM)),
         (
-            a, b, a_scales, b_scales, alpha, row_scale, bias, offsets, out,
-            experts, n, k, a.stride(0), b.stride(1), a_scales.shape[1], b_scales.shape[1],
-            n // alpha.shape[1],
+            a.data, b.data, a.scales, b.scales, alpha, row_scale, bias, offsets, out,
+            experts, n, k, a.data.stride(0), b.data.stride(1), b.scales.shape[2],
+            b.scales.shape[1], n // alpha.shape[1],
         ),
         {
             "HAS_ROW_SCALE": row_scale is not None,
@@ -138,17 +174,16 @@ def plan(
         num_stages=config.stages(sm),
         maxnreg=config.maxnreg,
     )  # fmt: skip
-    return (*first, multiply)
 
 
 def _plan_decode(
     words: Tensor,
     scales: Tensor,
     offsets: Tensor,
-    tiles: Tensor | None,
-    bm: int,
     k: int,
     sm: int,
+    tiles: Tensor | None,
+    bm: int,
 ) -> tuple[Tensor, Launch]:
     """Plan decoding A to float16 [R, k rounded up to K_GROUP], once for every program.
 

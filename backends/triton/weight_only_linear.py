@@ -29,6 +29,18 @@ from nvfp4.calls import Linear, takes
 from nvfp4.spec.format import DATA_DTYPE
 
 
+@triton.jit
+def over_power_of_two(x, p):
+    """Divide the rows of x float32 [R, C/16, 16] by their powers of two p [R], to float16."""
+    return (x * (1.0 / p)[:, None, None]).to(tl.float16)
+
+
+@triton.jit
+def gemm_row_scale(p):
+    """The row_scale of the GEMM for a row over p: its result includes E2M1_F16_SCALE."""
+    return p * (1.0 / E2M1_F16_SCALE)
+
+
 @triton.jit(do_not_specialize=["tiles", "M"])
 def _lay_out_rows_kernel(
     x, out, row_scale, tile_counters, tiles, M, K, x_stride, out_stride,
@@ -49,10 +61,9 @@ def _lay_out_rows_kernel(
             p = tl.maximum(p, row_power_of_two(part))
     if x.dtype.element_ty == tl.float32:
         values = to_f32(from_f32(values, tl.bfloat16))
-    values = (values * (1.0 / p)[:, None, None]).to(tl.float16)
-    store_for_gemm(values, out, rows, M, out_stride, R, C)
+    store_for_gemm(over_power_of_two(values, p), out, rows, M, out_stride, R, C)
     # Every program of a row stores its scale: all have found the same one.
-    tl.store(row_scale + rows, p * (1.0 / E2M1_F16_SCALE), mask=rows < M)
+    tl.store(row_scale + rows, gemm_row_scale(p), mask=rows < M)
 
 
 def plan(

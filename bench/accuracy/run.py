@@ -22,10 +22,10 @@ from nvfp4.bench.accuracy.measure import (
 )
 from nvfp4.bench.accuracy.simulate import simulated
 from nvfp4.bench.run import commit_of, version_of
-from nvfp4.calls.linear import W4A4, W4A16
 from nvfp4.checkpoints.convert import REPORT_FILE, Options, convert
 from nvfp4.checkpoints.float_model import load_float_model
 from nvfp4.demo.measure import Progress
+from nvfp4.spec.format import W4A4, W4A16
 
 NAMES = {W4A16: "W4A16", W4A4: "W4A4"}
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nvfp4.calls.linear import W4A4
 from nvfp4.checkpoints import load_model
 from nvfp4.layers import Linear
+from nvfp4.spec.format import W4A4
 from nvfp4.spec.quantize import round_trip
 
 

@@ -78,7 +78,7 @@ def stage_times(
             one_op,
             explain(one_op, x, layer.backend).backend,
             lambda: grouped_mm_glu_quantize(
-                rows, w13, known, layer.swiglu_limit, x.dtype, layer.activation, layer.backend
+                rows, w13, None, known, layer.swiglu_limit, x.dtype, layer.activation, layer.backend
             ),
         ),
         ("moe", " + ".join(dict.fromkeys(ran.values())), lambda: layer(*inputs)),

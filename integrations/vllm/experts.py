@@ -14,9 +14,12 @@ from nvfp4.checkpoints import Format
 from nvfp4.integrations.vllm.loading import multipliers, needs_dtype, refused, validated
 from nvfp4.layers import MoE
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, LINEAR, SCALE_DTYPE
-from nvfp4.spec.glu import ACTIVATIONS
+from nvfp4.spec.glu import GELU_TANH, SILU
 from nvfp4.spec.swizzle import swizzle_scales
 from nvfp4.tensors import ExpertWeights, QuantizedTensor
+
+ACTIVATIONS = (SILU, GELU_TANH)
+"""What vLLM calls as we do. Its "relu2" has a gate, which ours has not."""
 
 GATE_UP, DOWN = ("w1", "w3"), ("w2",)
 """The names in vLLM of gate and up, the halves of w13, and of down."""
@@ -91,10 +94,10 @@ class NvFp4ExpertsMethod(FusedMoEMethodBase):
             self._weights(layer, DOWN),
             self._x_global_scale(layer),
             self._h_global_scale(layer),
-            _first_expert(layer),
-            layer.global_num_experts,
-            self.moe.swiglu_limit,
-            self.moe.activation.value,
+            expert_offset=_first_expert(layer),
+            global_num_experts=layer.global_num_experts,
+            swiglu_limit=self.moe.swiglu_limit,
+            activation=self.moe.activation.value,
         )
         f = self.format
         for shards in (GATE_UP, DOWN):

@@ -50,8 +50,8 @@ def test_a_launcher_with_wrong_arguments_passed_the_type_check(fault):
 
 @pytest.mark.parametrize("registered", BACKENDS, ids=lambda b: b.name)
 def test_every_launcher_declares_what_it_takes(registered):
-    """A linear layer's fused and W4A16 launchers take its own call; all others the op's."""
-    known = {"linear": "Linear", "weight_only_linear": "Linear"}
+    """W4A16's launchers take the call of linear and of moe; all others the op's."""
+    known = {"linear": "Linear", "weight_only_linear": "Linear", "weight_only_moe": "Moe"}
     for op in registered.ops:
         name = known.get(op, "".join(part.title() for part in op.split("_")))
         try:

@@ -150,6 +150,33 @@ def test_experts(tmp_path, format, names):
 
 
 @formats
+def test_experts_with_biases_and_without_a_gate(tmp_path, format):
+    tensors, dense = {}, []
+    for e in range(2):
+        (_, up, down), of_this = _gated(format, f"{EXPERTS}.{e}")
+        biases = {"up_proj": torch.randn(32), "down_proj": torch.randn(64)}
+        dense.append((up, down, *biases.values()))
+        tensors |= {name: t for name, t in of_this.items() if "gate_proj" not in name}
+        tensors |= {f"{EXPERTS}.{e}.{part}.bias": bias for part, bias in biases.items()}
+    checkpoint = Checkpoint(write(tmp_path, format, tensors, activation="bf16"))
+    moe = checkpoint.moe(EXPERTS, activation="relu2")
+    assert moe.activation_format == "bf16"
+    x, ids = torch.randn(4, 64), torch.tensor([[0], [1], [1], [0]])
+    want = []
+    for token, (e,) in zip(x.double(), ids.tolist(), strict=True):
+        up, down = (w.dequantize(torch.float32).double() for w in dense[e][:2])
+        b1, b2 = (bias.double() for bias in dense[e][2:])
+        want.append(down @ (up @ token + b1).clamp(min=0) ** 2 + b2)
+    assert _close(moe(x, torch.ones(4, 1), ids), torch.stack(want)) > 0.9999
+    with pytest.raises(ValueError, match=r"needs .*\.experts\.0\.gate_proj quantized, got none"):
+        checkpoint.moe(EXPERTS)
+    del tensors[f"{EXPERTS}.1.up_proj.bias"]
+    checkpoint = Checkpoint(write(tmp_path / "one", format, tensors))
+    with pytest.raises(ValueError, match="need a bias each, or none"):
+        checkpoint.moe(EXPERTS, activation="relu2")
+
+
+@formats
 def test_calibrated_scales(tmp_path, format):
     """Of what is fused the largest; of experts one for the tokens, and each its intermediate's."""
 

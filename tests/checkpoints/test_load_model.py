@@ -135,20 +135,23 @@ def test_what_the_scheme_says_of_activations_runs(tmp_path, source):
 
 
 @pytest.mark.parametrize("format", ["modelopt", "compressed-tensors"])
-def test_experts_without_16_bit_activations_warn(tmp_path, source, recwarn, format):
-    convert(source("mixtral"), tmp_path / "out", Options(format), no_bar)
-    need = r"W4A16 is what the checkpoint says, but experts \(nvfp4.layers.MoE\) .* They run W4A4"
-    with pytest.warns(UserWarning, match=need):
-        model = load_model(tmp_path / "out")
-    assert {m.activation for m in model.modules() if isinstance(m, Linear)} == {"bf16"}
-    with pytest.warns(UserWarning, match="W4A16 was asked for, but experts"):
-        load_model(tmp_path / "out", activation="bf16")
+def test_w4a16_experts_ran_w4a4(tmp_path, source, format):
+    """Experts run what the scheme says, or what is asked for; gated MLPs by themselves warn."""
+    text = tmp_path / "text.txt"
+    text.write_text("once upon a time in the small village")
+    convert(source("mixtral"), tmp_path / "alone", Options(format), no_bar)
+    convert(source("mixtral"), tmp_path / "both", Options(format, text=text), no_bar)
+    for folder, activation, want, static in (
+        ("alone", None, "bf16", False),
+        ("alone", "nvfp4", "nvfp4", False),
+        ("both", None, "nvfp4", True),
+        ("both", "bf16", "bf16", False),
+    ):
+        model = load_model(tmp_path / folder, activation=activation)
+        layers = [m for m in model.modules() if isinstance(m, MoE)]
+        assert layers and {layer.activation_format for layer in layers} == {want}
+        assert {layer.x_global_scale is not None for layer in layers} == {static}
+        assert torch.isfinite(model(torch.arange(1, 5)[None]).logits).all()
     experts = "model.layers.0.block_sparse_moe.experts"
-    with pytest.warns(UserWarning, match=need):
-        Checkpoint(tmp_path / "out").moe(experts)
     with pytest.warns(UserWarning, match=r"gated MLPs \(nvfp4.layers.SwiGLUMLP\) have no such"):
-        Checkpoint(tmp_path / "out").swiglu_mlp(f"{experts}.0")
-    recwarn.clear()
-    load_model(tmp_path / "out", activation="nvfp4")
-    Checkpoint(tmp_path / "out", activation="nvfp4").moe(experts)
-    assert not [w for w in recwarn if "W4A16" in str(w.message)]
+        Checkpoint(tmp_path / "alone").swiglu_mlp(f"{experts}.0")

@@ -23,6 +23,7 @@ from grouped_problems import (
     runs,
 )
 
+from nvfp4.backends.cutedsl import FUSED_ACTIVATIONS
 from nvfp4.backends.cutedsl.gemm.choose import GLU, GROUPED, choose_grouped_config
 from nvfp4.backends.cutedsl.gemm.config import Epilogue, Glu, Kernel, Tile
 from nvfp4.backends.cutedsl.gemm.launch import run_or_emulate
@@ -43,7 +44,6 @@ from nvfp4.bench import cubin
 from nvfp4.calls import GroupedMm
 from nvfp4.emulator import Options
 from nvfp4.spec.format import FLOAT_DTYPES
-from nvfp4.spec.glu import ACTIVATIONS
 
 
 def check(
@@ -168,7 +168,7 @@ def every_kernel() -> list[Kernel]:
     fused = [
         glu_kernel_of(tile, torch.float32, True, activation, True)
         for tile in GLU
-        for activation in ACTIVATIONS
+        for activation in FUSED_ACTIVATIONS
     ]
     return [*full, *fused]
 

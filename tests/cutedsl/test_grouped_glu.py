@@ -24,6 +24,7 @@ from grouped_problems import (
 from torch import Tensor
 
 from nvfp4.backends import cutedsl
+from nvfp4.backends.cutedsl import FUSED_ACTIVATIONS
 from nvfp4.backends.cutedsl.gemm.choose import GLU
 from nvfp4.backends.cutedsl.gemm.config import Tile
 from nvfp4.backends.cutedsl.gemm.launch import run_or_emulate
@@ -42,7 +43,7 @@ from nvfp4.bench import cubin
 from nvfp4.calls import GroupedMm, GroupedMmGluQuantize, Quantized
 from nvfp4.emulator import Options
 from nvfp4.spec.format import FLOAT_DTYPES
-from nvfp4.spec.glu import ACTIVATIONS, EXP2_COEFFICIENTS, GELU_TANH, SILU, glu
+from nvfp4.spec.glu import EXP2_COEFFICIENTS, GELU_TANH, SILU, glu
 from nvfp4.spec.grouped import expert_of_rows, swizzle_grouped_scales
 from nvfp4.spec.quantize import quantize_rows
 
@@ -97,7 +98,7 @@ def check_glu(routing: Routing, case: GluCase, sms: int = 3) -> None:
     got = [torch.full_like(data, BYTE), torch.zeros_like(scales.view(torch.uint8))]
     got = Quantized(got[0], got[1].view(scales.dtype), torch.full((rows,), POISON))
     form = case.limit, case.dtype, rows, case.activation
-    call = GroupedMmGluQuantize(*inputs, p, *form)
+    call = GroupedMmGluQuantize(*inputs, None, p, *form)
     if case.tile is None:
         grouped_mm_glu_quantize(call, got)
     else:
@@ -183,7 +184,12 @@ def test_what_the_fused_kernel_cannot_do_is_said():
     ask = Problem("grouped_mm_glu_quantize", Target("cpu"), 192)
     need = "needs an intermediate size that is a multiple of 128, got 192"
     assert need in cutedsl.BACKEND.reasons(ask)
-    assert not [r for r in cutedsl.BACKEND.reasons(ask._replace(intermediate=256)) if "128" in r]
+    ask = ask._replace(intermediate=256)
+    assert not [r for r in cutedsl.BACKEND.reasons(ask) if "128" in r or "fuse" in r]
+    need = "needs one of silu, gelu_tanh to fuse, got relu2"
+    assert need in cutedsl.BACKEND.reasons(ask._replace(activation="relu2"))
+    need = "needs a first layer without a bias to fuse, got one"
+    assert need in cutedsl.BACKEND.reasons(ask._replace(bias=True))
     x = operands(Routing("one", (3,)), 384, 32)
     data = torch.zeros(3, 96, dtype=torch.uint8)
     outputs = Quantized(data, torch.zeros(128, 12), torch.zeros(3))
@@ -194,7 +200,7 @@ def test_what_the_fused_kernel_cannot_do_is_said():
 
 
 @runs
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", FUSED_ACTIVATIONS)
 def test_no_product_is_contracted_into_a_sum(activation):
     """ptxas 12.9 makes one fused multiply-add of mul.rn.f32x2 and add.rn.f32x2, which the emulator,
     running PTX, cannot see.

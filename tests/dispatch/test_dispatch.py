@@ -155,4 +155,5 @@ def test_every_op_is_explained():
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("nvfp4::")
     }
-    assert registered == set(STAGES) - {"weight_only_linear"}, "linear's other form"
+    modes = {"weight_only_linear", "weight_only_moe"}
+    assert registered == set(STAGES) - modes, "linear's and moe's other form"

@@ -189,7 +189,7 @@ def test_swiglu_mlp(backend):
     w13, w2 = _packed(2 * INTERMEDIATE, K, seed=8), _packed(N, INTERMEDIATE, seed=9)
     p = torch.tensor(P)
     want = _mlp(X.values, w13.values, w2.values, P, 7.0)
-    _same(OPS.swiglu_mlp(_x(), *w13[:3], *w2[:3], p, p, 7.0, backend=backend), want)
+    _same(OPS.swiglu_mlp(_x(), *w13[:3], *w2[:3], p, p, swiglu_limit=7.0, backend=backend), want)
 
 
 @quantizers
@@ -224,7 +224,7 @@ def test_grouped_mm(backend):
 def test_grouped_mm_glu_quantize(backend):
     (rows, tokens), w = _rows_of_experts(), _experts(2 * INTERMEDIATE, K, seed=20)
     operands = (rows.data, w.data, rows.scales, w.scales, w.global_scale * P, rows.offsets)
-    glu = None, torch.tensor(P), 7.0, torch.float32
+    glu = None, None, torch.tensor(P), 7.0, torch.float32
     h = OPS.grouped_mm_glu_quantize(*operands, *glu, backend=backend)
     gate_up = [
         X.values[token] @ w.values[expert].T

@@ -117,7 +117,7 @@ def _bound(layer: MoE, x: Tensor, weights: Tensor, ids: Tensor, world: int) -> T
     rows, positions = nvfp4.moe_dispatch(x, ids, EXPERTS)
     w13, w2 = layer.packed()
     h = nvfp4.grouped_mm_glu_quantize(
-        rows, w13, layer.h_global_scale, layer.swiglu_limit, gate_up_dtype=x.dtype
+        rows, w13, None, layer.h_global_scale, layer.swiglu_limit, gate_up_dtype=x.dtype
     )
     y = nvfp4.grouped_mm(h, w2, out_dtype=x.dtype)
     size = nvfp4.moe_combine(y.abs(), weights, positions, torch.float32).double()

@@ -247,7 +247,7 @@ def test_swiglu_mlp_is_its_op(device):
     layer = _mlp(device, x_global_scale=p, h_global_scale=p, swiglu_limit=1.0)
     w13, w2 = layer.packed()
     assert layer.w13_global_scale.numel() == 2
-    same_bits(layer(x), nvfp4.swiglu_mlp(x, w13, w2, p, p, 1.0))
+    same_bits(layer(x), nvfp4.swiglu_mlp(x, w13, w2, p, p, swiglu_limit=1.0))
     gelu = SwiGLUMLP(w13, w2, activation="gelu_tanh")
     same_bits(gelu(x), nvfp4.swiglu_mlp(x, w13, w2, activation="gelu_tanh"))
     assert "hidden=96, intermediate=64, activation=silu, swiglu_limit=1.0, x_scale=static" in repr(
@@ -272,13 +272,36 @@ def test_moe_is_its_op(device):
     x, weights, ids = _inputs(layer, 9, device)
     w13, w2 = layer.packed()
     assert layer.w13_global_scale.shape == (E, 2)
-    want = nvfp4.moe(x, weights, ids + 3, w13, w2, None, h, 3, swiglu_limit=1.0)
+    want = nvfp4.moe(x, weights, ids + 3, w13, w2, None, h, expert_offset=3, swiglu_limit=1.0)
     same_bits(layer(x, weights, ids + 3), want)
     assert "experts=4, expert_offset=3, hidden=96, intermediate=64" in repr(layer)
 
 
+def test_layers_without_a_gate_and_with_biases(device):
+    up, down = nn.Linear(H, INTER, device=device), nn.Linear(INTER, H, device=device)
+    x = torch.randn(6, H, device=device)
+    mlp = SwiGLUMLP.from_float(None, up, down, activation="relu2")
+    want = down(up(x).relu() ** 2)
+    assert torch.cosine_similarity(mlp(x).flatten(), want.flatten(), dim=0) > 0.97
+    assert mlp.w13.shape == (INTER, H // 2) and "activation=relu2, bias=True" in repr(mlp)
+    weights = (up.weight[None], down.weight[None])
+    biases = {"w13_bias": up.bias[None].detach(), "w2_bias": down.bias[None].detach()}
+    moe = MoE.from_float(None, *weights, **biases, activation="relu2")
+    ones, ids = torch.ones(6, 1, device=device), torch.zeros(6, 1, dtype=torch.int32, device=device)
+    same_bits(moe(x, ones, ids), mlp(x))
+    both = SwiGLUMLP.from_float(up, up, down, swiglu_limit=7.0, activation="swiglu_oai")
+    gate = up(x)
+    want = down(gate * torch.sigmoid(1.702 * gate) * (gate + 1))
+    assert torch.cosine_similarity(both(x).flatten(), want.flatten(), dim=0) > 0.97
+
+
 def test_ranks_hold_slices(device):
-    whole = _moe(device, h_global_scale=torch.linspace(0.001, 0.002, E, device=device))
+    whole = _moe(
+        device,
+        h_global_scale=torch.linspace(0.001, 0.002, E, device=device),
+        w13_bias=torch.randn(E, 2 * INTER, device=device),
+        w2_bias=torch.randn(E, H, device=device),
+    )
     ranks = [whole.local(rank, 2) for rank in range(2)]
     assert [rank.expert_offset for rank in ranks] == [0, 2]
     assert [rank.global_num_experts for rank in ranks] == [4, 4]
@@ -305,7 +328,12 @@ def test_ranks_hold_slices(device):
             r"down \[E, H, I\], got \[\[2, 32, 64\]",
         ),
         (lambda: _moe("cpu", h_global_scale=torch.ones(3)), r"h_global_scale needs shape \[\]"),
-        (lambda: SwiGLUMLP.from_float(*[nn.Linear(64, 64)] * 3), "gate without a bias, got one"),
+        (
+            lambda: SwiGLUMLP.from_float(
+                nn.Linear(64, 64), nn.Linear(64, 64, bias=False), nn.Linear(64, 64)
+            ),
+            "biases in both gate and up, or in none, got one",
+        ),
         (lambda: _mlp("cpu", activation="relu"), "activation needs one of 'silu', 'gelu_tanh'"),
         (lambda: Linear(nvfp4.quantize_weight(torch.randn(8, 32)), torch.ones(3)), r"shape \[8\]"),
         (lambda: deinterleave_gate_up(torch.ones(3, 4)), r"w needs shape \[\.\.\., 2I, C\]"),

@@ -16,6 +16,7 @@ import nvfp4
 from nvfp4.calls import Dispatched, GluQuantize, MoeDispatch, Quantized
 from nvfp4.dispatch import fill
 from nvfp4.spec.format import FLOAT_DTYPES
+from nvfp4.spec.glu import ACTIVATIONS, activate, columns_per_output
 from nvfp4.spec.grouped import swizzle_grouped_scales
 from nvfp4.spec.quantize import decode
 from nvfp4.tensors import ExpertRows, ExpertWeights
@@ -216,8 +217,9 @@ def name(value: object) -> str:
 
 
 GLU_FORMS = [
-    (kind, activation) for activation in ("silu", "gelu_tanh") for kind in ("own", "one", "expert")
-]
+    ("own", "silu"), ("one", "relu2"), ("expert", "swiglu_oai"),
+    ("own", "relu2"), ("one", "gelu_tanh"), ("expert", "silu"),
+]  # fmt: skip
 
 
 def scales_of_h(kind: str, experts: int) -> Tensor | None:
@@ -231,9 +233,9 @@ def scales_of_h(kind: str, experts: int) -> Tensor | None:
 def test_grouped_glu_quantize(backend, device, pattern, form):
     """The grouped scales hold what the dense op gives row by row."""
     kind, activation = form
-    limit = 7.0 if activation == "silu" else None
+    limit = 7.0 if activation in ("silu", "swiglu_oai") else None
     rows, _ = dispatched(pattern, exact=True)
-    gate_up = activations(rows.shape[0], 2 * H)
+    gate_up = activations(rows.shape[0], columns_per_output(activation) * H)
     p, end = scales_of_h(kind, pattern.experts), edges(rows)[-1][1]
     args = (moved(p, device), limit, activation, backend)
     got = nvfp4.grouped_glu_quantize(gate_up.to(device), rows.offsets.to(device), *args)
@@ -250,17 +252,16 @@ def test_grouped_glu_quantize(backend, device, pattern, form):
 @pytest.mark.op("glu_quantize")
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 @pytest.mark.parametrize("layout", ["swizzled", "linear"])
-@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_glu_quantize(backend, device, dtype, layout, activation):
     """Each row's own scale: what quantize_dynamic finds in the product."""
     gate_up = activations(33, 192, dtype)
-    for limit in (None, 0.5):
+    for limit in (None, 0.5)[: columns_per_output(activation)]:  # relu2 has no limit
         args = (None, None, limit, layout, activation)
         want = OPS.glu_quantize(gate_up, *args, "reference")
         for g, w in zip(OPS.glu_quantize(gate_up.to(device), *args, backend), want, strict=True):
             same_bits(g, w)
-        gate, up = gate_up.float().chunk(2, 1)
-        product = nvfp4.spec.glu.glu(gate, up, limit, activation)
+        product = activate(gate_up.float(), limit, activation)
         for g, w in zip(OPS.quantize_dynamic(product, layout, "reference"), want, strict=True):
             same_bits(g, w)
 

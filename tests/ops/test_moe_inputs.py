@@ -29,7 +29,7 @@ CASES: list[tuple[str, int, Change, str]] = [
         "glu_quantize",
         5,
         lambda _: "relu",
-        "activation needs one of 'silu', 'gelu_tanh', got 'relu'",
+        "activation needs one of 'silu', 'gelu_tanh', 'swiglu_oai', 'relu2', got 'relu'",
     ),
     ("grouped_mm", 0, lambda a: a[None], "a needs 2 dimensions"),
     ("grouped_mm", 1, lambda b: b[0], "b needs 3 dimensions"),
@@ -47,9 +47,10 @@ CASES: list[tuple[str, int, Change, str]] = [
     ("grouped_mm", 5, lambda o: _falls_by_2_31(o), "offsets needs values from 0 up"),
     ("grouped_mm", 7, lambda b: b[0], r"bias needs shape \[5, 64\]"),
     ("grouped_mm", 8, lambda _: torch.int8, "out_dtype needs one of"),
-    ("grouped_mm_glu_quantize", 7, lambda _: torch.ones(3), r"global_scale needs .* \[5\]"),
-    ("grouped_mm_glu_quantize", 8, lambda _: -1.0, "swiglu_limit needs"),
-    ("grouped_mm_glu_quantize", 11, lambda _: "", "activation needs"),
+    ("grouped_mm_glu_quantize", 8, lambda _: torch.ones(3), r"global_scale needs .* \[5\]"),
+    ("grouped_mm_glu_quantize", 7, lambda _: torch.ones(5, 32), r"bias needs shape \[5, 64\]"),
+    ("grouped_mm_glu_quantize", 9, lambda _: -1.0, "swiglu_limit needs"),
+    ("grouped_mm_glu_quantize", 12, lambda _: "", "activation needs"),
     ("moe_dispatch", 0, lambda x: x[None], "x needs 2 dimensions"),
     ("moe_dispatch", 1, lambda i: i.short(), "topk_ids needs dtype int32 or int64, got int16"),
     ("moe_dispatch", 1, lambda i: i[:4], r"topk_ids needs shape \[6, top_k\]"),
@@ -71,10 +72,13 @@ CASES: list[tuple[str, int, Change, str]] = [
     ("moe", 8, lambda p: p.double(), "w2_global_scale needs dtype float32"),
     ("moe", 10, lambda _: torch.ones(3), r"h_global_scale needs shape \[\], \[1\] or \[5\]"),
     ("moe", 10, lambda p: p * float("nan"), "h_global_scale needs finite positive values, got nan"),
-    ("moe", 13, lambda _: float("inf"), "swiglu_limit needs a finite positive number"),
+    ("moe", 11, lambda b: b[0], r"w13_bias needs shape \[5, 64\]"),
+    ("moe", 12, lambda b: b.int(), "w2_bias needs dtype"),
+    ("moe", 15, lambda _: float("inf"), "swiglu_limit needs a finite positive number"),
     ("swiglu_mlp", 0, lambda x: x[:, :32], "w13 needs x's K = 32"),
     ("swiglu_mlp", 4, lambda w: w[:, :8], "w2_scales needs|w13 needs N = 2I"),
     ("swiglu_mlp", 8, lambda _: torch.ones(6), r"h_global_scale needs shape \[\], \[1\], got"),
+    ("swiglu_mlp", 9, lambda b: b[:32], r"w13_bias needs shape \[64\]"),
 ]
 
 
@@ -88,13 +92,31 @@ def test_bad_input(name, index, change, message):
 
 def test_an_activation_that_there_is_not():
     args = arguments("moe", 6, "cpu")
-    with pytest.raises(ValueError, match="activation needs one of 'silu', 'gelu_tanh', got 'tanh'"):
+    with pytest.raises(ValueError, match="activation needs one of 'silu', .*, got 'tanh'"):
         OPS.moe(*args, activation="tanh")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"activation": "relu2"}, "swiglu_limit needs to be None with activation='relu2', got 7.0"),
+        (
+            {"activation": "relu2", "swiglu_limit": None},
+            r"w13 needs N = I = 32 \(w2 has K = I = 32",
+        ),
+        ({"activation_format": "bf16"}, "h_global_scale needs to be None with activation_format="),
+        ({"activation_format": "fp8"}, "activation_format needs 'nvfp4' or 'bf16', got 'fp8'"),
+    ],
+)
+def test_options_of_moe_that_exclude_each_other(options, message):
+    args = arguments("moe", 6, "cpu")
+    with pytest.raises(ValueError, match=message):
+        OPS.moe(*args[:15], **{"swiglu_limit": 7.0, **options})
 
 
 def _of_global_experts(count: int) -> tuple:
     args = arguments("moe", 6, "cpu")
-    return *args[:12], count, *args[13:]
+    return *args[:14], count, *args[15:]
 
 
 def test_fewer_experts_in_all_than_here():

@@ -2,7 +2,7 @@
 to a token's neighbours.
 """
 
-from itertools import cycle, product
+from itertools import cycle
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from routing import NAN, PATTERNS, Pattern, exact_experts, exact_tokens, in_turn
 from torch import Tensor
 
 import nvfp4
+from nvfp4.spec.format import W4A4
 from nvfp4.spec.glu import glu
 from nvfp4.spec.quantize import decode
 
@@ -46,7 +47,7 @@ def test_the_sums_of_these_tests_are_exact(pattern):
     w13, w2 = experts_of(pattern)
     rows, _ = nvfp4.moe_dispatch(x, ids, pattern.experts, None, pattern.offset, "reference")
     for p in (None, torch.tensor(0.125)):
-        h = nvfp4.grouped_mm_glu_quantize(rows, w13, p, swiglu_limit=7.0, backend="reference")
+        h = nvfp4.grouped_mm_glu_quantize(rows, w13, None, p, swiglu_limit=7.0, backend="reference")
         for q, w in ((rows, w13), (h, w2)):
             values = decode(q.data, q.linear_scales()).double()
             edges = rows.offsets.tolist()
@@ -63,43 +64,50 @@ def test_moe_is_equal_on_every_backend(backend, device, pattern, static):
     x = exact_tokens(pattern.tokens, H)
     w13, w2 = experts_of(pattern)
     h_p = torch.tensor(0.125) if static else None
-    scales = (None, h_p, pattern.offset, 0, 7.0, "silu")
+    scales = (None, h_p, None, None, pattern.offset, 0, 7.0, W4A4, "silu")
     want = nvfp4.moe(x, weights, ids, w13, w2, *scales, "reference")
     assert torch.isfinite(want).all() and (want.any() or pattern.name == "nobody")
     on_device = [moved(t, device) for t in (x, weights, ids, w13, w2)]
-    scales = (None, moved(h_p, device), pattern.offset, 0, 7.0, "silu")
+    scales = (None, moved(h_p, device), *scales[2:])
     same_bits(nvfp4.moe(*on_device, *scales, backend), want)
 
 
 SMALL = [p for p in PATTERNS if p.name in ("uniform", "empty experts", "top 1")]
-WIRINGS = [
-    (pattern, *form)
-    for pattern, form in zip(
-        cycle(SMALL), product(("own", "one", "expert"), ("silu", "gelu_tanh")), strict=False
-    )
+FORMS = [
+    ("own", "silu", False),
+    ("one", "gelu_tanh", False),
+    ("expert", "silu", False),
+    ("one", "swiglu_oai", True),
+    ("expert", "relu2", True),
+    ("own", "gelu_tanh", True),
 ]
-"""Each kind of scales with each activation; the patterns in turn."""
+WIRINGS = [(pattern, *form) for pattern, form in zip(cycle(SMALL), FORMS, strict=False)]
+"""Each kind of scales and each activation, without biases and with them; the patterns in turn."""
 
 
 @pytest.mark.op("moe")
-@pytest.mark.parametrize("pattern, kind, activation", WIRINGS, ids=str)
-def test_moe_is_its_stages(backend, device, pattern, kind, activation):
+@pytest.mark.parametrize("pattern, kind, activation, biased", WIRINGS, ids=str)
+def test_moe_is_its_stages(backend, device, pattern, kind, activation, biased):
     """Whole, or by its four ops, or with the first layer by its two: on any data, the same bits."""
     ids, weights = (t.to(device) for t in pattern.route())
     x, experts = activations(pattern.tokens, H).to(device), pattern.experts
-    w13 = nvfp4.quantize_experts(torch.randn(experts, 256, H) * 0.2, segments=2).to(device)
+    parts, limit = (1, None) if activation == "relu2" else (2, 5.0)
+    w13 = torch.randn(experts, 128 * parts, H) * 0.2
+    w13 = nvfp4.quantize_experts(w13, segments=parts).to(device)
     w2 = nvfp4.quantize_experts(torch.randn(experts, H, 128) * 0.2).to(device)
     p = {"own": None, "one": torch.tensor(0.02), "expert": torch.rand(experts) + 0.01}[kind]
     p = moved(p, device)
+    bias = torch.randn(experts, 128 * parts, device=device).bfloat16() if biased else None
+    w2_bias = torch.randn(experts, H, device=device) if biased else None
     rows, positions = nvfp4.moe_dispatch(x, ids, experts)
-    gate_up = nvfp4.grouped_mm(rows, w13, backend=backend)
-    h = nvfp4.grouped_glu_quantize(gate_up, rows.offsets, p, 5.0, activation)
+    gate_up = nvfp4.grouped_mm(rows, w13, bias, backend=backend)
+    h = nvfp4.grouped_glu_quantize(gate_up, rows.offsets, p, limit, activation)
     options = {"activation": activation, "backend": backend}
-    together = nvfp4.grouped_mm_glu_quantize(rows, w13, p, 5.0, **options)
+    together = nvfp4.grouped_mm_glu_quantize(rows, w13, bias, p, limit, **options)
     same_rows(together, h)
-    y = nvfp4.grouped_mm(h, w2, backend=backend)
+    y = nvfp4.grouped_mm(h, w2, w2_bias, backend=backend)
     out = nvfp4.moe_combine(y, weights, positions)
-    scales = (None, p, 0, 0, 5.0, activation, backend)
+    scales = (None, p, bias, w2_bias, 0, 0, limit, W4A4, activation, backend)
     same_bits(nvfp4.moe(x, weights, ids, w13, w2, *scales), out)
 
 
@@ -185,10 +193,16 @@ def test_the_shared_expert_is_a_mixture_of_one(backend, device, tokens, static):
     x = exact_tokens(tokens, H).to(device)
     w13, w2 = (moved(w, device) for w in experts_of(Pattern("one", PATTERNS[0].ids, experts=1)))
     x_p, h_p = (torch.tensor(p, device=device) if static else None for p in (2.0**-9, 0.125))
-    got = nvfp4.swiglu_mlp(x, w13[0], w2[0], x_p, h_p, 7.0, backend=backend)
+    biases = torch.randn(2 * INTERMEDIATE).bfloat16(), torch.randn(H)
+    b13, b2 = (moved(b, device).round() if static else None for b in biases)
+    options = {"swiglu_limit": 7.0, "activation": "swiglu_oai" if static else "silu"}
+    got = nvfp4.swiglu_mlp(x, w13[0], w2[0], x_p, h_p, b13, b2, **options, backend=backend)
     ids = torch.zeros(tokens, 1, dtype=torch.int32, device=device)
     ones = torch.ones(tokens, 1, device=device)
-    same_bits(got, nvfp4.moe(x, ones, ids, w13, w2, x_p, h_p, 0, 0, 7.0, backend="reference"))
+    b13, b2 = (None if b is None else b[None] for b in (b13, b2))
+    same_bits(
+        got, nvfp4.moe(x, ones, ids, w13, w2, x_p, h_p, b13, b2, **options, backend="reference")
+    )
 
 
 def test_swiglu_mlp_against_float64(device):
@@ -212,5 +226,5 @@ def test_the_first_layer_with_any_number_of_segments(backend, device, segments):
     w13 = moved(exact_experts(pattern.experts, 256, H, segments), device)
     rows, _ = nvfp4.moe_dispatch(exact_tokens(pattern.tokens, H).to(device), ids.to(device), 6)
     p = torch.tensor(0.125, device=device)
-    got = nvfp4.grouped_mm_glu_quantize(rows, w13, p, 7.0, backend=backend)
-    same_rows(got, nvfp4.grouped_mm_glu_quantize(rows, w13, p, 7.0, backend="reference"))
+    got = nvfp4.grouped_mm_glu_quantize(rows, w13, None, p, 7.0, backend=backend)
+    same_rows(got, nvfp4.grouped_mm_glu_quantize(rows, w13, None, p, 7.0, backend="reference"))

@@ -77,7 +77,7 @@ def test_swiglu_gate_of_the_experts_was_clamped_after_silu(backend, device):
     silu_of_limit = 7 / (1 + torch.exp(torch.tensor(-7.0)))
     p = (silu_of_limit / 2688).to(device)
     for scale in (None, p):
-        h = nvfp4.grouped_mm_glu_quantize(rows, w13, scale, swiglu_limit=7.0, backend=backend)
+        h = nvfp4.grouped_mm_glu_quantize(rows, w13, None, scale, swiglu_limit=7.0, backend=backend)
         got = h.dequantize(torch.float32).cpu()
         torch.testing.assert_close(got, silu_of_limit.expand(1, 128), rtol=1e-5, atol=0)
 

@@ -179,6 +179,21 @@ def test_gelu_tanh_accuracy():
     assert glu.glu(torch.tensor([torch.nan]), torch.ones(1), None, "gelu_tanh").isnan()
 
 
+def test_swiglu_oai_accuracy():
+    gate, up = torch.linspace(-20, 20, 20001), torch.randn(20001)
+    got = glu.activate(torch.cat([gate, up])[None], 7.0, "swiglu_oai").double()[0]
+    g, u = gate.double().clamp(max=7.0), up.double().clamp(-7.0, 7.0)
+    want = g * torch.sigmoid(1.702 * g) * (u + 1)
+    # The constant's own rounding counts most where g is far below zero.
+    torch.testing.assert_close(got, want, rtol=6e-6, atol=1e-12)
+
+
+def test_relu2_has_no_gate_and_keeps_nan():
+    x = torch.tensor([-3.0, -0.0, 0.0, 1.5, torch.inf, -torch.inf, torch.nan])
+    want = torch.tensor([0.0, 0.0, 0.0, 2.25, torch.inf, 0.0, torch.nan])
+    same_bits(glu.activate(x, None, "relu2"), want)
+
+
 def test_glu_limit_clamps_the_gate_before_silu():
     gate, up = torch.tensor([20.0, -20.0, 1.0]), torch.tensor([30.0, -30.0, 0.5])
     want = oracle.silu_mul(gate.numpy(), up.numpy(), 7.0)
@@ -186,7 +201,7 @@ def test_glu_limit_clamps_the_gate_before_silu():
 
 
 def test_swiglu_constants_are_float32():
-    constants = [*glu.EXP2_COEFFICIENTS, glu.NEG_LOG2_E, spec.ONE_SIXTH]
+    constants = [*glu.EXP2_COEFFICIENTS, glu.NEG_LOG2_E, glu.SWIGLU_OAI_SLOPE, spec.ONE_SIXTH]
     assert [float(np.float32(c)) for c in constants] == constants
 
 

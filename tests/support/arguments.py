@@ -15,12 +15,12 @@ SCHEMAS = {
     "silu_mul_quantize": 'nvfp4::silu_mul_quantize(Tensor gate_up, Tensor global_scale, float? swiglu_limit=None, str scale_layout="swizzled", str backend="") -> (Tensor data, Tensor scales)',
     "rmsnorm_quantize": 'nvfp4::rmsnorm_quantize(Tensor x, Tensor weight, float eps, Tensor? residual=None, Tensor? global_scale=None, str scale_layout="swizzled", str backend="") -> (Tensor data, Tensor scales, Tensor row_scale, Tensor residual)',
     "linear": 'nvfp4::linear(Tensor x, Tensor weight, Tensor weight_scales, Tensor weight_global_scale, Tensor? x_global_scale=None, Tensor? bias=None, str activation="nvfp4", str backend="") -> Tensor',
-    "swiglu_mlp": 'nvfp4::swiglu_mlp(Tensor x, Tensor w13, Tensor w13_scales, Tensor w13_global_scale, Tensor w2, Tensor w2_scales, Tensor w2_global_scale, Tensor? x_global_scale=None, Tensor? h_global_scale=None, float? swiglu_limit=None, str activation="silu", str backend="") -> Tensor',
+    "swiglu_mlp": 'nvfp4::swiglu_mlp(Tensor x, Tensor w13, Tensor w13_scales, Tensor w13_global_scale, Tensor w2, Tensor w2_scales, Tensor w2_global_scale, Tensor? x_global_scale=None, Tensor? h_global_scale=None, Tensor? w13_bias=None, Tensor? w2_bias=None, float? swiglu_limit=None, str activation="silu", str backend="") -> Tensor',
     "grouped_mm": 'nvfp4::grouped_mm(Tensor a, Tensor b, Tensor a_scales, Tensor b_scales, Tensor alpha, Tensor offsets, Tensor? row_scale=None, Tensor? bias=None, ScalarType? out_dtype=None, int expected_rows=0, str backend="") -> Tensor',
-    "grouped_mm_glu_quantize": 'nvfp4::grouped_mm_glu_quantize(Tensor a, Tensor b, Tensor a_scales, Tensor b_scales, Tensor alpha, Tensor offsets, Tensor? row_scale=None, Tensor? global_scale=None, float? swiglu_limit=None, ScalarType? gate_up_dtype=None, int expected_rows=0, str activation="silu", str backend="") -> (Tensor data, Tensor scales, Tensor row_scale)',
+    "grouped_mm_glu_quantize": 'nvfp4::grouped_mm_glu_quantize(Tensor a, Tensor b, Tensor a_scales, Tensor b_scales, Tensor alpha, Tensor offsets, Tensor? row_scale=None, Tensor? bias=None, Tensor? global_scale=None, float? swiglu_limit=None, ScalarType? gate_up_dtype=None, int expected_rows=0, str activation="silu", str backend="") -> (Tensor data, Tensor scales, Tensor row_scale)',
     "moe_dispatch": 'nvfp4::moe_dispatch(Tensor x, Tensor topk_ids, int num_experts, Tensor? x_global_scale=None, int expert_offset=0, str backend="") -> (Tensor data, Tensor scales, Tensor row_scale, Tensor offsets, Tensor positions)',
     "moe_combine": 'nvfp4::moe_combine(Tensor y, Tensor topk_weights, Tensor positions, ScalarType? out_dtype=None, str backend="") -> Tensor',
-    "moe": 'nvfp4::moe(Tensor x, Tensor topk_weights, Tensor topk_ids, Tensor w13, Tensor w13_scales, Tensor w13_global_scale, Tensor w2, Tensor w2_scales, Tensor w2_global_scale, Tensor? x_global_scale=None, Tensor? h_global_scale=None, int expert_offset=0, int global_num_experts=0, float? swiglu_limit=None, str activation="silu", str backend="") -> Tensor',
+    "moe": 'nvfp4::moe(Tensor x, Tensor topk_weights, Tensor topk_ids, Tensor w13, Tensor w13_scales, Tensor w13_global_scale, Tensor w2, Tensor w2_scales, Tensor w2_global_scale, Tensor? x_global_scale=None, Tensor? h_global_scale=None, Tensor? w13_bias=None, Tensor? w2_bias=None, int expert_offset=0, int global_num_experts=0, float? swiglu_limit=None, str activation_format="nvfp4", str activation="silu", str backend="") -> Tensor',
 }
 NAMES = tuple(SCHEMAS)
 
@@ -63,14 +63,17 @@ def _of_experts(name: str, x: torch.Tensor) -> tuple:
         first, second = w13[0], w2[0]
         weights = (first.data, first.scales, first.global_scale)
         weights += (second.data, second.scales, second.global_scale)
-        return x, *weights, None, torch.tensor(0.01, device=device), 7.0
+        bias = torch.randn(64, device=device)
+        return x, *weights, None, torch.tensor(0.01, device=device), bias, None, 7.0
     ids = torch.randint(-1, EXPERTS + 2, (m, TOP_K), device=device, dtype=torch.int32)
     weights = torch.rand(m, TOP_K, device=device)
     if name == "moe_dispatch":
         return x, ids, EXPERTS, None, 1
     if name == "moe":
         both = (w13.data, w13.scales, w13.global_scale, w2.data, w2.scales, w2.global_scale)
-        return x, weights, ids, *both, None, torch.rand(EXPERTS, device=device) + 0.01, 1, 0, 7.0
+        biases = torch.randn(EXPERTS, 64, device=device), torch.randn(EXPERTS, k, device=device)
+        h = torch.rand(EXPERTS, device=device) + 0.01
+        return x, weights, ids, *both, None, h, *biases, 1, 0, 7.0
     rows, positions = nvfp4.moe_dispatch(x, ids, EXPERTS, expert_offset=1)
     if name == "moe_combine":
         return x.repeat(TOP_K, 1), weights, positions, torch.float32
@@ -78,4 +81,4 @@ def _of_experts(name: str, x: torch.Tensor) -> tuple:
     operands = (rows.data, w13.data, rows.scales, w13.scales, alpha, rows.offsets)
     if name == "grouped_mm":
         return *operands, None, torch.randn(EXPERTS, 64, device=device), torch.float32
-    return *operands, None, None, 7.0, torch.float16, 0, "silu"
+    return *operands, None, None, None, 7.0, torch.float16, 0, "silu"

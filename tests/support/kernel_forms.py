@@ -21,6 +21,7 @@ from nvfp4.backends.triton import (
     quantize_dynamic,
     rmsnorm_quantize,
     weight_only_linear,
+    weight_only_moe,
 )
 from nvfp4.backends.triton.device.tile_config import Tile
 from nvfp4.backends.triton.gemm.config import (
@@ -43,11 +44,13 @@ from nvfp4.calls import (
     GroupedMm,
     Linear,
     Mm,
+    Moe,
     Quantize,
     QuantizeDynamic,
     RmsnormQuantize,
 )
 from nvfp4.spec.format import FLOAT_DTYPES, SCALE_DTYPE
+from nvfp4.spec.glu import columns_per_output
 from nvfp4.spec.grouped import swizzle_grouped_scales
 from nvfp4.spec.swizzle import swizzle_scales
 
@@ -74,7 +77,8 @@ class Form(NamedTuple):
     @property
     def op(self) -> str:
         """The op whose kernels run."""
-        return "weight_only_linear" if "W4A16" in self.name else self.name.split()[0].rstrip(",")
+        name = self.name.split()[0].rstrip(",")
+        return f"weight_only_{name}" if "W4A16" in self.name else name
 
 
 FORMS: list[Form] = []
@@ -99,6 +103,7 @@ SMALL = (
     "grouped_mm block-scaled 16",
     "moe_dispatch of several chunks of ids",
     "moe_combine float16, top 8",
+    "moe W4A16, relu2",
 )
 """Names of forms that have every kernel of every architecture between them."""
 
@@ -510,7 +515,8 @@ def _(backend: str) -> Outputs:
 
 def _grouped_glu(backend: str, dtype: torch.dtype, p: Tensor | None, activation: str) -> Outputs:
     gate_up = activations(sum(COUNTS) + 2, 192, dtype)
-    call = GluQuantize(gate_up, p, _offsets(), 7.0, "swizzled", activation)
+    limit = None if activation == "relu2" else 7.0
+    call = GluQuantize(gate_up, p, _offsets(), limit, "swizzled", activation)
     return OPS.glu_quantize(*call[:6], backend=backend)
 
 
@@ -527,6 +533,75 @@ def _(backend: str) -> Outputs:
 @form("glu_quantize of experts, a scale each")
 def _(backend: str) -> Outputs:
     return _grouped_glu(backend, F32, torch.rand(len(COUNTS)) + 0.01, "silu")
+
+
+@form("glu_quantize of experts, swiglu_oai")
+def _(backend: str) -> Outputs:
+    return _grouped_glu(backend, BF16, None, "swiglu_oai")
+
+
+@form("glu_quantize of experts, relu2")
+def _(backend: str) -> Outputs:
+    return _grouped_glu(backend, BF16, None, "relu2")
+
+
+def _moe(
+    backend: str, activation: str, dtype: torch.dtype, config: MmConfig | None, biased: bool
+) -> Outputs:
+    """W4A16 with exact sums: few nonzero inputs, and gates beyond 32, where act(g) is g."""
+    tokens, experts, (k, intermediate) = 5, 3, (80, 48) if config else (128, 128)
+    x = torch.zeros(tokens, k).scatter_(1, torch.randint(0, k, (tokens, 2)), 1.0)
+    x = (x * 2.0 ** torch.randint(0, 2, (tokens, 1))).to(dtype)
+    n = intermediate * columns_per_output(activation)
+    w13, w13_scales = codes(experts, n, k), torch.ones(n, k // 16).to(SCALE_DTYPE)
+    w2, w2_scales = codes(experts, k, intermediate), small_scales(k, intermediate)
+    w13_scales, w2_scales = (
+        torch.stack([swizzle_scales(scales)] * experts) for scales in (w13_scales, w2_scales)
+    )
+    alpha, w2_alpha = 2.0 ** torch.randint(0, 2, (experts, 1)), torch.full((experts,), 2.0**-6)
+    w13_bias = torch.randint(-2, 3, (experts, n)).to(BF16)
+    w13_bias[:, : n - intermediate] += 96.0
+    w2_bias = torch.randint(-8, 9, (experts, k)).to(F32) if biased else None
+    weights = 2.0 ** torch.randint(-2, 1, (tokens, 2))
+    call = Moe(
+        *(
+            x,
+            weights,
+            _ids(tokens, 2, torch.int32),
+            w13,
+            w13_scales,
+            alpha,
+            w2,
+            w2_scales,
+            w2_alpha,
+        ),
+        w13_bias=w13_bias if biased else None,
+        w2_bias=w2_bias,
+        expert_offset=1,
+        swiglu_limit=110.0 if activation == "silu" else None,
+        activation_format="bf16",
+        activation=activation,
+    )
+    if backend == "reference":
+        return OPS.moe(*call[:-1], backend=backend)
+    out = call.outputs()
+    run(*weight_only_moe.plan(*call.prepared(out), emulated_sm(), config))
+    return (out,)
+
+
+@form("moe W4A16, relu2")
+def _(backend: str) -> Outputs:
+    return _moe(backend, "relu2", BF16, TILE_16X64, biased=False)
+
+
+@form("moe W4A16, silu with a limit and biases")
+def _(backend: str) -> Outputs:
+    return _moe(backend, "silu", F16, TILE_32X64, biased=True)
+
+
+@form("moe W4A16, swiglu_oai by wgmma", hopper)
+def _(backend: str) -> Outputs:
+    return _moe(backend, "swiglu_oai", F32, None, biased=True)
 
 
 def _combine(backend: str, dtype: torch.dtype, top_k: int, weights: torch.dtype) -> Outputs:
@@ -574,7 +649,7 @@ def cutedsl_forms() -> Iterator[Form]:
         alpha, p = torch.full((experts, 1), 2.0**-8), torch.tensor(2.0**-6)
         grouped = swizzle_grouped_scales(a_scales, offsets)
         return OPS.grouped_mm_glu_quantize(
-            a, b, grouped, b_scales, alpha, offsets, None, p, backend=backend
+            a, b, grouped, b_scales, alpha, offsets, None, None, p, backend=backend
         )
 
     def mm_(backend: str) -> Outputs:

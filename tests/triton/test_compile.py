@@ -54,7 +54,7 @@ def refused(sm: int) -> str:
 
 
 def gemms(sm: int) -> list[Form]:
-    return [f for f in forms_on(sm) if f.name.startswith(("mm", "grouped_mm")) or "W4A16" in f.name]
+    return [f for f in forms_on(sm) if f.name.startswith(("mm", "grouped_mm", "linear W4A16"))]
 
 
 @pytest.mark.parametrize("sm", ASSEMBLED_SINCE)

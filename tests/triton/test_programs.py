@@ -19,6 +19,7 @@ from nvfp4.backends.triton import (
     quantize,
     route,
     weight_only_linear,
+    weight_only_moe,
 )
 from nvfp4.backends.triton.runtime.descriptors import Described
 from nvfp4.backends.triton.runtime.launch import Launch
@@ -28,6 +29,7 @@ from nvfp4.calls import (
     GroupedMm,
     Linear,
     Mm,
+    Moe,
     MoeDispatch,
     Packed,
     Quantize,
@@ -102,12 +104,22 @@ def _dispatch(m: int) -> Planned:
     return moe_dispatch.plan, MoeDispatch(torch.zeros(m, K), ids, EXPERTS), out, SM
 
 
+def _weight_only_moe(m: int) -> Planned:
+    x, ids = torch.zeros(m, K, dtype=torch.bfloat16), torch.zeros(m, 2, dtype=INTS)
+    w2 = torch.zeros(EXPERTS, K, N // 4, dtype=BYTES)
+    w2_scales = _scales((EXPERTS, *scales_shape((K, N // 2), "swizzled")))
+    alpha = torch.ones(EXPERTS, 2), torch.ones(EXPERTS, 1)
+    weights = *_weight(EXPERTS), alpha[0], w2, w2_scales, alpha[1]
+    call = Moe(x, torch.ones(m, 2), ids, *weights, w2_bias=torch.zeros(EXPERTS, K))
+    return weight_only_moe.plan, call, torch.zeros(m, K, dtype=torch.bfloat16), SM
+
+
 def _glu(m: int) -> Planned:
     call = GluQuantize(torch.zeros(m, 2 * K), swiglu_limit=7.0)
     return glu_quantize.plan, call, Quantized(*_activations(m), torch.zeros(m)), SM
 
 
-FORMS = [_quantize, _linear, _weight_only, _mm, _grouped, _route, _dispatch, _glu]
+FORMS = [_quantize, _linear, _weight_only, _mm, _grouped, _route, _dispatch, _glu, _weight_only_moe]
 
 
 def _launches(planned: tuple[Any, ...]) -> tuple[Launch, ...]:

@@ -19,8 +19,10 @@ pytestmark = pytest.mark.usefixtures("interpreted")
 def _apply(x, y, out, FUNCTION: tl.constexpr, N: tl.constexpr, SM: tl.constexpr):
     at = tl.arange(0, N)
     a, b = tl.load(x + at), tl.load(y + at)
-    if FUNCTION == "silu" or FUNCTION == "gelu_tanh":
+    if FUNCTION == "silu" or FUNCTION == "gelu_tanh" or FUNCTION == "swiglu_oai":
         tl.store(out + at, tiles.glu(a, b, FUNCTION))
+    elif FUNCTION == "relu2":
+        tl.store(out + at, tiles.relu2(a))
     elif FUNCTION == "e2m1":
         blocks = a.reshape(1, N // 16, 16)
         is_nan = tl.max((blocks != blocks).to(tl.int32), axis=2) > 0
@@ -53,9 +55,11 @@ def _floats() -> torch.Tensor:
 @pytest.mark.parametrize("activation", glu.ACTIVATIONS)
 def test_glu(device, activation):
     gate = torch.cat([torch.linspace(-100, 100, COUNT // 2), torch.randn(COUNT // 2) * 3])
+    gate[:4] = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0])
     up = torch.randn(COUNT)
     got = _run(activation, gate, up, torch.float32, device)
-    same_bits(got, glu.glu(gate, up, None, activation))
+    both = gate if activation == "relu2" else torch.cat([gate, up])
+    same_bits(got, glu.activate(both, None, activation))
 
 
 def test_packing_e2m1(device):

@@ -11,7 +11,7 @@ from multiprocessing import get_context
 
 import torch
 
-from nvfp4.backends.cutedsl import fused_needs
+from nvfp4.backends.cutedsl import FUSED_ACTIVATIONS, fused_needs
 from nvfp4.backends.cutedsl.gemm.choose import (
     B200_SMS,
     choose_config,
@@ -24,7 +24,6 @@ from nvfp4.backends.cutedsl.gemm.layouts import sized
 from nvfp4.backends.cutedsl.runtime.compile import compiled, is_cached
 from nvfp4.backends.environment import may_split_k
 from nvfp4.backends.workload import Workload
-from nvfp4.spec.glu import ACTIVATIONS
 
 FORMS = ((Alpha.ONE, False), (Alpha.ROWS, False), (Alpha.ONE, True), (Alpha.SEGMENTS, True))
 """(alpha, row_scale) that are compiled ahead: mm of two tensors' scales, with one of the first or
@@ -43,6 +42,7 @@ def kernels_for(workload: Workload) -> list[Kernel]:
             workload.dtypes,
             workload.glu,
             workload.bias,
+            workload.activation,
         )
     found: dict[Kernel, None] = {}
     n, k, bias = workload.n, workload.k, workload.bias
@@ -64,21 +64,22 @@ def grouped_kernels_for(
     dtypes: Iterable[torch.dtype],
     glu: bool = False,
     bias: torch.dtype | None = None,
+    activation: str = "",
 ) -> list[Kernel]:
     """Every kernel of grouped_mm, or with `glu` of grouped_mm_glu_quantize, for weights
     [experts, n, k] and up to max_rows rows of all experts together.
 
     Rows have a scale each, as dispatched tokens do. Weights have one scale, or gate and up have
-    their own. With `glu` each activation has a kernel.
+    their own. With `glu` each activation has a kernel; activation: "" is each that is fused.
     """
-    fused = glu and not fused_needs(n // 2)
+    fused = glu and not fused_needs(n // 2, activation, bias is not None)
     found: dict[Kernel, None] = {}
     for dtype, rows in product(dtypes, Workload(n, k, max_rows).token_counts()):
         size = dtype.itemsize
         tile = choose_grouped_config(rows, experts, n, k, size, glu=fused).tile
         aligned = n * size % 16 == 0
         if fused:
-            forms = product(ACTIVATIONS, (False, True))
+            forms = product([activation] if activation else FUSED_ACTIVATIONS, (False, True))
             kernels = [glu_kernel_of(tile, dtype, True, *form) for form in forms]
         else:
             kernels = [

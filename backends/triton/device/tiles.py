@@ -39,8 +39,10 @@ SCALE_ROW_STEP = tl.constexpr(32)
 SCALE_ROW_GROUPS = tl.constexpr(spec_swizzle.TILE_ROWS // SCALE_ROW_STEP.value)
 """Rows of a scale tile that lie side by side."""
 
-SILU = tl.constexpr(spec_glu.SILU)
+GELU_TANH = tl.constexpr(spec_glu.GELU_TANH)
+SWIGLU_OAI = tl.constexpr(spec_glu.SWIGLU_OAI)
 NEG_LOG2_E = tl.constexpr(spec_glu.NEG_LOG2_E)
+SWIGLU_OAI_SLOPE = tl.constexpr(spec_glu.SWIGLU_OAI_SLOPE)
 GELU_C0 = tl.constexpr(spec_glu.GELU_C0)
 GELU_C1 = tl.constexpr(spec_glu.GELU_C1)
 EXP2_MIN = tl.constexpr(spec_glu.EXP2_MIN)
@@ -163,8 +165,13 @@ def round_tile(x, p, SM: tl.constexpr):
 @triton.jit
 def glu(gate, up, ACTIVATION: tl.constexpr):
     """Compute act(gate) * up in float32, operation for operation as spec/glu.py."""
-    slope = NEG_LOG2_E if ACTIVATION == SILU else gate * gate * GELU_C1 + GELU_C0
-    t = gate * slope
+    if ACTIVATION == GELU_TANH:
+        t = gate * (gate * gate * GELU_C1 + GELU_C0)
+    elif ACTIVATION == SWIGLU_OAI:
+        up += 1.0
+        t = gate * SWIGLU_OAI_SLOPE
+    else:
+        t = gate * NEG_LOG2_E
     t = tl.minimum(tl.maximum(t, EXP2_MIN), EXP2_MAX)
     shifted = t + ROUND_TO_INT
     f = t - (shifted - ROUND_TO_INT)
@@ -176,6 +183,13 @@ def glu(gate, up, ACTIVATION: tl.constexpr):
     exponent = shifted.to(tl.int32, bitcast=True) << 23
     exp = (poly.to(tl.int32, bitcast=True) + exponent).to(tl.float32, bitcast=True)
     return tl.div_rn(gate, exp + 1.0) * up
+
+
+@triton.jit
+def relu2(x):
+    """Compute max(x, 0)^2 in float32; a NaN stays one."""
+    positive = tl.where(x < 0.0, 0.0, x)
+    return positive * positive
 
 
 # ---- addresses ------------------------------------------------------------------------------
