@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from nvfp4.calls.linear import W4A4, W4A16
 from nvfp4.checkpoints.load import Experts, SortedExperts
 from nvfp4.checkpoints.names import WEIGHT, is_router, matches
 from nvfp4.checkpoints.skeleton import (
@@ -20,7 +19,7 @@ from nvfp4.checkpoints.skeleton import (
     is_transposed,
 )
 from nvfp4.layers import Linear, MoE
-from nvfp4.spec.format import BLOCK, FLOAT_DTYPES
+from nvfp4.spec.format import BLOCK, FLOAT_DTYPES, W4A4, W4A16
 
 Model = TypeVar("Model", bound=nn.Module)
 
