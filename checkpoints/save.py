@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nvfp4.calls.linear import W4A4
 from nvfp4.checkpoints.files import TensorSpec
 from nvfp4.checkpoints.load import Experts, SortedExperts
 from nvfp4.checkpoints.names import DOWN, GATE, UP, WEIGHT, expert_of
@@ -25,7 +24,7 @@ from nvfp4.checkpoints.schemes import (
     Scheme,
 )
 from nvfp4.layers import Linear, MoE, PackedModule, SwiGLUMLP
-from nvfp4.spec.format import BLOCK, LINEAR
+from nvfp4.spec.format import BLOCK, LINEAR, W4A4
 from nvfp4.spec.swizzle import unswizzle_scales
 from nvfp4.tensors import QuantizedTensor
 

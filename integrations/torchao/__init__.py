@@ -7,7 +7,7 @@ from torchao.core.config import AOBaseConfig
 from torchao.quantization.transform_module import register_quantize_module_handler
 
 from nvfp4.layers import Linear
-from nvfp4.spec.format import BLOCK
+from nvfp4.spec.format import BLOCK, W4A4
 
 __all__ = ["NvFp4Config"]
 
@@ -20,7 +20,7 @@ class NvFp4Config(AOBaseConfig):
     backend: a backend's name, or "" to choose at each call.
     """
 
-    activation: str = "nvfp4"
+    activation: str = W4A4
     backend: str = ""
 
 

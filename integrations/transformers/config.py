@@ -6,6 +6,7 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from nvfp4.checkpoints.schemes import MODELOPT
+from nvfp4.spec.format import W4A4
 
 METHOD = MODELOPT.name
 """The quant_method of ModelOpt's checkpoints."""
@@ -27,7 +28,7 @@ class NvFp4Config(QuantizationConfigMixin):
     def __init__(
         self,
         exclude: Sequence[str] = (),
-        activation: str = "nvfp4",
+        activation: str = W4A4,
         backend: str = "",
         **stored: Any,
     ) -> None:
