@@ -14,7 +14,7 @@ from nvfp4.dispatch.select import requested
 from nvfp4.ops.linear import linear
 from nvfp4.ops.moe import moe
 from nvfp4.ops.quantize import quantize_weight
-from nvfp4.spec.format import DATA_DTYPE, SCALE_DTYPE, SWIZZLED
+from nvfp4.spec.format import DATA_DTYPE, SCALE_DTYPE, SWIZZLED, W4A4, W4A16
 from nvfp4.spec.glu import SILU, columns_per_output
 from nvfp4.spec.swizzle import scales_shape
 from nvfp4.tensors import ExpertWeights
@@ -26,6 +26,7 @@ def warmup(
     dtypes: Iterable[torch.dtype] = (torch.bfloat16,),
     bias: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    activation_format: str = W4A4,
     backend: str = "",
 ) -> list[str]:
     """Compile, and on a GPU run once, what mm and linear need for weights of these shapes.
@@ -38,6 +39,7 @@ def warmup(
         dtypes: of the activations, and so of the outputs.
         bias: the biases' dtype, None for none.
         device: default the current GPU if there is one, else the CPU.
+        activation_format: "nvfp4" for W4A4 calls, and for mm; "bf16" for W4A16 calls.
         backend: as the ops' own argument.
 
     Returns what was compiled ahead, a line a kernel. Raises RuntimeError if a kernel cannot be
@@ -45,7 +47,7 @@ def warmup(
     """
     where = _device(device)
     dtypes = tuple(dtypes)
-    workloads = [workload_of(n, k, max_m, dtypes, bias) for n, k in shapes]
+    workloads = [workload_of(n, k, max_m, dtypes, bias, activation_format) for n, k in shapes]
     done = compile_ahead(workloads, where, backend)
     if where.type == "cuda":
         for work in workloads:
@@ -115,13 +117,17 @@ def workload_of(
     max_m: int,
     dtypes: Iterable[torch.dtype],
     bias: torch.dtype | None = None,
+    activation_format: str = W4A4,
 ) -> Workload:
     """The workload of mm and linear with weights [n, k] and up to max_m rows."""
     if n < 1 or k < 16 or k % 16:
         need = "(N, K) with N positive and K a positive multiple of 16"
         raise ValueError(f"nvfp4.warmup: shapes needs {need}, got {(n, k)}")
     _positive("max_m", max_m)
-    return Workload(n, k, max_m, tuple(dtypes), bias)
+    if activation_format not in (W4A4, W4A16):
+        need = f"{W4A4!r} or {W4A16!r}"
+        raise ValueError(f"nvfp4.warmup: activation_format needs {need}, got {activation_format!r}")
+    return Workload(n, k, max_m, tuple(dtypes), bias, activation_format=activation_format)
 
 
 def moe_workloads(
@@ -162,10 +168,8 @@ def compile_ahead(
     """
     done = []
     target = target_of(device)
-    for op in ("mm", "grouped_mm"):
-        works = [work for work in workloads if (work.experts > 0) == (op == "grouped_mm")]
-        if not works:
-            continue
+    for op in dict.fromkeys(work.op for work in workloads):
+        works = [work for work in workloads if work.op == op]
         compile_them = choose(Problem(op, target), requested(backend), strict=False).compile_ahead
         if compile_them is None:
             continue
@@ -241,7 +245,7 @@ def _linear_of_zeros(
     weight = quantize_weight(torch.zeros(work.n, work.k, dtype=torch.bfloat16, device=device))
     bias = None if work.bias is None else torch.zeros(work.n, dtype=work.bias, device=device)
     packed = weight.data, weight.scales, weight.global_scale
-    return lambda x: linear(x, *packed, None, bias, backend=backend)
+    return lambda x: linear(x, *packed, None, bias, work.activation_format, backend)
 
 
 def _zeros(experts: int, n: int, k: int, segments: int, device: torch.device) -> ExpertWeights:

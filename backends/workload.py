@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import torch
 
+from nvfp4.spec.format import W4A4, W4A16
+
 TOKEN_STEP = 128
 """Up to so many tokens, each number may have a kernel of its own; beyond, each step of so many."""
 
@@ -29,6 +31,15 @@ class Workload(NamedTuple):
     """Whether the n columns go into grouped_mm_glu_quantize with a known global scale."""
     activation: str = ""
     """With `glu`, the activation that follows; "" is each of them."""
+    activation_format: str = W4A4
+    """What a linear layer multiplies its weight by: 4 bits, or 16."""
+
+    @property
+    def op(self) -> str:
+        """The op or stage whose backend runs these GEMMs."""
+        if self.experts:
+            return "grouped_mm"
+        return "weight_only_linear" if self.activation_format == W4A16 else "mm"
 
     def token_counts(self) -> list[int]:
         """Every M that another kernel may run."""

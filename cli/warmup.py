@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 import typer
 
-from nvfp4.ahead.warmup import moe_workloads
+from nvfp4.ahead.warmup import moe_workloads, workload_of
 from nvfp4.backends.backend import Backend
 from nvfp4.backends.problem import Problem
 from nvfp4.backends.target import Target, sm_of
@@ -14,6 +14,7 @@ from nvfp4.backends.workload import Workload
 from nvfp4.cli.errors import user_errors
 from nvfp4.cli.progress import steps
 from nvfp4.dispatch import BACKENDS
+from nvfp4.spec.format import W4A4
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -57,6 +58,9 @@ def warmup(
         "bfloat16"
     ],
     bias: Annotated[str, typer.Option(help="The biases' dtype; default: calls without.")] = "",
+    activation_format: Annotated[
+        str, typer.Option(help="With --shape: nvfp4 for W4A4 calls, bf16 for W4A16 calls.")
+    ] = W4A4,
     arch: Annotated[str, typer.Option(help="What to compile for.")] = "sm_100a",
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one per CPU.")] = 0,
 ) -> None:
@@ -68,7 +72,10 @@ def warmup(
     with user_errors(), steps() as step:
         dtypes = tuple(_dtype("dtype", name) for name in dtype)
         added = _dtype("bias", bias) if bias else None
-        workloads = [Workload(*weight_shape(text), max_m, dtypes, added) for text in shape or ()]
+        workloads = [
+            workload_of(*weight_shape(text), max_m, dtypes, added, activation_format)
+            for text in shape or ()
+        ]
         for text in moe or ():
             workloads += moe_workloads(*_experts(text), max_m, top_k, dtypes, glu=calibrated)
         if not workloads:
@@ -89,7 +96,7 @@ def _shared_out(workloads: list[Workload], sm: int) -> dict[Backend, list[Worklo
     """Share the workloads out to the backends that compile ahead; ValueError if none can."""
     shares: dict[Backend, list[Workload]] = {}
     for work in workloads:
-        problem = Problem("grouped_mm" if work.experts else "mm", Target("cuda", sm))
+        problem = Problem(work.op, Target("cuda", sm))
         backends = [b for b in BACKENDS if b.compile_ahead is not None and not b.reasons(problem)]
         if not backends:
             need = f"a backend that compiles {problem.op} ahead for {problem.target}"

@@ -25,14 +25,14 @@ import torch
 import triton
 from torch import Tensor
 
-from nvfp4.backends.triton import grouped_mm, linear, mm, quantize_dynamic
+from nvfp4.backends.triton import grouped_mm, linear, mm, quantize_dynamic, weight_only_linear
 from nvfp4.backends.triton.device.tile_config import LONGEST_ROW
 from nvfp4.backends.triton.runtime.architecture import multiplies_nvfp4
 from nvfp4.backends.triton.runtime.launch import Launch, hash_all, kind, specialized
 from nvfp4.backends.triton.runtime.process import compiling_environment
 from nvfp4.backends.workload import Workload
 from nvfp4.calls import GroupedMm, Linear, Mm, Quantized, QuantizeDynamic
-from nvfp4.spec.format import DATA_DTYPE, SCALE_DTYPE, SWIZZLED
+from nvfp4.spec.format import DATA_DTYPE, SCALE_DTYPE, SWIZZLED, W4A16
 from nvfp4.spec.grouped import grouped_scales_shape
 from nvfp4.spec.swizzle import scales_shape
 
@@ -60,14 +60,17 @@ def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def _linear(work: Workload, m: int, dtype: torch.dtype, sm: int) -> Iterator[Launch]:
-    """The launches of nvfp4::linear: each row has a scale, the weight has one."""
+    """The launches of nvfp4::linear: the weight has one scale, and in W4A4 each row has one."""
     n, k = work.n, work.k
     bias = None if work.bias is None else _meta(n, dtype=work.bias)
     x, weight = _meta(m, k, dtype=dtype), _meta(n, k // 2, dtype=DATA_DTYPE)
     weight_scales = _meta(*scales_shape((n, k), SWIZZLED), dtype=SCALE_DTYPE)
     out = _meta(m, n, dtype=dtype)
+    call = Linear(x, weight, weight_scales, _meta(1), None, bias, work.activation_format)
+    if work.activation_format == W4A16:
+        yield from weight_only_linear.plan(call, out, sm)
+        return
     if not multiplies_nvfp4(sm):
-        call = Linear(x, weight, weight_scales, _meta(1), None, bias)
         yield from linear.plan(call, out, sm)
         return
     scales = _meta(*scales_shape((m, k), SWIZZLED), dtype=SCALE_DTYPE)

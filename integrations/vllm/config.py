@@ -101,16 +101,14 @@ class NvFp4Config(QuantizationConfig):
             group = self._group(modules)
             if group is None:
                 return self._rest(modules, layer, prefix) or UnquantizedLinearMethod()
-            return NvFp4LinearMethod(self.scheme.format, modules, group.calibrated, _max_tokens())
+            return NvFp4LinearMethod(self.scheme.format, modules, group, _max_tokens())
         if isinstance(layer, RoutedExperts):
             names = layer.ckpt_gate_proj_name, layer.ckpt_up_proj_name, layer.ckpt_down_proj_name
             modules = [f"{prefix}.0.{name}" for name in names]
             group = self._group(modules)
             if group is None:
                 return self._rest(modules, layer, prefix)
-            return NvFp4ExpertsMethod(
-                layer.moe_config, self.scheme.format, group.calibrated, _max_tokens()
-            )
+            return NvFp4ExpertsMethod(layer.moe_config, self.scheme.format, group, _max_tokens())
         return None
 
     def _rest(

@@ -10,7 +10,7 @@ from vllm.model_executor.layers.fused_moe import FusedMoEMethodBase, RoutedExper
 from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
 from vllm.model_executor.utils import set_weight_attrs
 
-from nvfp4.checkpoints import Format
+from nvfp4.checkpoints import Format, Group
 from nvfp4.integrations.vllm.loading import multipliers, needs_dtype, refused, validated
 from nvfp4.layers import MoE
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, LINEAR, SCALE_DTYPE
@@ -26,7 +26,7 @@ GATE_UP, DOWN = ("w1", "w3"), ("w2",)
 
 
 class NvFp4ExpertsMethod(FusedMoEMethodBase):
-    """The experts of a layer as one nvfp4.layers.MoE (W4A4).
+    """The experts of a layer as one nvfp4.layers.MoE, in W4A4 or W4A16 as their group says.
 
     Each expert's gate and up have their own global scales. The experts' input is one tensor and is
     quantized once. Its calibrated scale is the largest of all experts' on all ranks, so every rank
@@ -37,17 +37,15 @@ class NvFp4ExpertsMethod(FusedMoEMethodBase):
     outputs, and runs the router and a shared expert.
     """
 
-    def __init__(
-        self, moe: FusedMoEConfig, format: Format, calibrated: bool, max_tokens: int
-    ) -> None:
+    def __init__(self, moe: FusedMoEConfig, format: Format, group: Group, max_tokens: int) -> None:
         """Make the method for one layer.
 
-        `calibrated` says whether to use the checkpoint's input scales. `max_tokens` is the most
-        tokens of a step.
+        `group` says what its activations are, and whether the checkpoint has their scales.
+        `max_tokens` is the most tokens of a step.
         """
         super().__init__(moe)
         self.format = format
-        self.calibrated = calibrated
+        self.group = group
         self.max_tokens = max_tokens
 
     def create_weights(
@@ -98,6 +96,7 @@ class NvFp4ExpertsMethod(FusedMoEMethodBase):
             global_num_experts=layer.global_num_experts,
             swiglu_limit=self.moe.swiglu_limit,
             activation=self.moe.activation.value,
+            activation_format=self.group.activation,
         )
         f = self.format
         for shards in (GATE_UP, DOWN):
@@ -146,7 +145,7 @@ class NvFp4ExpertsMethod(FusedMoEMethodBase):
 
     def _input_global_scales(self, layer: RoutedExperts, shards: Sequence[str]) -> Tensor | None:
         param = getattr(layer, _parameter(shards, self.format.input_global_scale))
-        if not self.calibrated or not param.weight_loader.complete():
+        if not self.group.calibrated or not param.weight_loader.complete():
             return None
         p = self.format.from_stored(param.data)
         return multipliers(p, param.weight_loader.tensor)

@@ -18,7 +18,7 @@ from vllm.model_executor.parameter import (
 )
 
 from nvfp4.ahead.warmup import warmup
-from nvfp4.checkpoints import Format
+from nvfp4.checkpoints import Format, Group
 from nvfp4.checkpoints.schemes import PRE_QUANT_SCALE
 from nvfp4.integrations.vllm.loading import PartLoader, multipliers, refused, validated
 from nvfp4.ops.linear import linear
@@ -28,7 +28,7 @@ from nvfp4.tensors import QuantizedTensor, concatenate
 
 @register_weight_loader_v2_supported_method
 class NvFp4LinearMethod(LinearMethodBase):
-    """A linear layer of vLLM on torch.ops.nvfp4.linear.
+    """A linear layer of vLLM on torch.ops.nvfp4.linear, in W4A4 or W4A16 as its group says.
 
     Its parameters first have the checkpoint's names. After loading they become what the op takes.
     Each part of a fused layer (q, k, v; gate, up) keeps its global scale. The parts have the same
@@ -36,16 +36,17 @@ class NvFp4LinearMethod(LinearMethodBase):
     """
 
     def __init__(
-        self, format: Format, modules: Sequence[str], calibrated: bool, max_tokens: int
+        self, format: Format, modules: Sequence[str], group: Group, max_tokens: int
     ) -> None:
         """Make the method for one layer.
 
-        `modules` are its names in the checkpoint, several for a fused layer. `calibrated` says
-        whether to use the checkpoint's input scale. `max_tokens` is the most tokens of a step.
+        `modules` are its names in the checkpoint, several for a fused layer. `group` says what its
+        activations are, and whether the checkpoint has their scale. `max_tokens` is the most
+        tokens of a step.
         """
         self.format = format
         self.modules = modules
-        self.calibrated = calibrated
+        self.group = group
         self.max_tokens = max_tokens
 
     def create_weights(
@@ -119,6 +120,7 @@ class NvFp4LinearMethod(LinearMethodBase):
             layer.weight_global_scale,
             layer.input_global_scale,
             bias,
+            self.group.activation,
         )
 
     def _stored(self) -> tuple[str, ...]:
@@ -156,7 +158,7 @@ class NvFp4LinearMethod(LinearMethodBase):
     def _input_global_scale(self, layer: LinearBase) -> Tensor | None:
         name = self.format.input_global_scale
         scale = getattr(layer, name)
-        if not self.calibrated or not scale.weight_loader.complete():
+        if not self.group.calibrated or not scale.weight_loader.complete():
             return None
         p = self.format.from_stored(scale.data)
         return multipliers(p, lambda part: f"{self.modules[part]}.{name}").amax()
@@ -178,7 +180,11 @@ class NvFp4LinearMethod(LinearMethodBase):
         if layer.weight.is_cuda:
             bias = self.dtype if getattr(layer, "has_bias", False) else None
             n, k = layer.weight.shape[0], 2 * layer.weight.shape[1]
-            _warmup_once(n, k, self.max_tokens, self.dtype, bias, layer.weight.device)
+            _warmup_once(
+                *(n, k, self.max_tokens, self.dtype, bias),
+                layer.weight.device,
+                self.group.activation,
+            )
 
 
 class InputFactor(BasevLLMParameter):
@@ -207,5 +213,6 @@ def _warmup_once(
     dtype: torch.dtype,
     bias: torch.dtype | None,
     device: torch.device,
+    activation: str,
 ) -> None:
-    warmup([(n, k)], max_tokens, (dtype,), bias, device)
+    warmup([(n, k)], max_tokens, (dtype,), bias, device, activation)

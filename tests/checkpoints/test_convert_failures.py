@@ -156,10 +156,10 @@ def _status(key):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_memory_is_bounded_by_the_largest_tensor(tmp_path, source, monkeypatch):
-    """A model of 8 layers of 32 MB, none of its tensors above 8: the process's own memory (not the
+    """A model of 8 layers of 8 MB, none of its tensors above 2: the process's own memory (not the
     mapped file's pages, which the system takes back) grows by a few tensors.
     """
-    sizes = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=8)
+    sizes = dict(hidden_size=512, intermediate_size=2048, num_hidden_layers=8)
     folder = save_model(tmp_path / "source", "llama", initializer_range=0.02, **sizes)
     convert(source("llama"), tmp_path / "first", Options(), no_bar)  # what is imported once
     write, seen = ShardedWriter.write, []
@@ -169,7 +169,7 @@ def test_memory_is_bounded_by_the_largest_tensor(tmp_path, source, monkeypatch):
         write(self, name, tensor)
 
     monkeypatch.setattr(ShardedWriter, "write", watched)
-    before, largest = _own_memory(), 2 * 1024 * 4096
+    before, largest = _own_memory(), 2 * 512 * 2048
     summary = convert(folder, tmp_path / "out", Options(), no_bar)
     assert summary.bytes_before > 28 * largest
     assert max(seen) - before < 6 * largest, f"{(max(seen) - before) / largest:.1f} tensors"

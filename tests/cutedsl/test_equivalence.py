@@ -37,13 +37,11 @@ SHAPES = [
     *(Shape(24, 72, k) for k in (16, 32, 48, 80, 240, 256, 272, 512, 576, 1104, 4096)),
     Shape(128, 128, 128),
     Shape(256, 256, 256),
-    Shape(512, 512, 512),
-    Shape(200, 136, 544),
     Shape(328, 264, 288),
     Shape(70, 132, 80),
     Shape(130, 33, 64),
 ]
-SERVED = [Shape(5, 9216, 3584), Shape(2, 6144, 3584), Shape(17, 6144, 3584), Shape(3, 7168, 2048)]
+SERVED = [Shape(17, 6144, 3584), Shape(3, 7168, 2048)]
 """Few tokens on the weights that the change log's serving project had."""
 
 CLUSTERS = [

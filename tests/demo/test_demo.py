@@ -105,7 +105,7 @@ def test_demo_on_an_emulated_gpu(small_model):
     find_spec(WEIGHTS_PACKAGE) is None, reason=f"needs the package {WEIGHTS_PACKAGE}"
 )
 def test_demo_on_the_real_model():
-    result = CliRunner().invoke(app, ["demo", "--max-tokens", "256", "--new-tokens", "8", "--json"])
+    result = CliRunner().invoke(app, ["demo", "--max-tokens", "96", "--new-tokens", "2", "--json"])
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert (

@@ -86,7 +86,7 @@ def _compare(rank: Rank, folder: Path, expert_parallel: bool) -> None:
     from nvfp4.integrations.vllm.experts import NvFp4ExpertsMethod
     from nvfp4.integrations.vllm.linear import NvFp4LinearMethod
 
-    checkpoint, compared = Checkpoint(folder, activation="nvfp4"), set()
+    checkpoint, compared = Checkpoint(folder), set()
     with loaded(rank, folder, enable_expert_parallel=expert_parallel) as model:
         for name, layer in model.named_modules():
             method = getattr(layer, "quant_method", None)
@@ -113,7 +113,8 @@ def _compare_linear(rank: Rank, checkpoint: Checkpoint, layer: Any, modules: lis
         factor = checkpoint.pre_quant_scale(module)
         factor = None if factor is None else factor.chunk(rank.count)[rank.index]
         input_scale = checkpoint.input_global_scale(module)
-        want = Linear(part, None, input_scale, pre_quant_scale=factor)(x)
+        activation = checkpoint.activation_of(module)
+        want = Linear(part, None, input_scale, factor, activation)(x)
     else:
         sizes = [checkpoint.weight(module).rows for module in modules]
         whole = checkpoint.linear(*modules)(x).split(sizes, dim=1)
@@ -151,7 +152,8 @@ def _experts_part(rank: Rank, checkpoint: Checkpoint, experts: str, whole: MoE) 
         w13.append(concatenate([_part(rank, gate, axis=0), _part(rank, up, axis=0)]))
         w2.append(_part(rank, down, axis=1))
     scales = whole.x_global_scale, whole.h_global_scale
-    return MoE(stack_experts(w13), stack_experts(w2), *scales)
+    packed = stack_experts(w13), stack_experts(w2)
+    return MoE(*packed, *scales, activation_format=whole.activation_format)
 
 
 def _part(rank: Rank, weight: QuantizedTensor, axis: int) -> QuantizedTensor:

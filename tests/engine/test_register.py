@@ -121,8 +121,9 @@ def test_batch_invariance_is_asked_of_the_ops_too(monkeypatch):
     assert not may_split_k()
 
 
-def test_warmup_is_called_as_it_is_defined():
+@pytest.mark.parametrize("activation", ["nvfp4", "bf16"])
+def test_warmup_is_called_as_it_is_defined(activation):
     """On a GPU the plugin calls it; here nothing compiles."""
     from nvfp4.integrations.vllm.linear import _warmup_once
 
-    _warmup_once(128, 64, 16, torch.bfloat16, torch.bfloat16, torch.device("cpu"))
+    _warmup_once(128, 64, 16, torch.bfloat16, torch.bfloat16, torch.device("cpu"), activation)

@@ -7,7 +7,7 @@ from itertools import cycle
 import pytest
 import torch
 from cases import activations, same_bits
-from routing import NAN, PATTERNS, Pattern, exact_experts, exact_tokens, in_turn, moved, same_rows
+from routing import NAN, PATTERNS, Pattern, exact_experts, exact_tokens, moved, same_rows
 from torch import Tensor
 
 import nvfp4
@@ -16,6 +16,12 @@ from nvfp4.spec.glu import glu
 from nvfp4.spec.quantize import decode
 
 H, INTERMEDIATE = 80, 128
+WHOLE = [
+    p
+    for p in PATTERNS
+    if p.name in ("skewed", "top 16", "nobody", "slice, middle rank", "ids far outside")
+]
+"""The stages are equal for every pattern (test_moe.py): these show that they are wired right."""
 BY_PATTERN = pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 
 
@@ -58,7 +64,9 @@ def test_the_sums_of_these_tests_are_exact(pattern):
 
 
 @pytest.mark.op("moe")
-@pytest.mark.parametrize("pattern, static", in_turn([False, True]), ids=str)
+@pytest.mark.parametrize(
+    "pattern, static", list(zip(WHOLE, cycle([False, True]), strict=False)), ids=str
+)
 def test_moe_is_equal_on_every_backend(backend, device, pattern, static):
     ids, weights = pattern.route()
     x = exact_tokens(pattern.tokens, H)

@@ -28,7 +28,6 @@ GEMM_SHAPES = [
     Shape(127, 136, 272),
     Shape(128, 128, 256),
     Shape(129, 72, 544),
-    Shape(200, 136, 544),
     Shape(300, 130, 128),
 ]
 """Square and ragged: K a multiple of 16 and no more, rows around the 128-row tile, N odd in

@@ -42,9 +42,9 @@ def _made_of(launch):
 
 
 @pytest.mark.parametrize("sm", [80, 90, 120])
-@pytest.mark.parametrize("experts", [0, 4])
-def test_every_number_of_tokens_finds_its_kernels(sm, experts):
-    work = Workload(7168, 2048, 700, experts=experts)
+@pytest.mark.parametrize("experts, activation", [(0, "nvfp4"), (0, "bf16"), (4, "nvfp4")])
+def test_every_number_of_tokens_finds_its_kernels(sm, experts, activation):
+    work = Workload(7168, 2048, 700, experts=experts, activation_format=activation)
     ahead = {_made_of(launch) for _, launch in warmup.launches_for([work], sm)}
     plan = warmup._grouped if experts else warmup._linear
     for m in range(1, 701):
@@ -52,9 +52,16 @@ def test_every_number_of_tokens_finds_its_kernels(sm, experts):
             assert _made_of(launch) in ahead, m
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
-def test_kernels_are_compiled_into_tritons_cache(command, tmp_path, arch):
-    args = "--shape", "96x256", "--moe", "4x64x96", "--max-m", "3", "--arch", arch, "--workers", "2"
+@pytest.mark.parametrize("sm", [80, 90, 100])
+def test_w4a16_was_warmed_up_as_w4a4(sm):
+    work = Workload(256, 512, 4, activation_format="bf16")
+    names = {launch.kernel.fn.__name__ for _, launch in warmup.launches_for([work], sm)}
+    assert names == {"_lay_out_rows_kernel", "_mm_kernel"}
+
+
+def test_kernels_are_compiled_into_tritons_cache(command, tmp_path):
+    shapes = "--shape", "96x256", "--moe", "4x64x96", "--max-m", "3"
+    args = *shapes, "--arch", "sm_90a", "--workers", "2"
     first = command(*args)
     assert first.returncode == 0, first.stderr
     kernels = first.stdout.count(": compiled\n")
