@@ -270,7 +270,8 @@ def _rmsnorm_of_long_rows(backend: str, call: RmsnormQuantize) -> Outputs:
     if backend == "reference":
         return OPS.rmsnorm_quantize(*call[:6], backend=backend)
     out = call.outputs()
-    run(rmsnorm_quantize.plan(*call.prepared(out), emulated_sm(), Tile(1, 64, 1), longest_held=0))
+    sm = target_of(call.x.device).sm
+    run(rmsnorm_quantize.plan(*call.prepared(out), sm, Tile(1, 64, 1), longest_held=0))
     return out
 
 
