@@ -8,7 +8,7 @@ from nvfp4.calls.call import Call, op_of, schema_of, takes
 from nvfp4.calls.glu_quantize import GluQuantize, SiluMulQuantize
 from nvfp4.calls.grouped_mm import GroupedMm, GroupedMmGluQuantize
 from nvfp4.calls.linear import Linear
-from nvfp4.calls.mm import Mm
+from nvfp4.calls.mm import Mm, StageMm
 from nvfp4.calls.moe import Moe, MoeCombine, MoeDispatch
 from nvfp4.calls.outputs import Dispatched, Normalized, Packed, Quantized
 from nvfp4.calls.quantize import Dequantize, Quantize, QuantizeDynamic
@@ -34,6 +34,7 @@ __all__ = [
     "Quantized",
     "RmsnormQuantize",
     "SiluMulQuantize",
+    "StageMm",
     "SwigluMlp",
     "op_of",
     "schema_of",
