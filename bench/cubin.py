@@ -153,6 +153,14 @@ def gpu_fences(instructions: list[Instruction]) -> int:
     return sum(i.is_a("MEMBAR") and i.opcode.endswith((".GPU", ".SYS")) for i in instructions)
 
 
+def early_loads(instructions: list[Instruction]) -> int:
+    """How many TMA loads stand before the TMA warp waits for the kernel before it (ACQBULK)."""
+    opcodes = [i.opcode for i in instructions]
+    loads = [at for at, i in enumerate(instructions) if i.is_a(TMA_LOAD)]
+    waits = [at for at, opcode in enumerate(opcodes) if opcode == "ACQBULK" and at < loads[-1]]
+    return sum(at < waits[-1] for at in loads) if waits else 0
+
+
 def mma_loop(instructions: list[Instruction], mmas_per_step: int = 4) -> Step:
     """The MMA warp's loop over K: the innermost around UTCOMMA; of several (a rest after an
     unrolled loop), the one with most. One UTCOMMA has K = 64; a kernel that splits a tile's M or N

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from nvfp4.backends import environment
 from nvfp4.bench import cubin
-from nvfp4.bench.peers import Compiled, cutlass_operators
+from nvfp4.bench.peers import Compiled, cutlass_operators, lightmoe
 from nvfp4.bench.run import commit_of, version_of
 
 if TYPE_CHECKING:
@@ -50,8 +50,11 @@ TILES = (
     *(Shape(256, n, (2, 1)) for n in (64, 128, 192, 256)),
 )
 GROUPED_TILES = tuple(Shape(128 * ctas, n, (ctas, 1)) for ctas in (1, 2) for n in (128, 256))
+CONSTANT_TILES = (Shape(128, 128, (1, 1)), Shape(256, 256, (2, 1)))
+PREFILL_TILES = (Shape(256, 128, (2, 1)), Shape(256, 256, (2, 1)))
+"""Tiles that lightmoe takes for many tokens; its fused kernel has the first alone."""
 GLU_TILES = tuple(Shape(128 * ctas, 256, (ctas, 1)) for ctas in (1, 2))
-PACKAGES = ("nvidia-cutlass-dsl", cutlass_operators.PACKAGE, "triton")
+PACKAGES = ("nvidia-cutlass-dsl", cutlass_operators.PACKAGE, lightmoe.PACKAGE, "triton")
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Row:
     the loops with them. Epilogue SASS is counted by thread and element, in the loop over subtiles
     and for the whole tile; of a gated linear unit by element of gate or up, on the longest way.
     Fences are those that wait for global memory too (MEMBAR at GPU scope), in the whole kernel.
+    Early loads are UTMALDG before the first ACQBULK (griddepcontrol.wait) of the TMA warp.
     Shared memory is dynamic, in bytes a block. Spills are local stores and loads in the SASS.
     """
 
@@ -74,7 +78,9 @@ class Row:
     tma_loop: float
     epilogue_loop: float
     epilogue_tile: float | None
+    epilogue_warps: int
     gpu_fences: int
+    early_loads: int
     load_stages: int
     accumulator_stages: int
     store_stages: int
@@ -92,7 +98,9 @@ HEADINGS = (
     "MMA loop SASS for K=256",
     "TMA loop SASS for K=256",
     "epilogue SASS an element, loop / tile",
+    "epilogue warps",
     "MEMBAR.GPU",
+    "loads before the wait for the kernel before",
     "stages load / accumulator / store",
     "shared B",
     "registers",
@@ -110,7 +118,9 @@ def _cells(row: Row) -> list[str]:
         f"{row.mma_loop:g}",
         f"{row.tma_loop:g}",
         f"{row.epilogue_loop:.2f} / {tile}",
+        str(row.epilogue_warps),
         str(row.gpu_fences),
+        str(row.early_loads),
         f"{row.load_stages} / {row.accumulator_stages} / {row.store_stages}",
         str(row.shared),
         str(row.registers),
@@ -143,6 +153,14 @@ def dense(tile_m: int, tile_n: int, cluster: tuple[int, int]) -> Compiled:
     return _compile(Kernel(Tile(tile_m, tile_n, *cluster), Epilogue(bias=True)))
 
 
+def constant(tile_m: int, tile_n: int, cluster: tuple[int, int]) -> Compiled:
+    """Compile our GEMM as a later stage of an op has it: its weights are loaded early."""
+    from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
+
+    tile = Tile(tile_m, tile_n, *cluster)
+    return _compile(Kernel(tile, Epilogue(row_scale=True), constant_weights=True))
+
+
 def split_k(tile_m: int, tile_n: int, cluster: tuple[int, int]) -> Compiled:
     """Compile our GEMM for few tokens, K split over 8 CTAs, with alpha and bf16 out."""
     from nvfp4.backends.cutedsl.gemm.config import Epilogue, Kernel, Tile
@@ -161,9 +179,9 @@ def grouped(tile_m: int, tile_n: int, cluster: tuple[int, int]) -> Compiled:
 
 def fused(tile_m: int, tile_n: int, cluster: tuple[int, int]) -> Compiled:
     """Compile our grouped GEMM with SwiGLU and quantization in its epilogue."""
-    from nvfp4.backends.cutedsl.gemm.config import Alpha, Epilogue, Glu, Kernel, Tile
+    from nvfp4.backends.cutedsl.gemm.config import Epilogue, Glu, Kernel, Tile
 
-    epilogue = Epilogue(alpha=Alpha.SEGMENTS, glu=Glu())
+    epilogue = Epilogue(row_scale=True, tma_store=False, glu=Glu())
     return _compile(Kernel(Tile(tile_m, tile_n, *cluster), epilogue, grouped=True))
 
 
@@ -184,8 +202,9 @@ def _compile(kernel: "Kernel") -> Compiled:
         cubin=code.cubin,
         ptx=code.ptx,
         load_stages=layout.stages,
-        accumulator_stages=2,
+        accumulator_stages=layout.tmem.accumulators,
         store_stages=layout.output_sets,
+        epilogue_warps=layout.epilogue_warps,
         shared=layout.shared_bytes,
         seconds=seconds,
     )
@@ -201,10 +220,13 @@ Compile = Callable[[int, int, tuple[int, int]], Compiled]
 Needs = Callable[[], list[str]]
 KERNELS: dict[str, tuple[Compile, Needs, tuple[Shape, ...]]] = {
     "nvfp4": (dense, _needs_ours, TILES),
+    "nvfp4, constant weights": (constant, _needs_ours, CONSTANT_TILES),
     "nvfp4 split-K": (split_k, _needs_ours, (Shape(128, 32, (8, 1)),)),
     "nvfp4 grouped": (grouped, _needs_ours, GROUPED_TILES),
     "nvfp4 grouped, SwiGLU, quantized": (fused, _needs_ours, GLU_TILES),
     cutlass_operators.PACKAGE: (cutlass_operators.compile, cutlass_operators.needs, TILES),
+    "lightmoe grouped": (lightmoe.grouped, lightmoe.needs, PREFILL_TILES),
+    "lightmoe grouped, SwiGLU, quantized": (lightmoe.fused, lightmoe.needs, PREFILL_TILES[:1]),
 }
 """Kernels by name, each with what compiles it, what says what it needs, and its tiles."""
 
@@ -225,7 +247,9 @@ def read(kernel: str, tile: Shape, compiled: Compiled) -> Row:
         tma_loop=tma.sass,
         epilogue_loop=epilogue.loop,
         epilogue_tile=epilogue.tile,
+        epilogue_warps=compiled.epilogue_warps,
         gpu_fences=cubin.gpu_fences(instructions),
+        early_loads=cubin.early_loads(instructions),
         load_stages=compiled.load_stages,
         accumulator_stages=compiled.accumulator_stages,
         store_stages=compiled.store_stages,

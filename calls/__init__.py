@@ -8,7 +8,7 @@ from nvfp4.calls.call import Call, op_of, schema_of, takes
 from nvfp4.calls.glu_quantize import GluQuantize, SiluMulQuantize
 from nvfp4.calls.grouped_mm import GroupedMm, GroupedMmGluQuantize
 from nvfp4.calls.linear import Linear
-from nvfp4.calls.mm import Mm
+from nvfp4.calls.mm import Mm, StageMm
 from nvfp4.calls.moe import Moe, MoeCombine, MoeDispatch
 from nvfp4.calls.outputs import Dispatched, Packed, Quantized
 from nvfp4.calls.quantize import Dequantize, Quantize, QuantizeDynamic
@@ -31,6 +31,7 @@ __all__ = [
     "QuantizeDynamic",
     "Quantized",
     "SiluMulQuantize",
+    "StageMm",
     "SwigluMlp",
     "op_of",
     "schema_of",

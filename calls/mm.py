@@ -71,3 +71,23 @@ class Mm(NamedTuple):
             bias=contiguous(self.bias),
         )
         return call, out
+
+    def as_stage(self) -> "Mm":
+        """The call as a stage of another op, after a stage that wrote no weights (StageMm)."""
+        return StageMm(*self)
+
+
+class StageMm(Mm):
+    """mm as a stage of another op, after a stage that launched a kernel and wrote no weights.
+
+    Every kernel here waits for its predecessor before it lets its successor start (PDL). So
+    whatever wrote b and b_scales has ended when this stage's kernel starts, and that may load them
+    while the stage before it still runs.
+    """
+
+    def prepared(self, out: Tensor) -> tuple[Mm, Tensor]:
+        """Mm's; an Mm where that copies weights, since the copy is then the kernel before."""
+        call, out = super().prepared(out)
+        same = call.b.data_ptr() == self.b.data_ptr()
+        same = same and call.b_scales.data_ptr() == self.b_scales.data_ptr()
+        return call if same else Mm(*call), out

@@ -15,6 +15,7 @@ from nvfp4.checkpoints.parsing import read_scheme
 from nvfp4.checkpoints.schemes import (
     BIAS,
     CONFIG_FILE,
+    MODELOPT,
     PRE_QUANT_SCALE,
     QUANT_CONFIG_FILE,
     Format,
@@ -147,7 +148,7 @@ class Checkpoint:
             need = f"a shape [N, K/2] with K a positive multiple of {BLOCK}"
             where = files.where(f"{module}.{format.data}")
             raise ValueError(f"{where} needs {need}, got {list(data.shape)}")
-        name = f"{module}.{format.scales}"
+        name = self._name(module, format.scales)
         scales = files.checked(name, ["F8_E4M3"], dim=2)
         if scales.shape != (n, k // BLOCK):
             need = f"shape {[n, k // BLOCK]}"
@@ -160,7 +161,7 @@ class Checkpoint:
 
     def input_global_scale(self, module: str) -> Tensor | None:
         """Read the calibrated scale of a layer's input, float32 []; None if it is dynamic."""
-        name = f"{module}.{self.format.input_global_scale}"
+        name = self._name(module, self.format.input_global_scale)
         if name not in self.files or self.is_dead(module):
             return None
         return self._global_scale(name)
@@ -170,7 +171,7 @@ class Checkpoint:
 
         Makers store the reciprocal of the other, so that both mean the same.
         """
-        name = f"{module}.{self.format.input_global_scale}"
+        name = self._name(module, self.format.input_global_scale)
         if expert_of(module) is None or name not in self.files:
             return False
         stored = self.files.read(name)
@@ -183,6 +184,11 @@ class Checkpoint:
     def bias(self, module: str) -> Tensor | None:
         """Read a layer's bias [N], or None."""
         return self._vector(module, BIAS)
+
+    def _name(self, module: str, leaf: str) -> str:
+        """The name in the files of a layer's tensor, which may be another than the format's."""
+        names = [f"{module}.{each}" for each in self.format.stored_as(leaf)]
+        return next((name for name in names if name in self.files), names[0])
 
     def _refuse_unknown(self, module: str) -> None:
         """Raise for a tensor that is not read here: it would change what the layer computes."""
@@ -374,6 +380,20 @@ class Checkpoint:
         name = module + WEIGHT
         dim = len(self.files.shape(name)) if name in self.files else 0
         return self.files.checked(name, FLOATS, dim)
+
+
+class FloatFolder(Checkpoint):
+    """A folder whose weights are all read as floats, whatever their form is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.activation = None
+        self.scheme = Scheme(MODELOPT, groups=())
+        self.files = TensorFiles(folder)
+
+    @cached_property
+    def modules(self) -> tuple[str, ...]:
+        return ()
 
 
 def _some(modules: Sequence[str]) -> str:

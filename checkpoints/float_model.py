@@ -6,13 +6,16 @@ from typing import Any
 
 import torch
 
+from nvfp4.checkpoints.load import load_floats
+from nvfp4.checkpoints.parsing import quantization_config, read_json
+from nvfp4.checkpoints.schemes import CONFIG_FILE
 from nvfp4.checkpoints.skeleton import auto_class
 
 
 def load_float_model(path: Path, device: str) -> tuple[Any, Any]:
     """Load a language model in bfloat16, and its tokenizer; nothing is downloaded.
 
-    The path is a GGUF file, which is dequantized, or a Hugging Face folder.
+    The path is a GGUF file or a Hugging Face folder. Quantized weights are dequantized.
     """
     os.environ.setdefault("TQDM_DISABLE", "1")  # the commands draw their own progress bars
     import transformers
@@ -28,6 +31,8 @@ def load_float_model(path: Path, device: str) -> tuple[Any, Any]:
         if hasattr(transformers, "GgufConfig"):
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **which)
+    if path.is_dir() and quantization_config(read_json(path / CONFIG_FILE)):
+        return load_floats(path, device), tokenizer
     auto = auto_class(transformers.AutoConfig.from_pretrained(folder, **which))
     model = auto.from_pretrained(folder, **which, **options)
     return model.to(device).eval(), tokenizer

@@ -78,7 +78,8 @@ class Layerwise:
     def __iter__(self) -> Iterator[Result]:
         for index in range(len(self)):
             yield self._quantize_block(index)
-            self._blocks.advance(index)
+            if index + 1 < len(self):
+                self._blocks.advance(index)
 
     def _quantize_block(self, index: int) -> Result:
         block: Any = self._blocks[index].float()

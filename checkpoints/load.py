@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nvfp4.checkpoints.checkpoint import Checkpoint
+from nvfp4.checkpoints.checkpoint import Checkpoint, FloatFolder
 from nvfp4.checkpoints.files import FLOATS
 from nvfp4.checkpoints.names import WEIGHT, expert_of
 from nvfp4.checkpoints.schemes import BIAS, PRE_QUANT_SCALE, is_cache_scale
@@ -22,6 +22,7 @@ from nvfp4.checkpoints.skeleton import (
     is_plain_linear,
     is_sorted_by_caller,
     is_transposed,
+    without_quantization,
 )
 from nvfp4.layers import MoE
 
@@ -83,19 +84,21 @@ def load_model(
     from transformers import AutoConfig, GenerationConfig
 
     checkpoint = Checkpoint(folder, activation)
-    config = AutoConfig.from_pretrained(folder)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config  # else transformers would make quantized layers itself
+    config = without_quantization(AutoConfig.from_pretrained(folder))
     loader = _Loader(checkpoint, Skeleton(config, dtype), device, backend)
-    names = checkpoint.floats.names
-    done = step(f"load {checkpoint.folder.name}", len(names))
-    for name in names:
-        loader.load(name)
-        done()
-    model = loader.finished()
+    model = loader.loaded(step)
     if (checkpoint.folder / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model
+
+
+def load_floats(folder: Path, device: str = "cpu") -> Any:
+    """Load a model in bfloat16, whose weights are dequantized from whatever form they have."""
+    from transformers import AutoConfig
+
+    config = without_quantization(AutoConfig.from_pretrained(folder))
+    loader = _Loader(FloatFolder(folder), Skeleton(config), device, "")
+    return loader.loaded(lambda title, total: lambda: None)
 
 
 class _Loader:
@@ -121,7 +124,16 @@ class _Loader:
             if pattern is not None and self._replaced_by(name) is None:
                 self._parts[target].append(name)
 
-    def load(self, name: str) -> None:
+    def loaded(self, step: Callable[[str, int], Callable[[], None]]) -> Any:
+        """Load all tensors and return the model."""
+        names = self._floats.names
+        done = step(f"load {self._files.folder.name}", len(names))
+        for name in names:
+            self._load(name)
+            done()
+        return self._finished()
+
+    def _load(self, name: str) -> None:
         """Put one of the checkpoint's tensors into the model.
 
         The first tensor of an NVFP4 layer loads the whole layer. Where several tensors make one of
@@ -248,7 +260,7 @@ class _Loader:
         owner.load_state_dict({leaf: tensor}, strict=False, assign=True)
         self._loaded.add(target)
 
-    def finished(self) -> Any:
+    def _finished(self) -> Any:
         """Return the model, of which no tensor is left on the meta device."""
         model, replaced = self._model, set(self._replaced.values())
         missing = {
@@ -267,7 +279,7 @@ class _Loader:
             warnings.warn(
                 f"{self._files.folder}: weights that this package does not run as they are stored "
                 f"are dequantized to {self._dtype}: {counts}",
-                stacklevel=3,
+                stacklevel=4,
             )
         return model.to(self._device).eval()
 

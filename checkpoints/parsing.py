@@ -63,10 +63,19 @@ def read_scheme(folder: Path) -> Scheme | None:
         ValueError: it is quantized in another way, or a file is no JSON.
     """
     model, apart = folder / CONFIG_FILE, folder / QUANT_CONFIG_FILE
-    config = read_json(model).get("quantization_config") if model.exists() else None
+    config = quantization_config(read_json(model)) if model.exists() else None
     if config and (is_nvfp4(config) or not apart.exists()):
         return parse(config, f"{model.name}: quantization_config")
     return parse(read_json(apart), apart.name) if apart.exists() else None
+
+
+def quantization_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The quantization_config in a config.json; some vision-language models keep the text's."""
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, Mapping) else {}):
+        if isinstance(found := part.get("quantization_config"), dict) and found:
+            return found
+    return None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -59,12 +59,18 @@ class Format:
     input_global_scale: str
     divides: bool
     scale_shape: tuple[int, ...]
+    other_names: tuple[tuple[str, str], ...] = ()
+    """Names that some files have instead: pairs of our name and the other."""
+
+    def stored_as(self, leaf: str) -> tuple[str, ...]:
+        """The names in files of a tensor, given the one above."""
+        return (leaf, *(other for ours, other in self.other_names if ours == leaf))
 
     @property
     def leaves(self) -> tuple[str, ...]:
         """The names of all tensors that a quantized layer may have, besides those of a cache."""
         own = self.data, self.scales, self.global_scale, self.input_global_scale
-        return (*own, PRE_QUANT_SCALE, BIAS)
+        return (*own, *(other for _, other in self.other_names), PRE_QUANT_SCALE, BIAS)
 
     def to_stored(self, p: Tensor) -> Tensor:
         """Convert a decode multiplier, float32, to what the file holds."""
@@ -94,6 +100,7 @@ MODELOPT = Format(
     input_global_scale="input_scale",
     divides=False,
     scale_shape=(),
+    other_names=(("weight_scale", "weight_scale_inv"), ("input_scale", "input_scale_2")),
 )
 COMPRESSED_TENSORS = Format(
     name="compressed-tensors",

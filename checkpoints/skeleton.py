@@ -248,6 +248,14 @@ class Skeleton:
         return self.modules.get(self.path(module)) is self.model.get_output_embeddings()
 
 
+def without_quantization(config: Any) -> Any:
+    """Remove a configuration's quantization: transformers would make quantized layers itself."""
+    for part in (config, getattr(config, "text_config", None)):
+        if part is not None and hasattr(part, "quantization_config"):
+            del part.quantization_config
+    return config
+
+
 def auto_class(config: Any) -> Any:
     """Choose the AutoModel class of transformers that makes the class which a checkpoint names.
 

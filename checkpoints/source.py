@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from nvfp4.checkpoints.files import INDEX_FILE, TensorFiles, TensorSpec
-from nvfp4.checkpoints.parsing import read_json
+from nvfp4.checkpoints.parsing import quantization_config, read_json
 from nvfp4.checkpoints.schemes import CONFIG_FILE, QUANT_CONFIG_FILE
-from nvfp4.checkpoints.skeleton import Skeleton
+from nvfp4.checkpoints.skeleton import Skeleton, without_quantization
+from nvfp4.checkpoints.storage import NVFP4, QUANTIZED_DTYPES, FloatTensors
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 """The endings of files with weights; all other files of a model folder are copied."""
@@ -35,11 +36,11 @@ class RawTensors(Protocol):
 class Source:
     """A model in floats, whose tensors have the names of a checkpoint (see Skeleton).
 
-    A tensor is made when it is read.
+    A tensor is made when it is read. Weights in FP8, MXFP4 and other forms are dequantized then.
 
     Raises:
-        ValueError: it is not such a model, it is quantized already, or its tensors are not in
-            safetensors or GGUF files.
+        ValueError: it is not such a model, it is quantized to NVFP4 or to a form that is not
+            known, or its tensors are not in safetensors or GGUF files.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,14 +53,10 @@ class Source:
         reader = _open_gguf(path) if self.gguf else None
         if not self.gguf and not (path / CONFIG_FILE).exists():
             raise ValueError(f"SRC needs a folder with {CONFIG_FILE}, got {path}")
-        self.config = AutoConfig.from_pretrained(self.folder, **self.which)
-        quantized = None if self.gguf else read_json(path / CONFIG_FILE).get("quantization_config")
-        if quantized or (not self.gguf and (path / QUANT_CONFIG_FILE).exists()):
-            got = (quantized or {}).get("quant_method", QUANT_CONFIG_FILE)
-            raise ValueError(f"SRC needs a model in floats, got one quantized ({got}): {path}")
+        self.config = without_quantization(AutoConfig.from_pretrained(self.folder, **self.which))
         self.skeleton = Skeleton(self.config)
         self._raw: RawTensors = (
-            GgufTensors(reader, self.skeleton) if self.gguf else FolderTensors(path)
+            GgufTensors(reader, self.skeleton) if self.gguf else _folder_tensors(path)
         )
         self._last: tuple[str, dict[str, Tensor]] = ("", {})
         self._published: dict[str, str] = {}  # the stack of each expert's layer, where there is one
@@ -138,7 +135,11 @@ class Source:
     def config_dict(self) -> dict[str, Any]:
         """The content of config.json without its quantization."""
         if not self.gguf:
-            return read_json(self.path / CONFIG_FILE)
+            found = read_json(self.path / CONFIG_FILE)
+            for part in (found, found.get("text_config")):
+                if isinstance(part, dict):
+                    part.pop("quantization_config", None)
+            return found
         config = self.config.to_diff_dict()
         config["architectures"] = [type(self.skeleton.model).__name__]
         config["dtype"] = str(GGUF_DTYPE).removeprefix("torch.")
@@ -147,21 +148,29 @@ class Source:
         return config
 
 
-class FolderTensors:
-    """The tensors of a folder of safetensors files."""
+def _folder_tensors(folder: Path) -> FloatTensors:
+    """Open a folder of safetensors files; its weights may be quantized to a known form.
 
-    def __init__(self, folder: Path) -> None:
-        self._files = TensorFiles(folder)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self._files.names
-
-    def spec(self, name: str) -> TensorSpec:
-        return self._files.spec(name)
-
-    def read(self, name: str) -> Tensor:
-        return self._files.read(name)
+    Raises:
+        ValueError: some are NVFP4 already, or are of no known form.
+    """
+    found = FloatTensors(TensorFiles(folder))
+    config = quantization_config(read_json(folder / CONFIG_FILE)) or {}
+    method = config.get("quant_method")
+    nvfp4 = [name for name, stored in found.stored.items() if stored.form == NVFP4]
+    packed = [
+        name
+        for name in found.names
+        if name not in found.stored
+        and len(found.shape(name)) > 1
+        and found.files.dtype(name) in QUANTIZED_DTYPES
+    ]
+    if nvfp4 or packed or (config and not found.stored):
+        got = method or (QUANT_CONFIG_FILE if (folder / QUANT_CONFIG_FILE).exists() else "unknown")
+        name = f", such as {(nvfp4 or packed)[0]}" if nvfp4 or packed else ""
+        need = "a model in floats, or one whose quantized weights are of a known form"
+        raise ValueError(f"SRC needs {need}, got one quantized ({got}){name}: {folder}")
+    return found
 
 
 class GgufTensors:

@@ -63,8 +63,8 @@ def uniform(value: Value, lanes: int) -> int | None:
     if isinstance(value, int):
         return value
     chosen = value if lanes == ALL else value[members(lanes)]
-    first = chosen[0]
-    return int(first) if (chosen == first).all() else None
+    bits, size = chosen.tobytes(), chosen.itemsize  # numpy's comparison takes longer
+    return int(chosen[0]) if bits == bits[:size] * len(chosen) else None
 
 
 def undefined(bits: int) -> int:

@@ -51,8 +51,8 @@ def _run(call: Linear, out: Tensor) -> None:
         x = quantize_rows(call.x, call.x_global_scale, call.backend)
         weight_scale = vector(call.weight_global_scale)[None]
         operands = x.data, call.weight, x.scales, call.weight_scales, weight_scale, x.row_scale
-        multiply = Mm(*operands, call.bias, out.dtype, call.backend)
-        fill(multiply, matrix(out), stage=True)
+        multiply = Mm(*operands, call.bias, out.dtype, call.backend).as_stage()
+        fill(multiply, matrix(out), stage=True, op="mm")
 
 
 define(Linear, _run)

@@ -56,7 +56,8 @@ def _run(call: SwigluMlp, out: Tensor) -> None:
     gate_up = x.new_empty((m, call.w13.shape[0]))
     p = vector(call.w13_global_scale)[None]
     first = a.data, call.w13, a.scales, call.w13_scales, p, a.row_scale
-    fill(Mm(*first, call.w13_bias, x.dtype, backend), gate_up, stage=True)
+    multiply = Mm(*first, call.w13_bias, x.dtype, backend).as_stage()
+    fill(multiply, gate_up, stage=True, op="mm")
 
     packed = empty_packed(x, (m,), intermediate, SWIZZLED)
     h = Quantized(*packed, x.new_empty((m,), dtype=torch.float32))
@@ -65,7 +66,8 @@ def _run(call: SwigluMlp, out: Tensor) -> None:
 
     p = vector(call.w2_global_scale)[None]
     second = h.data, call.w2, h.scales, call.w2_scales, p, h.row_scale
-    fill(Mm(*second, call.w2_bias, x.dtype, backend), matrix(out), stage=True)
+    multiply = Mm(*second, call.w2_bias, x.dtype, backend).as_stage()
+    fill(multiply, matrix(out), stage=True, op="mm")
 
 
 define(SwigluMlp, _run)

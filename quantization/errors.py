@@ -51,6 +51,7 @@ def layer_error(
     """Measure a layer before its method's factors by rtn, and after them with `quantized`.
 
     before, after: the operands without and with factors. quantized: after.w as it was quantized.
+    Without tokens only the weights' errors are measured.
     """
 
     def error(operands: Operands, w: Tensor) -> float:
@@ -59,6 +60,8 @@ def layer_error(
 
     rtn = _rtn(before.w)
     errors = relative(rtn, before.w), relative(quantized, after.w)
+    if not len(before.x):
+        return LayerError(layer, *errors)
     return LayerError(layer, *errors, error(before, rtn), error(after, quantized))
 
 

@@ -8,6 +8,7 @@ class Compiled(NamedTuple):
 
     load_stages, store_stages: stages of the buffers of operands and of the output.
     accumulator_stages: accumulators in TMEM; two that overlap count as two.
+    epilogue_warps: warps that share a tile's epilogue.
     shared: bytes of dynamic shared memory of a block.
     seconds: the time of compilation, without imports.
     """
@@ -17,5 +18,6 @@ class Compiled(NamedTuple):
     load_stages: int
     accumulator_stages: int
     store_stages: int
+    epilogue_warps: int
     shared: int
     seconds: float

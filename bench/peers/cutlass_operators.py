@@ -76,6 +76,7 @@ def compile(tile_m: int, tile_n: int, cluster: tuple[int, int]) -> Compiled:
             load_stages=gemm.num_ab_stage,
             accumulator_stages=2 if gemm.overlapping_accum else gemm.num_acc_stage,
             store_stages=gemm.num_c_stage,
+            epilogue_warps=len(gemm.epilog_warp_id),
             shared=gemm.shared_storage.size_in_bytes(),
             seconds=seconds,
         )

@@ -9,7 +9,10 @@
 #include "tensors.h"
 
 /* What a record does (records.py) */
-enum { PYTHON, VALUE, TEST, LOGIC, SELECT, BRANCH, SHUFFLE, LOAD, STORE, LOAD_MATRIX, STORE_MATRIX };
+enum {
+  PYTHON, VALUE, TEST, LOGIC, SELECT, BRANCH, SHUFFLE, MULTIPLY, LOAD, STORE, LOAD_MATRIX,
+  STORE_MATRIX
+};
 /* What a slot holds (registers.py) */
 enum { NEVER, WRITTEN, LOADING };
 
@@ -260,6 +263,20 @@ static int shuffle(const Warp *warp, const Record *r, u32 lanes) {
   return 1;
 }
 
+/* mma.sync of a whole warp; `immediate` says whether its operands are bfloat16. */
+static int multiply(const Warp *warp, const Record *r, u32 lanes) {
+  const s32 *elements = warp->elements + r->operation; /* place, slot and bytes of each register */
+  u32 *words[14];
+  if (lanes != ALL) return 0;
+  for (int n = 0; n < 14; n++) {
+    if (n < 10 && warp->states[elements[3 * n + 1]] != WRITTEN) return 0;
+    words[n] = (u32 *)(warp->file + elements[3 * n]);
+  }
+  half_mma(words, r->immediate);
+  for (int n = 10; n < 14; n++) warp->states[elements[3 * n + 1]] = WRITTEN;
+  return 1;
+}
+
 /* What an access to memory needs of its record */
 typedef struct {
   const s32 *registers; /* place, slot and bytes of each */
@@ -450,6 +467,7 @@ s64 engine_run(Warp *warp, s64 pc, s64 budget, u32 mask, s64 limit, s32 full, s3
           case TEST: done = test(warp, r, lanes); break;
           case LOGIC: done = logic(warp, r, lanes); break;
           case SELECT: done = select_(warp, r, running, lanes); break;
+          case MULTIPLY: done = multiply(warp, r, lanes); break;
           default: done = shuffle(warp, r, running);
         }
       if (!done) {

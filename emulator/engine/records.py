@@ -20,10 +20,11 @@ class Does(IntEnum):
     SELECT = 4
     BRANCH = 5
     SHUFFLE = 6
-    LOAD = 7
-    STORE = 8
-    LOAD_MATRIX = 9
-    STORE_MATRIX = 10
+    MULTIPLY = 7
+    LOAD = 8
+    STORE = 9
+    LOAD_MATRIX = 10
+    STORE_MATRIX = 11
 
 
 COMBINE: Mapping[str, int] = {"": 0, "and": 1, "or": 2, "xor": 3}
@@ -43,7 +44,7 @@ class Record:
     """The slot of a second result."""
     flips: tuple[int, int] = (0, 0)
     elements: tuple[int, ...] = ()
-    """The registers that an access to memory reads or writes, besides its sources."""
+    """The registers of an MMA, or those that an access to memory reads or writes."""
     guard: int | None = None
     guard_flip: int = 0
 

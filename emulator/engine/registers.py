@@ -58,17 +58,18 @@ class Layout:
         template = Registers(self)
         for slot in self.filled:
             template[slot] = constants.get(slot, 0)
-        self._groups: dict[tuple[int, ...], np.ndarray] = {}
+        self._groups: dict[tuple[int, ...], tuple[int, np.ndarray]] = {}
         self.template = template.file[: self._end_of_constants()].copy()
 
-    def group(self, slots: tuple[int, ...]) -> np.ndarray:
-        """Give the places of some slots of 32 bits, and then the slots, as C reads them."""
+    def group(self, slots: tuple[int, ...]) -> int:
+        """Give the address of the places of some slots of 32 bits, and then the slots."""
         group = self._groups.get(slots)
         if group is None:
             assert all(self.bits[slot] == 32 for slot in slots), slots
             places = [self.places[slot] for slot in slots]
-            group = self._groups[slots] = np.array([*places, *slots], np.int32)
-        return group
+            array = np.array([*places, *slots], np.int32)
+            group = self._groups[slots] = address(array), array
+        return group[0]
 
     def _end_of_constants(self) -> int:
         return max(self.places[s] + max(4, LANES * self.bits[s] // 8) for s in self.filled)
@@ -130,7 +131,7 @@ class Registers:
     def rows(self, slots: tuple[int, ...]) -> np.ndarray:
         """Read registers of 32 bits as [registers, lanes]."""
         words = np.empty((len(slots), LANES), np.uint32)
-        group = address(self._layout.group(slots))
+        group = self._layout.group(slots)
         bad = library.get_rows()(*self.pointers, group, len(slots), address(words))
         if bad >= 0:
             raise self.missing(slots[bad])
@@ -140,7 +141,7 @@ class Registers:
         """Write registers of 32 bits in all lanes, from [registers, lanes]."""
         words = np.ascontiguousarray(words, np.uint32)
         assert words.shape == (len(slots), LANES), words.shape
-        group = address(self._layout.group(slots))
+        group = self._layout.group(slots)
         library.set_rows()(*self.pointers, group, len(slots), address(words))
 
     def content(self, slot: int) -> np.ndarray | Loading | None:

@@ -24,33 +24,27 @@ s32 engine_distinct(const s32 *cells, s64 count, s32 *found) {
   return number;
 }
 
-/* Some cells of a shadow: rows of `cells` cells, which begin at index[r] * cells if there is an
-   index, or else at start + r * stride. */
-typedef struct {
-  const s64 *index;
-  s64 start, rows, cells, stride;
-} Region;
+/* A region is some cells of a shadow: rows of `cells` cells, which begin at index[r] * cells if
+   there is an index, or else at start + r * stride. */
+#define ROW(r) (index ? index[r] * cells : start + (r) * stride)
+#define NOT_ALIKE INT64_MIN
 
-static s64 row_of(const Region *region, s64 r) {
-  return region->index ? region->index[r] * region->cells : region->start + r * region->stride;
-}
-
-/* Give the writer and the readers of cells of which all are alike; 0 if they are not. */
-int engine_alike(const s32 *writers, const s32 *readers, const Region *region, s32 *found) {
-  s32 differ = 0;
-  found[0] = writers[row_of(region, 0)];
-  found[1] = readers[row_of(region, 0)];
-  for (s64 r = 0; r < region->rows && !differ; r++) {
-    const s32 *w = writers + row_of(region, r), *q = readers + row_of(region, r);
-    for (s64 i = 0; i < region->cells; i++) differ |= (w[i] ^ found[0]) | (q[i] ^ found[1]);
+/* Give the writer and the readers of cells that are all alike, packed as 32 and 32 bits. */
+s64 engine_alike(const s32 *writers, const s32 *readers, const s64 *index, s64 start, s64 rows,
+                 s64 cells, s64 stride) {
+  s32 differ = 0, writer = writers[ROW(0)], reader = readers[ROW(0)];
+  for (s64 r = 0; r < rows && !differ; r++) {
+    const s32 *w = writers + ROW(r), *q = readers + ROW(r);
+    for (s64 i = 0; i < cells; i++) differ |= (w[i] ^ writer) | (q[i] ^ reader);
   }
-  return !differ;
+  return differ ? NOT_ALIKE : (s64)((u64)(s64)writer << 32 | (u32)reader);
 }
 
-void engine_fill(s32 *shadow, const Region *region, s32 value) {
-  for (s64 r = 0; r < region->rows; r++) {
-    s32 *row = shadow + row_of(region, r);
-    for (s64 i = 0; i < region->cells; i++) row[i] = value;
+void engine_fill(s32 *shadow, s32 value, const s64 *index, s64 start, s64 rows, s64 cells,
+                 s64 stride) {
+  for (s64 r = 0; r < rows; r++) {
+    s32 *row = shadow + ROW(r);
+    for (s64 i = 0; i < cells; i++) row[i] = value;
   }
 }
 
@@ -105,6 +99,35 @@ void engine_scaled_mma(const u8 *a, const f64 *factors_a, s64 rows, const u8 *b,
       memcpy(to, &result, 4 * (size_t)here);
     }
   }
+}
+#define HALF_MMA_ROWS 16
+#define HALF_MMA_COLUMNS 8
+#define HALF_MMA_K 16
+
+typedef f64 f64_row __attribute__((vector_size(8 * HALF_MMA_COLUMNS)));
+
+/* One mma.sync m16n8k16 of float16 or bfloat16 with float32 sums, on the registers of A (4), B (2),
+   C (4) and D (4), as tensor_cores/fragments.py lays them out. It sums as warp_mma.py does. */
+static void half_mma(u32 *const *words, int bfloat16) {
+  f64 a[HALF_MMA_ROWS][HALF_MMA_K];
+  f64_row b[HALF_MMA_K], sums[HALF_MMA_ROWS];
+  for (int n = 0; n < 6; n++)
+    for (int i = 0; i < 2 * 32; i++) {
+      u16 code = ((const u16 *)words[n])[i];
+      f64 value = bfloat16 ? f32_from_bf16(code) : f32_from_f16(code);
+      int outer = i / 8, k = i % 8;
+      if (n < 4) a[outer + 8 * (n & 1)][k + 8 * (n >> 1)] = value;
+      else b[k + 8 * (n - 4)][outer] = value;
+    }
+  for (int row = 0; row < HALF_MMA_ROWS; row++) {
+    sums[row] = (f64_row){0};
+    for (int k = 0; k < HALF_MMA_K; k++) sums[row] += b[k] * a[row][k];
+  }
+  for (int n = 0; n < 4; n++)
+    for (int i = 0; i < 32; i++) {
+      f64 sum = sums[i / 4 + 8 * (n >> 1)][2 * (i % 4) + (n & 1)];
+      ((f32 *)words[10 + n])[i] = (f32)(sum + ((const f32 *)words[6 + n])[i]);
+    }
 }
 
 #endif

@@ -27,6 +27,7 @@ from nvfp4.emulator.machine.passed import to_all
 from nvfp4.emulator.machine.program import Step
 from nvfp4.emulator.machine.shared_addresses import cta_at, mbarrier_at
 from nvfp4.emulator.memory.addresses import OFFSET_MASK, RANK_SHIFT
+from nvfp4.emulator.memory.shared_memory import CHUNK
 
 
 @dataclass
@@ -150,42 +151,51 @@ def _decode_copy(instruction: ptx.Instruction, builder: Builder, modifiers: Modi
         sizes = np.full(len(lanes), size)
         if size_slot is not None:
             sizes = spread(registers[size_slot], 32)[lanes].astype(np.int64)
-            if (sizes > size).any():
-                raise Hazard(Kind.OUT_OF_BOUNDS, f"a src-size of {sizes.max()} of {size} bytes")
         if ignored is not None:
             slot, flip = ignored
             sizes[flags(registers[slot] ^ flip)[lanes]] = 0
+        counts = set(sizes.tolist())
+        if max(counts) > size:
+            raise Hazard(Kind.OUT_OF_BOUNDS, f"a src-size of {max(counts)} of {size} bytes")
+        load = warp.machine.memory.load
+        if counts == {size}:
+            check_alignment(addresses, size)
+            _start(warp, instruction, offsets, load(addresses, 32, size // 4, warp))
+            return
         data = np.zeros((len(lanes), size), np.uint8)  # bytes beyond the source size are zero
-        for count in np.unique(sizes[sizes > 0]).tolist():
+        for count in sorted(counts - {0}):
             chosen = np.flatnonzero(sizes == count)
             check_alignment(addresses[chosen], size)
-            data[chosen, :count] = warp.machine.memory.load(addresses[chosen], 8, count, warp)
-        _start(warp, instruction, offsets, data)
+            data[chosen, :count] = load(addresses[chosen], 8, count, warp)
+        _start(warp, instruction, offsets, data.view(np.uint32))
 
     return step
 
 
 def _start(warp: Any, instruction: ptx.Instruction, offsets: np.ndarray, data: np.ndarray) -> None:
-    """Record the writes to shared memory, and let the bytes come after a delay."""
+    """Record the writes of [lanes, words] to shared memory; the bytes come after a delay."""
     copies, machine = _copies(warp), warp.machine
     cta = warp.cta
-    if (offsets >> RANK_SHIFT != cta.rank).any():
+    low, high, size = int(offsets.min()), int(offsets.max()), 4 * data.shape[1]
+    if {low >> RANK_SHIFT, high >> RANK_SHIFT} != {cta.rank}:
         raise Hazard(Kind.OUT_OF_BOUNDS, "cp.async to another CTA's shared memory")
     offsets = offsets & OFFSET_MASK
-    size = data.shape[1]
-    cta.shared.bound(int(offsets.min()), int(offsets.max()) + size)
+    cta.shared.bound(low & OFFSET_MASK, (high & OFFSET_MASK) + size)
     group = copies.groups[-1]
     if not group.open:
         group.open = warp.new_event("cp.async from here on", instruction)
         warp.cluster.events.generic |= 1 << group.open
         group.events |= 1 << group.open
     if machine.options.check:
-        cells = offsets[:, None] + np.arange(size)
         # copies of one group are in no order, so no two of them may have a destination in common
-        cta.shared.shadow.write(cells, group.open, warp.seen)
+        if size == CHUNK:
+            cta.shared.chunk_shadow.write(offsets // CHUNK, group.open, warp.seen)
+        else:
+            cells = offsets[:, None] + np.arange(size)
+            cta.shared.shadow.write(cells, group.open, warp.seen)
 
     def land() -> None:
-        cta.shared.bytes.scatter(offsets, data.view(np.uint32))
+        cta.shared.bytes.scatter(offsets, data)
         copies.landed(group)
         warp.wake()
 

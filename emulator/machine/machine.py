@@ -64,6 +64,7 @@ class Machine:
         self.parameters = Bytes(np.frombuffer(bytearray(launch.parameters), np.uint8), False)
         self.layout, self.shared_size = shared_layout(launch.program.shared, launch.dynamic_shared)
         program = launch.program
+        self.parameter_offsets = program.kernel.parameter_offsets
         self.released = 0  # the CTAs (bits) that have released to the whole GPU
         self.waits_for_grids = options.check and program.uses("griddepcontrol.wait")
         self.tmem_load_waits = options.check and options.tmem_load_waits
@@ -123,9 +124,8 @@ class Machine:
     def _symbol(self, cta: Cta, warp: int, name: str) -> Any:
         if name in self.layout:
             return cta.rank << RANK_SHIFT | self.layout[name]
-        offsets = self.launch.program.kernel.parameter_offsets
-        if name in offsets:
-            return offsets[name]
+        if name in self.parameter_offsets:
+            return self.parameter_offsets[name]
         return special_registers.value(name, self, cta, warp)
 
     def run(self) -> None:

@@ -100,7 +100,8 @@ class GlobalMemory:
         out = np.empty((len(addresses), count), DTYPES[bits])
         for tensor, chosen in parts:
             offsets = addresses[chosen] - tensor.base
-            self.read_check(tensor, offsets[:, None] + np.arange(width), warp)
+            if tensor.output or len(tensor.writer):  # all other bytes may be read
+                self.read_check(tensor, offsets[:, None] + np.arange(width), warp)
             out[chosen] = tensor.bytes.gather(offsets, bits, count)
         return out
 

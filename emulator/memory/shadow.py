@@ -15,7 +15,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from nvfp4.emulator.engine.library import distinct
+from nvfp4.emulator.engine.library import address, distinct
 from nvfp4.emulator.engine.regions import Region, alike, fill, region
 from nvfp4.emulator.hazards import Event, Hazard, Kind
 
@@ -109,15 +109,19 @@ class Shadow:
     """The last writer and the readers since then, of each cell of a memory."""
 
     def __init__(self, shape: tuple[int, ...], events: Events, name: Callable[[Index, int], str]):
-        self.writer = np.zeros(shape, np.int32)  # an event
-        self.readers = np.zeros(shape, np.int32)  # the number of a group of events
+        self._take(np.zeros(shape, np.int32), np.zeros(shape, np.int32))
         self._events = events
         self._name = name
+
+    def _take(self, writer: np.ndarray, readers: np.ndarray) -> None:
+        self.writer = writer  # an event
+        self.readers = readers  # the number of a group of events
+        self._writers, self._readers = address(writer), address(readers)
 
     def reshaped(self, shape: tuple[int, ...], name: Callable[[Index, int], str]) -> "Shadow":
         """View this shadow under other indices."""
         other = Shadow((0,), self._events, name)
-        other.writer, other.readers = self.writer.reshape(shape), self.readers.reshape(shape)
+        other._take(self.writer.reshape(shape), self.readers.reshape(shape))
         return other
 
     def _fault(self, kind: Kind, index: Index, cells: np.ndarray, value: int, what: str) -> Hazard:
@@ -151,7 +155,7 @@ class Shadow:
     def _all(self, index: Index) -> tuple[Region, int, int] | None:
         """Give the region, its writer and its group of readers, if all its cells are alike."""
         where = region(index, self.writer.shape)
-        if where is None or (both := alike(self.writer, self.readers, where)) is None:
+        if where is None or (both := alike(self._writers, self._readers, where)) is None:
             return None
         return where, *both
 
@@ -164,7 +168,7 @@ class Shadow:
         if every is not None:
             where, writer, group = every
             if self._wrong_writer(writer, seen, fenced, reading=True) is None:
-                fill(self.readers, where, self._events.group_after_read(group, event, seen))
+                fill(self._readers, where, self._events.group_after_read(group, event, seen))
                 return
         self._check_writer(index, seen, fenced, reading=True)
         self._add_reader(index, event, seen)
@@ -197,8 +201,8 @@ class Shadow:
             where, writer, group = every
             wrong = self._wrong_writer(writer, seen, fenced, reading=False)
             if wrong is None and not self._events.group(group) & ~seen:
-                fill(self.writer, where, event)
-                fill(self.readers, where, 0)
+                fill(self._writers, where, event)
+                fill(self._readers, where, 0)
                 return
         self._check_writer(index, seen, fenced, reading=False)
         self.check_readers(index, seen)

@@ -12,20 +12,25 @@ from nvfp4.emulator.memory.bytes import Bytes
 from nvfp4.emulator.memory.shadow import Events, Index, Shadow
 from nvfp4.emulator.memory.swizzle import places
 
+CHUNK = 16
+"""The bytes of a row of `chunk_shadow`."""
+
 
 class SharedMemory:
     """The shared memory of a CTA and its shadow, indexed by the offset in its window."""
 
     def __init__(self, size: int, events: Events, owner: str) -> None:
         self.size = size
-        padded = -(-size // 16) * 16
+        padded = -(-size // CHUNK) * CHUNK
         self.bytes = Bytes(np.zeros(padded, np.uint8), True)
         self.shadow = Shadow(
             (padded,), events, lambda index, n: f"{owner}: shared byte {_nth(index, n):#x}"
         )
         self.chunk_shadow = self.shadow.reshaped(
-            (-1, 16),
-            lambda index, n: f"{owner}: shared byte {_nth(index, n // 16) * 16 + n % 16:#x}",
+            (-1, CHUNK),
+            lambda index, n: (
+                f"{owner}: shared byte {_nth(index, n // CHUNK) * CHUNK + n % CHUNK:#x}"
+            ),
         )
 
     def write_swizzled(self, offset: int, data: np.ndarray, swizzle: int) -> None:

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nvfp4.emulator import ptx
+from nvfp4.emulator.engine.records import Does, Record
 from nvfp4.emulator.hazards import Hazard, Kind
-from nvfp4.emulator.isa.builder import Builder, Decoder
+from nvfp4.emulator.isa.builder import Builder, Decoded, Decoder, Lanes
 from nvfp4.emulator.isa.modifiers import Modifiers
 from nvfp4.emulator.lanes import pick
-from nvfp4.emulator.machine.program import Step
 from nvfp4.emulator.tensor_cores.elements import DECODE, UE4M3, UE8M0
 from nvfp4.emulator.tensor_cores.fragments import (
     accumulator,
@@ -39,6 +39,10 @@ class _Types(NamedTuple):
     c: str
 
 
+_HALVES = tuple(_Types("f32", half, half, "f32") for half in ("f16", "bf16"))
+"""What the engine multiplies."""
+
+
 def _types(instruction: ptx.Instruction, modifiers: Modifiers) -> tuple[_Types, str]:
     """Take the types of D, A, B and C, and that of the scale factors ("" if there are none)."""
     names = [m for m in instruction.modifiers if m in DECODE or m in _SUMS]
@@ -49,7 +53,7 @@ def _types(instruction: ptx.Instruction, modifiers: Modifiers) -> tuple[_Types, 
     return _Types(*names), modifiers.take(*_TABLES)
 
 
-def _decode_mma(instruction: ptx.Instruction, builder: Builder) -> Step:
+def _decode_mma(instruction: ptx.Instruction, builder: Builder) -> Decoded:
     modifiers = Modifiers(instruction, "sync", "aligned", "row", "col")
     shape = next((m for m in instruction.modifiers if re.fullmatch(r"m16n8k\d+", m)), "m16n8k16")
     k = int(modifiers.need(shape)[6:])
@@ -91,10 +95,13 @@ def _decode_mma(instruction: ptx.Instruction, builder: Builder) -> Step:
             right = right * np.repeat(factors_b, k // per_k, 1)
         with np.errstate(all="ignore"):
             words = finish(left.dot(right.T), warp.registers.rows(slots_c))
-        warp.machine.counts["mma.sync"] += 1
         warp.registers.set_rows(slots_d, words)
         return None
 
+    if scale is None and shape == "m16n8k16" and types in _HALVES:
+        registers = (*slots_a, *slots_b, *slots_c, *slots_d)
+        bfloat16 = int(types.a == "bf16")
+        return Lanes([Record(Does.MULTIPLY, immediate=bfloat16, elements=registers)], step)
     return step
 
 

@@ -107,7 +107,7 @@ def _same(a: Any, b: Any) -> bool:
         return True
     if a is None or b is None or Loading in (a.__class__, b.__class__):
         return False
-    return bool(np.all(a == b))
+    return bool(a.tobytes() == b.tobytes())
 
 
 def _decode_wait(instruction: ptx.Instruction) -> Step:

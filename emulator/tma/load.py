@@ -34,7 +34,8 @@ def decode_load(
         warp.one_lane()
         destination = _destination(warp, operands, group)
         source = operands.source.region(warp)
-        warp.access_global(source.tensor)
+        if source.tensor is not None:  # a box beyond the tensor's end reads nothing
+            warp.access_global(source.tensor)
         source.check_alignment(destination.offset)
         load = _Load(warp, instruction, source, destination.offset)
         targets = list(_targets(warp, operands.mask, destination, group))

@@ -8,6 +8,7 @@ import torch
 from conversion import PROMPT, no_bar
 from typer.testing import CliRunner
 
+from nvfp4.bench.accuracy import wikitext
 from nvfp4.bench.accuracy.measure import Predictions, compare
 from nvfp4.bench.accuracy.simulate import simulated
 from nvfp4.checkpoints import load_model
@@ -91,3 +92,9 @@ def test_the_command(tmp_path, source):
 def test_bad_arguments(arguments, said):
     result = CliRunner().invoke(app, ["bench", *arguments])
     assert result.exit_code == 2 and said in result.output
+
+
+def test_wikitext_as_a_person_would_write_it():
+    raw = '\n = A <unk> = \n \n \n It is a well @-@ known " text " ( of 1 @,@ 000 words ) .\n'
+    want = '\n = A unknown = \n\n It is a well-known "text" (of 1,000 words).\n'
+    assert wikitext.plain(raw) == want

@@ -144,7 +144,7 @@ def test_refused_sources(tmp_path, change, message):
 def test_what_is_quantized_already(tmp_path, source):
     convert(source("llama"), tmp_path / "once", Options(), no_bar)
     result = CliRunner().invoke(app, ["convert", str(tmp_path / "once"), str(tmp_path / "twice")])
-    assert result.exit_code == 2 and "needs a model in floats, got one quantized" in result.stderr
+    assert result.exit_code == 2 and "got one quantized (modelopt), such as model." in result.stderr
     assert names_in(tmp_path) == ["once"]
 
 

@@ -222,3 +222,22 @@ def test_scales_of_a_key_value_cache_are_passed_over(tmp_path, with_biases):
     scale = torch.ones(1)
     folder = _copy(with_biases, tmp_path / "out", lambda t: t.update({f"{K}.k_scale": scale}))
     load_model(folder, activation="nvfp4")
+
+
+def test_other_names_of_scales(tmp_path, source):
+    """weight_scale_inv and input_scale_2 are read as weight_scale and input_scale are."""
+    text = tmp_path / "text.txt"
+    text.write_text("once upon a time in the small village")
+    convert(source("llama"), tmp_path / "out", Options(text=text), no_bar)
+    want = load_model(tmp_path / "out")(torch.arange(1, 9)[None]).logits
+
+    def rename(tensors):
+        for name in list(tensors):
+            if name.endswith(".weight_scale"):
+                tensors[f"{name}_inv"] = tensors.pop(name)
+            elif name.endswith(".input_scale"):
+                tensors[f"{name}_2"] = tensors.pop(name)
+
+    folder = _copy(tmp_path / "out", tmp_path / "renamed", rename)
+    assert torch.equal(load_model(folder)(torch.arange(1, 9)[None]).logits, want)
+    assert not inspect(folder, no_bar).findings

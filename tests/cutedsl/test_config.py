@@ -1,5 +1,7 @@
 """Tiles, layouts and the choice of a tile: pure functions, for every machine."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,14 +17,9 @@ from nvfp4.backends.cutedsl.gemm.choose import (
     predict,
 )
 from nvfp4.backends.cutedsl.gemm.config import Alpha, Epilogue, Kernel, Tile
-from nvfp4.backends.cutedsl.gemm.launch import BAND_BYTES, band_of
-from nvfp4.backends.cutedsl.gemm.layouts import (
-    SHARED_BYTES,
-    TMEM_COLUMNS,
-    Layout,
-    layout_of,
-    sized,
-)
+from nvfp4.backends.cutedsl.gemm.launch import GROUP_M_BYTES, group_m_of
+from nvfp4.backends.cutedsl.gemm.layouts import Layout, layout_of, sized
+from nvfp4.backends.cutedsl.gemm.sizes import SHARED_BYTES, TMEM_COLUMNS
 from nvfp4.backends.cutedsl.runtime.warmup import kernels_for
 from nvfp4.backends.workload import Workload
 from nvfp4.spec.format import FLOAT_DTYPES
@@ -39,6 +36,11 @@ EPILOGUES = [
 ]
 
 
+def sized_for(kernel: Kernel, rows: int, columns: int, k: int) -> Kernel:
+    tile = kernel.tile
+    return sized(kernel, tile.tiles(rows, columns), tile.clusters(rows, columns, 148), k)
+
+
 @pytest.mark.parametrize("tile", [*TILES, *NARROW, *SPLIT, Tile(256, 256, 4, 4)], ids=str)
 def test_everything_fits(tile):
     for epilogue in EPILOGUES:
@@ -49,11 +51,11 @@ def test_everything_fits(tile):
         assert layout.shared_bytes + layout.stage_pitch > SHARED_BYTES - layout.output_bytes, (
             "room for one more stage"
         )
-        assert layout.b_scale_tmem + 4 * layout.b_scale_columns <= layout.tmem_columns
-        assert layout.tmem_columns <= TMEM_COLUMNS
+        assert layout.tmem.b_scales + 4 * layout.tmem.b_scale_columns <= layout.tmem.columns
+        assert layout.tmem.columns <= TMEM_COLUMNS
         # What the second accumulator overlaps of the first is emptied before the MMAs go on.
         emptied = (layout.release_after + 1) * layout.subtile
-        assert emptied >= layout.overlap and layout.second_acc >= 0
+        assert emptied >= layout.tmem.overlap and layout.tmem.second_acc >= 0
 
 
 @pytest.mark.parametrize("tile", [*TILES, *NARROW, *SPLIT, Tile(256, 192, 4, 4)], ids=str)
@@ -61,7 +63,7 @@ def test_a_stage_holds_each_byte_once(tile):
     layout = layout_of(Kernel(tile, Epilogue(tma_store=False)))
     for tiles, sharers in (
         (1, layout.a_sharers),
-        (layout.b_scale_tiles, layout.b_scale_sharers),
+        (layout.tmem.b_scale_tiles, layout.b_scale_sharers),
     ):
         offsets = [
             layout.scale_offset(k, t, tiles, sharers)
@@ -137,18 +139,18 @@ def test_without_splitting_k():
 
 
 @pytest.mark.parametrize("m, k", [(8192, 8192), (16384, 4096), (32768, 8192), (100_000, 16384)])
-def test_the_rows_of_a_band_stay_in_l2(m, k):
+def test_the_rows_of_a_group_stay_in_l2(m, k):
     """All of A was walked for each column of tiles: 141 MB of it for 32768 x 8192, and L2 has 126,
     so that each wave read it again.
     """
     tile = Tile(256, 256, 2)
     tiles = -(-m // 256)
-    band = band_of(tile, m, k)
-    bands = -(-tiles // band)
-    assert band * 256 * k * 9 / 16 <= 1.05 * BAND_BYTES
-    assert (bands == 1) == (m * k * 9 / 16 <= BAND_BYTES)
-    assert bands * band - tiles < bands, "bands of nearly the same height"
-    assert band_of(tile, 1, k) == 1
+    group_m = group_m_of(tile, m, k)
+    groups = -(-tiles // group_m)
+    assert group_m * 256 * k * 9 / 16 <= 1.05 * GROUP_M_BYTES
+    assert (groups == 1) == (m * k * 9 / 16 <= GROUP_M_BYTES)
+    assert groups * group_m - tiles < groups, "groups of nearly the same height"
+    assert group_m_of(tile, 1, k) == 1
 
 
 def exchange(prediction):
@@ -176,7 +178,7 @@ def test_warmup_covers_every_choice(n, k):
     for m in range(1, 1001):
         tile = choose_config(m, n, k).tile
         rows, columns = (n, m) if tile.swapped else (m, n)
-        launched = sized(Kernel(tile, Epilogue(tma_store=not tile.swapped)), rows, columns, k, 148)
+        launched = sized_for(Kernel(tile, Epilogue(tma_store=not tile.swapped)), rows, columns, k)
         assert (tile, launched.half_sm) in forms
     assert len(kernels) == len(set(kernels)) == 4 * len(forms)
 
@@ -189,18 +191,28 @@ def test_a_kernel_in_half_of_an_sm_has_all_the_stages_that_it_fills(tile, k):
     rows, columns = tile.cluster_tile
     if tile.unfit(rows, columns, k):
         return
-    chosen = sized(kernel, rows, columns, k, 148)
+    chosen = sized_for(kernel, rows, columns, k)
     layout, fills = layout_of(chosen), -(-k // (256 * tile.split_k))
     if chosen.half_sm:
         assert 2 * (layout.shared_bytes + 1024) <= 228 * 1024, "two on an SM"
-        assert 2 * layout.tmem_columns <= TMEM_COLUMNS
+        assert 2 * layout.tmem.columns <= TMEM_COLUMNS
         assert layout.stages >= fills
     else:
         half = Layout(tile, kernel.epilogue, half_sm=True)
-        assert half.stages < max(2, fills) or 2 * half.tmem_columns > TMEM_COLUMNS
+        assert half.stages < max(2, fills) or 2 * half.tmem.columns > TMEM_COLUMNS
         assert layout == layout_of(kernel)
-    many = sized(kernel, 300 * rows, columns, k, 148)
+    many = sized_for(kernel, 300 * rows, columns, k)
     assert tile.split_k > 1 or not many.half_sm or 3 * fills <= layout_of(many).stages
+
+
+def test_a_split_sum_has_one_accumulator():
+    """A cluster that splits K has one tile; a second accumulator took a power of two more."""
+    for tile, columns in ((SPLIT[0], 256), (Tile(128, 64, split_k=2, swapped=True), 128)):
+        layout = layout_of(Kernel(tile, Epilogue(tma_store=False)))
+        assert layout.tmem.accumulators == 1 and layout.tmem.columns == columns
+        assert layout.tmem.b_scales + 4 * layout.tmem.b_scale_columns == tile.columns + 32
+        whole = Layout(replace(tile, split_k=1), layout.epilogue)
+        assert whole.tmem.accumulators == 2 and whole.tmem.columns == 2 * columns
 
 
 def test_no_tile_reads_scales_at_an_odd_column_of_tensor_memory():

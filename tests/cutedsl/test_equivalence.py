@@ -157,16 +157,16 @@ def test_every_tile(tile):
 
 
 @emulated
-@pytest.mark.parametrize("band", [1, 2, 3, 5])
+@pytest.mark.parametrize("group_m", [1, 2, 3, 5])
 @pytest.mark.parametrize("tile", [Tile(128, 64), Tile(256, 192, 2)], ids=str)
-def test_tiles_are_walked_in_bands(tile, band):
-    """Five rows of tiles, in bands that divide them or not; each tile once."""
+def test_tiles_are_rasterized_in_groups_of_rows(tile, group_m):
+    """Five rows of tiles, in groups that divide them or not; each tile once."""
     rows, columns = tile.cluster_tile
     shape = Shape(5 * rows - 8, 2 * columns + 8, 64)
     a, b = operands(shape, True)
     alpha, got = torch.tensor([[0.5]]), torch.empty(shape.m, shape.n, dtype=torch.bfloat16)
     launch = plan(Mm(a.data, b.data, a.scales, b.scales, alpha), got, tile, 2 * tile.cluster)
-    run_or_emulate(launch._replace(sizes=(*launch.sizes[:-1], band)))
+    run_or_emulate(launch._replace(sizes=(*launch.sizes[:-1], group_m)))
     same_bits(got, run("reference", shape, True, alpha))
 
 

@@ -207,7 +207,8 @@ def test_no_product_is_contracted_into_a_sum(activation):
     """
     kernel = glu_kernel_of(GLU[0], torch.float32, True, activation, True)
     sass = cubin.sass(compiled(kernel, "sm_100a").cubin)
-    pairs, terms = layout_of(kernel).subtile // 2, len(EXP2_COEFFICIENTS)
+    layout, terms = layout_of(kernel), len(EXP2_COEFFICIENTS)
+    pairs = layout.subtile // layout.column_parts // 2
     # The polynomial is there twice: where divisions are simple, and where they are not.
     products = 2 * terms + (activation != SILU)
     assert sum(i.opcode == "FMUL2.FTZ" for i in sass) == pairs * products

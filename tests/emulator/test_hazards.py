@@ -138,6 +138,7 @@ def test_constants_may_be_loaded_before_griddepcontrol_wait():
     maps = {"map": tensor_map(x, (32, 4))}
     body = ONE + AT + READY + expect(512) + BOX + WAIT + "griddepcontrol.wait;\n"
     run(body, {"x": x}, maps, constants=frozenset({"x"}))
+    run(body.replace("{0, 0}", "{0, 32}"), {"x": x}, maps)  # beyond the end, nothing is read
     for text, constants in ((body, frozenset({"y"})), ("ld.global.b32 %r0,[%x];" + body, {"x"})):
         with pytest.raises(Hazard) as raised:
             run(text, {"x": x}, maps, constants=constants)

@@ -6,7 +6,7 @@ import torch
 import nvfp4
 from nvfp4.quantization import GPTQ, METHODS, MSE, RTN, Packed, global_scale_of, quantize_matrix
 from nvfp4.quantization.awq import search_factors
-from nvfp4.quantization.errors import decoded, relative
+from nvfp4.quantization.errors import Operands, decoded, layer_error, relative
 from nvfp4.quantization.gptq import gptq
 from nvfp4.quantization.mse import best_scales, search_global_scale
 from nvfp4.spec.format import SCALE_DTYPE
@@ -171,6 +171,16 @@ def test_factors_make_the_output_better_and_cancel():
     want = x @ w.T
     torch.testing.assert_close((x / f) @ (w * f).T, want, rtol=1e-4, atol=1e-3)
     assert relative(outputs(x / f, w * f), want) < 0.9 * relative(outputs(x, w), want)
+
+
+def test_an_expert_without_tokens_had_an_output_without_error():
+    w, x = _layer()
+    p = global_scale_of([w], MSE)
+    quantized = decoded(quantize_matrix(w, p, MSE), p)
+    for seen in (x, x[:0]):
+        found = layer_error("a", Operands(w, seen), Operands(w, seen), quantized, True)
+        assert 0 < found.weight < found.weight_rtn
+        assert (found.output is None) == (found.output_rtn is None) == (len(seen) == 0)
 
 
 @pytest.mark.parametrize("k_dim", [0, 1])

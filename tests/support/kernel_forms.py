@@ -11,7 +11,7 @@ import torch
 from cases import activations, specials
 from torch import Tensor
 
-from nvfp4.backends.emulation import emulated_sm
+from nvfp4.backends.target import target_of
 from nvfp4.backends.triton import (
     glu_quantize,
     grouped_mm,
@@ -154,7 +154,7 @@ def _(backend: str) -> Outputs:
         return OPS.quantize(x, p, backend=backend)
     call = Quantize(x, p.view(1))
     out = call.outputs()
-    run(quantize.plan(call, out, emulated_sm(), Tile(16, 128, 1)))
+    run(quantize.plan(call, out, target_of(x.device).sm, Tile(16, 128, 1)))
     return out
 
 
@@ -276,7 +276,7 @@ def _mm(
     if config is None or backend == "reference":
         return OPS.mm(*call[:8], backend=backend)
     out = call.outputs()
-    run(*mm.plan(*call.prepared(out), emulated_sm(), config))
+    run(*mm.plan(*call.prepared(out), target_of(out.device).sm, config))
     return (out,)
 
 
@@ -341,7 +341,7 @@ def _linear(
         return OPS.linear(*call[:7], backend=backend)
     out = call.outputs()
     plan = linear.plan if activation == "nvfp4" else weight_only_linear.plan
-    run(*plan(*call.prepared(out), emulated_sm(), config))
+    run(*plan(*call.prepared(out), target_of(out.device).sm, config))
     return (out,)
 
 
@@ -397,7 +397,7 @@ def _grouped(
     if config is None or backend == "reference":
         return OPS.grouped_mm(*call[:10], backend=backend)
     out = call.outputs()
-    run(*grouped_mm.plan(*call.prepared(out), emulated_sm(), config))
+    run(*grouped_mm.plan(*call.prepared(out), target_of(out.device).sm, config))
     return (out,)
 
 
@@ -530,7 +530,7 @@ def _moe(
     if backend == "reference":
         return OPS.moe(*call[:-1], backend=backend)
     out = call.outputs()
-    run(*weight_only_moe.plan(*call.prepared(out), emulated_sm(), config))
+    run(*weight_only_moe.plan(*call.prepared(out), target_of(out.device).sm, config))
     return (out,)
 
 

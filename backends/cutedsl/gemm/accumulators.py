@@ -34,7 +34,7 @@ def wait_full(layout: cutlass.Constexpr[Layout], accumulator: Accumulator):
 def subtile_offset(layout: cutlass.Constexpr[Layout], accumulator: Accumulator, s) -> Int32:
     """The first column of subtile `s`, in the order that the epilogue empties them."""
     offset = Int32(s * layout.subtile)
-    if const_expr(layout.overlap > 0):
+    if const_expr(layout.tmem.overlap > 0):
         # The columns that the next tile's accumulator overlaps are emptied first.
         last = layout.drained - layout.subtile
         offset = offset + (1 - accumulator.second) * (last - 2 * offset)
@@ -48,7 +48,7 @@ def release(layout: cutlass.Constexpr[Layout], accumulator: Accumulator, smem: I
     tcgen05.fence orders the loads from tensor memory before the arrival, which needs no release.
     """
     barrier = accumulator.block + layout.acc_empty
-    if const_expr(layout.overlap > 0):
+    if const_expr(layout.tmem.overlap > 0):
         barrier = smem + (layout.acc_block + layout.acc_empty)
     ptx.tmem_fence_before()
     if const_expr(layout.tile.ctas == 1):

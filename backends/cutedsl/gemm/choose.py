@@ -21,7 +21,8 @@ from nvfp4.backends.cutedsl.gemm.config import (
     SWAPPED_COLUMNS,
     Tile,
 )
-from nvfp4.backends.cutedsl.gemm.layouts import MMA_K
+from nvfp4.backends.cutedsl.gemm.sizes import GLU_WARPS, MMA_K
+from nvfp4.backends.workload import warmed_up
 from nvfp4.spec.format import BLOCK
 
 B200_SMS = 148
@@ -31,6 +32,13 @@ L2_BYTES = 64
 """Bytes a clock that an SM loads from L2 (assumed, as on Hopper)."""
 SHARED_BYTES = 128
 """Bytes a clock that an MMA reads from its SM's shared memory."""
+GLU_INSTRUCTIONS = 22
+"""Instructions a result that the fused epilogue executes, where no division is special: some 700
+for a thread's 32 results, counted in the SASS."""
+SCHEDULERS = 4
+"""Warp schedulers of an SM: each issues an instruction a clock."""
+ISSUE_GAP = 2
+"""Clocks between instructions of one warp, where it is alone on its scheduler (assumed)."""
 VALUE_BYTES = 1 / 2 + 1 / BLOCK
 """Bytes of a value and its part of a scale."""
 
@@ -82,7 +90,10 @@ GLU = tuple(tile for tile in TILES if tile.columns == 2 * GLU_COLUMNS)
 
 
 class Prediction(NamedTuple):
-    """Seconds that a tile would take, and each part of it alone; `waves` of clusters."""
+    """Seconds that a tile would take, and each part of it alone; `waves` of clusters.
+
+    glu: the arithmetic of gated linear units, 0 without; main loops may hide it.
+    """
 
     tile: Tile
     time: float
@@ -91,9 +102,11 @@ class Prediction(NamedTuple):
     hbm: float
     epilogue: float
     waves: int
+    glu: float = 0.0
 
     def __str__(self) -> str:
         parts = {"MMA": self.mma, "L2": self.l2, "HBM": self.hbm, "epilogue": self.epilogue}
+        parts |= {"GLU": self.glu} if self.glu else {}
         each = ", ".join(f"{name} {seconds * 1e6:.1f}" for name, seconds in parts.items())
         model = f"{self.time * 1e6:.1f} us modelled, calibrated on published times"
         return f"{self.tile}: {model} ({each}; {self.waves} waves)"
@@ -123,9 +136,11 @@ def predict_grouped(
     out_bytes: float = 2,
     sms: int = B200_SMS,
     machine: Machine = B200,
+    glu_warps: int = 0,
 ) -> Prediction:
     """The time of `rows` rows of `experts` experts, spread evenly over as many as that can be; an
     expert's last tile of tokens is half full on average, and its only one wholly its own.
+    glu_warps: the warps of the epilogue with a gated linear unit, if there is one.
     """
     active = min(rows, experts)
     tokens = rows / active
@@ -133,7 +148,15 @@ def predict_grouped(
     high = max(1.0, tokens / step + 0.5) if tokens > 1 else 1.0
     tiles = math.ceil(active * high) * -(-n // weight_step)
     moved = (rows + active * n) * k * VALUE_BYTES + rows * n * out_bytes
-    return _predict(tile, tiles, moved, k, sms, machine)
+    found = _predict(tile, tiles, moved, k, sms, machine)
+    if not glu_warps:
+        return found
+    # Each CTA's results, by warps that share the SM's schedulers.
+    instructions = CTA_ROWS * GLU_COLUMNS / 32 * GLU_INSTRUCTIONS / SCHEDULERS
+    clocks = instructions * max(1.0, ISSUE_GAP * SCHEDULERS / glu_warps)
+    glu = found.waves * clocks / machine.clock
+    hidden = max(found.mma, found.l2, found.hbm)
+    return found._replace(glu=glu, time=found.time + max(0.0, glu - hidden))
 
 
 def _predict(
@@ -211,9 +234,12 @@ def choose_grouped_config(
     several tiles, the one that loads least is taken.
     """
     tiles, written = (GLU, VALUE_BYTES / 2) if glu else (GROUPED, out_bytes)
-    if rows > 128:  # warmup need not go through each number
-        rows = -(-rows // 128) * 128
+    warps = GLU_WARPS if glu else 0
+    rows = warmed_up(rows)
     return min(
-        (predict_grouped(tile, rows, experts, n, k, written, sms, machine) for tile in tiles),
+        (
+            predict_grouped(tile, rows, experts, n, k, written, sms, machine, warps)
+            for tile in tiles
+        ),
         key=lambda prediction: (prediction.time, prediction.l2),
     )

@@ -190,13 +190,15 @@ class Kernel:
     """A static configuration: one compiled function, for every shape and address.
 
     half_sm: it takes no more than half of an SM's shared memory, so that the next kernel's CTAs may
-    start beside its own (PDL).
+    start beside its own (PDL). constant_weights: the kernel before it writes no weights, so it
+    loads its first stages of them before it waits for that kernel (griddepcontrol.wait).
     """
 
     tile: Tile
     epilogue: Epilogue = Epilogue()
     grouped: bool = False
     half_sm: bool = False
+    constant_weights: bool = False
 
     def __post_init__(self) -> None:
         if problems := self.problems():
@@ -207,6 +209,11 @@ class Kernel:
         glu = self.epilogue.glu is not None
         if glu and (self.tile.columns != 2 * GLU_COLUMNS or self.tile.swapped or not self.grouped):
             found.append(f"a glu needs a grouped, unswapped tile of {2 * GLU_COLUMNS} columns")
+        e = self.epilogue
+        if glu and (e.tma_store or e.bias or e.alpha is not Alpha.ONE):
+            found.append("a glu needs an epilogue without tma_store, bias and forms of alpha")
+        if self.grouped and self.constant_weights:
+            found.append("constant_weights needs an ungrouped kernel: offsets say whose weights")
         return found
 
     def __str__(self) -> str:
@@ -217,4 +224,5 @@ class Kernel:
         parts += ["element stores"] * (not e.tma_store and e.glu is None)
         parts += [str(e.glu)] * (e.glu is not None)
         parts += ["half of an SM"] * self.half_sm
+        parts += ["constant weights"] * self.constant_weights
         return f"{'grouped ' * self.grouped}{self.tile}: {', '.join(parts)}"

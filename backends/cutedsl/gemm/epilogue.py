@@ -17,9 +17,10 @@ from nvfp4.backends.cutedsl.gemm import store_elements, store_quantized, store_t
 from nvfp4.backends.cutedsl.gemm.accumulators import Accumulator
 from nvfp4.backends.cutedsl.gemm.config import CTA_ROWS
 from nvfp4.backends.cutedsl.gemm.factors import Factors
-from nvfp4.backends.cutedsl.gemm.layouts import WARP_ROWS, Layout
+from nvfp4.backends.cutedsl.gemm.layouts import Layout
 from nvfp4.backends.cutedsl.gemm.output import EpilogueWarp, Output
-from nvfp4.backends.cutedsl.gemm.schedule import next_tile, place_of, remains, start
+from nvfp4.backends.cutedsl.gemm.schedule import next_tile, remains, start, tile_coord
+from nvfp4.backends.cutedsl.gemm.sizes import WARP_ROWS, WARPS_OF_ROWS
 from nvfp4.backends.cutedsl.gemm.store_quantized import Quantized
 
 
@@ -32,42 +33,45 @@ def drain(
     config, epilogue = layout.tile, layout.epilogue
     lane = cute.arch.lane_idx()
     x, y = layout.place_in_cluster(rank)
+    part = 0
+    if const_expr(layout.column_parts > 1):
+        warp, part = warp % WARPS_OF_ROWS, warp // WARPS_OF_ROWS
     r = warp * WARP_ROWS + lane
-    own = EpilogueWarp(smem, rank, warp, lane, r)
+    own = EpilogueWarp(smem, rank, warp, lane, r, part)
     vector_slot, staging = r, None
     if const_expr(epilogue.tma_store):
         vector_slot, staging = store_tma.slot_of(r), store_tma.staging_of(layout, own)
     # What alternates between the two accumulators: tensor memory, and their blocks.
     acc = tmem + (warp * WARP_ROWS << 16)
-    accs = acc + acc + layout.second_acc
+    accs = acc + acc + layout.tmem.second_acc
     block = smem + layout.acc_block
     blocks = block + block + layout.acc_pitch
     second, parity = Int32(0), Int32(0)
-    tile, walk = start(layout, grid, (x * CTA_ROWS + warp * WARP_ROWS, y * config.columns))
+    tile, schedule = start(layout, grid, (x * CTA_ROWS + warp * WARP_ROWS, y * config.columns))
     cute.arch.griddepcontrol_wait()
     same = Float32(1.0)
     if const_expr(layout.same_factor and not layout.grouped):
         same = factor.element(all_factors.alpha, 0)
 
-    while remains(layout, tile, walk):
-        place = place_of(layout, tile, walk)
+    while remains(layout, tile, schedule):
+        coord = tile_coord(layout, tile, schedule)
         accumulator = Accumulator(acc, block, second, parity)
         factors = all_factors
         if const_expr(layout.grouped):
-            factors = factor.of_expert(all_factors, place.expert)
+            factors = factor.of_expert(all_factors, coord.expert)
             if const_expr(layout.same_factor and not layout.glu):
                 same = factor.element(factors.alpha, 0)
         if const_expr(layout.vectors > 0):
-            factor.prefetch(layout, factors, block, vector_slot, r, place)
+            factor.prefetch(layout, factors, block, vector_slot, r, coord)
         if const_expr(layout.glu):
-            store_quantized.drain(layout, own, accumulator, quantized, factors, place, walk)
+            store_quantized.drain(layout, own, accumulator, quantized, factors, coord, schedule)
         elif const_expr(epilogue.tma_store):
-            store_tma.drain(layout, own, accumulator, output, staging, factors, same, place)
+            store_tma.drain(layout, own, accumulator, output, staging, factors, same, coord)
         elif const_expr(config.split_k > 1):
-            store_elements.drain_split_k(layout, own, accumulator, output, factors, same, place)
+            store_elements.drain_split_k(layout, own, accumulator, output, factors, same, coord)
         else:
-            store_elements.drain(layout, own, accumulator, output, factors, same, place)
-        tile = next_tile(layout, tile, walk)
+            store_elements.drain(layout, own, accumulator, output, factors, same, coord)
+        tile = next_tile(layout, tile, schedule)
         acc, block = accs - acc, blocks - block
         parity, second = parity ^ second, second ^ 1
     if const_expr(epilogue.tma_store):

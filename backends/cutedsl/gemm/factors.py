@@ -12,7 +12,7 @@ from cutlass import Float32, Int32, Int64, const_expr
 
 from nvfp4.backends.cutedsl.gemm import ptx
 from nvfp4.backends.cutedsl.gemm.config import Alpha
-from nvfp4.backends.cutedsl.gemm.layouts import EPILOGUE_WARPS, Layout
+from nvfp4.backends.cutedsl.gemm.layouts import Layout
 
 BARRIER = 1
 """The named barrier of the epilogue's warps."""
@@ -88,7 +88,7 @@ def of_element(factors: Factors, token: Int32, n: Int32) -> Float32:
 
 
 @cute.jit
-def of_rows(layout: cutlass.Constexpr[Layout], factors: Factors, same: Float32, place, rows):
+def of_rows(layout: cutlass.Constexpr[Layout], factors: Factors, same: Float32, coord, rows):
     """The factor of each of a thread's rows, `rows` from the tile's first of its warp on.
 
     It is `same` where one number multiplies everything.
@@ -96,23 +96,23 @@ def of_rows(layout: cutlass.Constexpr[Layout], factors: Factors, same: Float32, 
     if const_expr(layout.same_factor):
         return [same] * len(rows)
     # Rows beyond the last read it again; what they compute is not stored.
-    return [of_row(layout, factors, cutlass.min(place.row + i, place.row_end - 1)) for i in rows]
+    return [of_row(layout, factors, cutlass.min(coord.row + i, coord.row_end - 1)) for i in rows]
 
 
 @cute.jit
 def prefetch(
     layout: cutlass.Constexpr[Layout], factors: Factors, vectors: Int32, slot: Int32, r: Int32,
-    place,
+    coord,
 ):  # fmt: skip
     """Write the factors, then the bias, of a tile's columns to shared memory at `vectors`.
 
     Thread r writes those of columns r and r + 128, at `slot` (of 4 bytes) and 128 beyond it.
     """
-    width, threads = layout.tile.columns, 32 * EPILOGUE_WARPS
+    width, threads = layout.tile.columns, 32 * layout.epilogue_warps
     for part in cutlass.range_constexpr(0, width, threads):
         if const_expr(part + threads <= width) or r < width - part:
             # Columns beyond the last read it again; what they compute is not stored.
-            index = cutlass.min(place.column + r + part, place.column_end - 1)
+            index = cutlass.min(coord.column + r + part, coord.column_end - 1)
             to = vectors + 4 * slot
             if const_expr(layout.prefetches_factors):
                 ptx.store_shared(to, [of_column(layout, factors, index)], 4 * part)

@@ -12,8 +12,9 @@ from cutlass.cute.runtime import make_fake_stream, make_ptr
 from nvfp4.backends.cutedsl.gemm.config import STAGE_K, Epilogue
 from nvfp4.backends.cutedsl.gemm.factors import Factors
 from nvfp4.backends.cutedsl.gemm.groups import Experts
-from nvfp4.backends.cutedsl.gemm.kernel import THREADS, kernel, operand_maps, output_map
-from nvfp4.backends.cutedsl.gemm.layouts import MMA_K, SCALE_ROWS, SCALE_TILE, Layout
+from nvfp4.backends.cutedsl.gemm.kernel import kernel, operand_maps, output_map
+from nvfp4.backends.cutedsl.gemm.layouts import Layout
+from nvfp4.backends.cutedsl.gemm.sizes import MMA_K, SCALE_ROWS, SCALE_TILE
 from nvfp4.backends.cutedsl.gemm.store_elements import DTYPES
 from nvfp4.backends.cutedsl.gemm.store_quantized import Quantized
 
@@ -72,7 +73,7 @@ def grouped_gemm(
     sizes = (rows, n, (k + STAGE_K - 1) // STAGE_K)
     kernel(maps, out_map, out, out_stride, factors, sizes, None, table, quantized, layout).launch(
         grid=[clusters * tile.cluster, 1, 1],
-        block=[THREADS, 1, 1],
+        block=[layout.threads, 1, 1],
         cluster=[tile.cluster, 1, 1],
         smem=layout.shared_bytes,
         min_blocks_per_mp=1,

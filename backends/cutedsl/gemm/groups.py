@@ -20,7 +20,8 @@ import cutlass.cute as cute
 from cutlass import Boolean, Int32, Uint32, const_expr
 
 from nvfp4.backends.cutedsl.gemm import ptx
-from nvfp4.backends.cutedsl.gemm.layouts import EXPERTS_A_LANE, SCALE_LANES, SCALE_ROWS, Layout
+from nvfp4.backends.cutedsl.gemm.layouts import Layout
+from nvfp4.backends.cutedsl.gemm.sizes import EXPERTS_A_LANE, SCALE_LANES, SCALE_ROWS
 from nvfp4.spec.grouped import MAX_EXPERTS
 
 FIRST = 4 * 32
@@ -28,7 +29,7 @@ EDGES = FIRST + 4 * MAX_EXPERTS
 LAST_EDGE = EDGES + 4 * MAX_EXPERTS
 
 
-class Place(NamedTuple):
+class TileCoord(NamedTuple):
     """A tile's coordinates: its first row and column in D, and where D ends for its expert.
 
     a_row, b_row: its first rows in A and B, which lie in a_scale_tile and b_scale_tile; b_group:
@@ -63,7 +64,8 @@ class Experts(NamedTuple):
 class Groups(NamedTuple):
     """The schedule of grouped tiles: the table, all tiles, and which cluster this is of how many.
 
-    The weights are as Experts has them; offset: (row, column) of a part in the cluster's tile.
+    The weights are as Experts has them; offset: (row, column) of the caller's part
+    of each cluster tile.
     """
 
     table: Int32
@@ -74,7 +76,7 @@ class Groups(NamedTuple):
     weight_scale_tiles: Int32
     offset: tuple[Int32, Int32] = (0, 0)
 
-    def moved(self, offset: tuple[Int32, Int32]) -> "Groups":
+    def at_offset(self, offset: tuple[Int32, Int32]) -> "Groups":
         return self._replace(offset=offset)
 
 
@@ -121,7 +123,7 @@ def schedule(experts: Experts, table: Int32, cluster: Int32, clusters: Int32) ->
 
 
 @cute.jit
-def place_of(layout: cutlass.Constexpr[Layout], tile: Int32, groups: Groups) -> Place:
+def tile_coord(layout: cutlass.Constexpr[Layout], tile: Int32, groups: Groups) -> TileCoord:
     """Where tile number `tile` is (the whole warp)."""
     lane, table = cute.arch.lane_idx(), groups.table
     coarse = ptx.load_shared(table + 4 * lane, 1, Int32)[0]
@@ -148,13 +150,13 @@ def place_of(layout: cutlass.Constexpr[Layout], tile: Int32, groups: Groups) -> 
     row_offset, column_offset = groups.offset
     if const_expr(layout.tile.swapped):
         row, column = weight + row_offset, token + column_offset
-        return Place(
+        return TileCoord(
             row, begin + column, groups.weight_rows, end, weight_row + row, begin + column,
             weight_scales + row // SCALE_ROWS, token_scales + column // SCALE_ROWS,
             column % SCALE_ROWS // SCALE_LANES, expert,
         )  # fmt: skip
     row, column = token + row_offset, weight + column_offset
-    return Place(
+    return TileCoord(
         begin + row, column, end, groups.weight_rows, begin + row, weight_row + column,
         token_scales + row // SCALE_ROWS, weight_scales + column // SCALE_ROWS,
         column % SCALE_ROWS // SCALE_LANES, expert,

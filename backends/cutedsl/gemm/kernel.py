@@ -15,8 +15,11 @@ from nvfp4.backends.cutedsl.gemm import epilogue, groups, mainloop, ptx
 from nvfp4.backends.cutedsl.gemm.config import CTA_ROWS, STAGE_K, Epilogue
 from nvfp4.backends.cutedsl.gemm.factors import Factors
 from nvfp4.backends.cutedsl.gemm.groups import Experts
-from nvfp4.backends.cutedsl.gemm.layouts import (
-    EPILOGUE_WARPS,
+from nvfp4.backends.cutedsl.gemm.layouts import Layout
+from nvfp4.backends.cutedsl.gemm.load import load
+from nvfp4.backends.cutedsl.gemm.output import Output
+from nvfp4.backends.cutedsl.gemm.schedule import Grid
+from nvfp4.backends.cutedsl.gemm.sizes import (
     K_BLOCKS,
     MMA_K,
     ROW_BYTES,
@@ -24,17 +27,9 @@ from nvfp4.backends.cutedsl.gemm.layouts import (
     SCALE_WORDS,
     STORE_BYTES,
     WARP_ROWS,
-    Layout,
 )
-from nvfp4.backends.cutedsl.gemm.load import load
-from nvfp4.backends.cutedsl.gemm.output import Output
-from nvfp4.backends.cutedsl.gemm.schedule import Grid
 from nvfp4.backends.cutedsl.gemm.store_elements import DTYPES
 from nvfp4.backends.cutedsl.gemm.store_quantized import Quantized
-
-MMA_WARP = EPILOGUE_WARPS
-LOAD_WARP = EPILOGUE_WARPS + 1
-THREADS = 32 * (EPILOGUE_WARPS + 2)
 
 
 @cute.jit
@@ -67,7 +62,7 @@ def operand_maps(layout: cutlass.Constexpr[Layout], a, b, k: Int32):
     a_data, a_rows, a_stride, a_scales, a_tiles = a
     b_data, b_rows, b_stride, b_scales, b_tiles = b
     b_box_rows = layout.b_rows // (layout.b_sharers * layout.b_boxes)
-    b_box_tiles = 1 if const_expr(layout.glu) else layout.b_scale_tiles
+    b_box_tiles = 1 if const_expr(layout.glu) else layout.tmem.b_scale_tiles
     return (
         operand_map(a_data, a_rows, k, a_stride, CTA_ROWS // layout.a_sharers),
         operand_map(b_data, b_rows, k, b_stride, b_box_rows),
@@ -111,13 +106,13 @@ def gemm(
     segment: Int32,
     row_scale_stride: Int32,
     clusters: Int32,
-    band: Int32,
+    group_m: Int32,
     stream,
     layout: cutlass.Constexpr[Layout],
 ):
     """D [rows, columns] = A B^T; the strides of a and b in bytes, the others in elements.
 
-    band: rows of cluster tiles that are walked together (schedule.py).
+    group_m: rows of cluster tiles that are rasterized together (schedule.py).
     """
     tile = layout.tile
     a_tiles, b_tiles = ((n + SCALE_ROWS - 1) // SCALE_ROWS for n in (rows, columns))
@@ -129,12 +124,12 @@ def gemm(
         out_map = output_map(layout, out, rows, columns, out_stride)
 
     high, wide = tile.cluster_tile
-    grid = ((rows + high - 1) // high, (columns + wide - 1) // wide, band)
+    grid = ((rows + high - 1) // high, (columns + wide - 1) // wide, group_m)
     sizes = (rows, columns, (k + STAGE_K - 1) // STAGE_K)
     factors = Factors(alpha, alpha_stride, segment, row_scale, row_scale_stride, bias)
     kernel(maps, out_map, out, out_stride, factors, sizes, grid, None, None, layout).launch(
         grid=[clusters * tile.cluster, 1, 1],
-        block=[THREADS, 1, 1],
+        block=[layout.threads, 1, 1],
         cluster=[tile.cluster, 1, 1],
         smem=layout.shared_bytes,
         min_blocks_per_mp=1,
@@ -181,21 +176,21 @@ def kernel(
     warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
     smem = cute.arch.get_dyn_smem(cutlass.Uint8, alignment=1024).toint()
 
-    if warp == LOAD_WARP:
+    if warp == layout.load_warp:
         for atom in maps:
             cpasync.prefetch_descriptor(atom)
         if cute.arch.lane_idx() == 0:
             init_barriers(layout, smem)
         cute.arch.mbarrier_init_fence()
     if const_expr(layout.grouped):
-        groups.tabulate(layout, experts, smem + layout.table, warp == MMA_WARP)
+        groups.tabulate(layout, experts, smem + layout.table, warp == layout.mma_warp)
     if const_expr(tile.cluster > 1):
         # A pair allocates together, by a handshake through shared memory: no CTA may begin it
         # before its peer is known to run (PTX ISA, tcgen05.alloc with .cta_group::2).
         cute.arch.cluster_arrive_relaxed()
         cute.arch.cluster_wait()
     if warp == 0:
-        ptx.tmem_alloc(smem + layout.tmem_holder, layout.tmem_columns, tile.ctas)
+        ptx.tmem_alloc(smem + layout.tmem_holder, layout.tmem.columns, tile.ctas)
         ptx.tmem_fence_before()
     cute.arch.sync_threads()
     ptx.tmem_fence_after()
@@ -205,14 +200,14 @@ def kernel(
     else:
         schedule = Grid(rows, columns, grid[0], grid[1], grid[2], cluster, clusters)
 
-    if warp == LOAD_WARP:
+    if warp == layout.load_warp:
         load(layout, maps, smem, rank, k_stages, schedule)
-    leads = warp == MMA_WARP
+    leads = warp == layout.mma_warp
     if const_expr(tile.ctas == 2):
         leads = leads and rank % 2 == 0
     if leads:
         mainloop.multiply(layout, smem, tmem, rank, k_stages, schedule)
-    if warp < EPILOGUE_WARPS:
+    if warp < layout.epilogue_warps:
         output = Output(out_map, out, out_stride)
         epilogue.drain(
             layout, output, factors, quantized, smem, tmem, warp, rank, schedule
@@ -230,7 +225,7 @@ def kernel(
         cute.arch.cluster_wait()
     if warp == 0:
         ptx.tmem_fence_after()
-        ptx.tmem_free(tmem, layout.tmem_columns, tile.ctas)
+        ptx.tmem_free(tmem, layout.tmem.columns, tile.ctas)
 
 
 @cute.jit
@@ -246,5 +241,5 @@ def init_barriers(layout: cutlass.Constexpr[Layout], smem: Int32):
     for i in cutlass.range_constexpr(2):
         block = smem + layout.acc_block + i * layout.acc_pitch
         ptx.mbarrier_init(block + layout.acc_full, 1)
-        ptx.mbarrier_init(block + layout.acc_empty, EPILOGUE_WARPS * tile.ctas)
-    ptx.mbarrier_init(smem + layout.partial_full, EPILOGUE_WARPS * tile.split_k)
+        ptx.mbarrier_init(block + layout.acc_empty, layout.epilogue_warps * tile.ctas)
+    ptx.mbarrier_init(smem + layout.partial_full, layout.epilogue_warps * tile.split_k)

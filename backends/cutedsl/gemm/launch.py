@@ -14,7 +14,7 @@ from nvfp4.backends.cutedsl.runtime.compile import FUNCTION, compiled
 from nvfp4.backends.cutedsl.runtime.occupancy import clusters_on
 from nvfp4.backends.recording import write_down
 from nvfp4.backends.target import target_of
-from nvfp4.calls import Mm
+from nvfp4.calls import Mm, StageMm
 
 
 class Launch(NamedTuple):
@@ -29,6 +29,8 @@ class Launch(NamedTuple):
     """What the kernel reads and writes, by name."""
     outputs: frozenset[str] = frozenset({"out"})
     """Names of the tensors that it writes whole."""
+    constants: frozenset[str] = frozenset()
+    """Names of the tensors that it reads before the kernel before it has ended."""
 
     @property
     def args(self) -> tuple[int | float, ...]:
@@ -70,6 +72,8 @@ def plan(call: Mm, out: Tensor, tile: Tile, sms: int) -> Launch:
     a_scales = aligned(call.a_scales.view(torch.uint8))
     b_scales = aligned(call.b_scales.view(torch.uint8))
     alpha_rows, segments = alpha.shape
+    copied = b is not call.b or b_scales.data_ptr() != call.b_scales.data_ptr()
+    constants = ("b", "b_scales") if isinstance(call, StageMm) and not copied else ()
     kernel = kernel_of(
         tile,
         out.dtype,
@@ -77,6 +81,7 @@ def plan(call: Mm, out: Tensor, tile: Tile, sms: int) -> Launch:
         row_scale is not None,
         None if bias is None else bias.dtype,
         starts_on_16_bytes(out),
+        bool(constants),
     )
     tensors = {"a": a, "b": b, "a_scales": a_scales, "b_scales": b_scales, "alpha": alpha}
     tensors |= {} if row_scale is None else {"row_scale": row_scale}
@@ -87,7 +92,8 @@ def plan(call: Mm, out: Tensor, tile: Tile, sms: int) -> Launch:
         operands, rows, columns = (b, a, b_scales, a_scales), n, m
     if problems := tile.unfit(rows, columns, k):
         raise ValueError(f"tile {tile}: {'; '.join(problems)}")
-    kernel = sized(kernel, rows, columns, k, sms)
+    clusters = tile.clusters(rows, columns, sms)
+    kernel = sized(kernel, tile.tiles(rows, columns), clusters, k)
     factors = alpha, alpha if row_scale is None else row_scale, alpha if bias is None else bias
     sizes = (
         rows,
@@ -99,24 +105,26 @@ def plan(call: Mm, out: Tensor, tile: Tile, sms: int) -> Launch:
         n // segments,
         int(row_scale is not None and row_scale.numel() > 1),
         tile.clusters(rows, columns, tile.cluster * clusters_on(kernel, out.device, sms)),
-        band_of(tile, rows, k),
+        group_m_of(tile, rows, k),
     )
-    return Launch(kernel, (*operands, *factors, out), sizes, tensors)
+    addresses = (*operands, *factors, out)
+    return Launch(kernel, addresses, sizes, tensors, constants=frozenset(constants))
 
 
-BAND_BYTES = 48 << 20
-"""Bytes of A, with its scales, that tiles of a band share: well within a B200's L2 of 126 MB, which
-B and D pass through meanwhile."""
+GROUP_M_BYTES = 48 << 20
+"""Bytes of A, with its scales, that a group of tile rows may have. They stay in a B200's L2 of
+126 MB while B and D pass through it."""
 
 
-def band_of(tile: Tile, rows: int, k: int) -> int:
-    """Rows of cluster tiles that are walked together, before the next ones are (GROUP_M): all, if
-    their A stays in L2; else bands of nearly the same height whose A does.
+def group_m_of(tile: Tile, rows: int, k: int) -> int:
+    """Rows of cluster tiles that are rasterized together (GROUP_M in Triton's GEMMs).
+
+    All of them if their A stays in L2; else groups of nearly the same height whose A does.
     """
     high = tile.cluster_tile[0]
     tiles = max(1, -(-rows // high))
-    bands = -(-tiles * high * k * 9 // (16 * BAND_BYTES))
-    return -(-tiles // max(1, bands))
+    groups = -(-tiles * high * k * 9 // (16 * GROUP_M_BYTES))
+    return -(-tiles // max(1, groups))
 
 
 @functools.cache
@@ -127,11 +135,13 @@ def kernel_of(
     row_scale: bool,
     bias: torch.dtype | None,
     aligned: bool,
+    constant_weights: bool,
 ) -> Kernel:
     """The kernel for a call's form; aligned: the output's rows start on 16 bytes."""
     by_tma = aligned and not tile.swapped and alpha is not Alpha.MATRIX
-    bias_dtype = bias or torch.float32
-    return Kernel(tile, Epilogue(out_dtype, alpha, row_scale, bias is not None, bias_dtype, by_tma))
+    dtype = bias or torch.float32
+    epilogue = Epilogue(out_dtype, alpha, row_scale, bias is not None, dtype, by_tma)
+    return Kernel(tile, epilogue, constant_weights=constant_weights)
 
 
 def loadable(data: Tensor) -> Tensor:

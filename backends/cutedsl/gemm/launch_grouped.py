@@ -7,8 +7,9 @@ from torch import Tensor
 
 from nvfp4.backends.cutedsl.gemm.config import Alpha, Epilogue, Glu, Kernel, Tile
 from nvfp4.backends.cutedsl.gemm.launch import Launch, aligned, loadable, starts_on_16_bytes
-from nvfp4.backends.cutedsl.gemm.layouts import layout_of
+from nvfp4.backends.cutedsl.gemm.layouts import layout_of, sized
 from nvfp4.backends.cutedsl.runtime.occupancy import clusters_on
+from nvfp4.backends.workload import warmed_up
 from nvfp4.calls import GroupedMm, GroupedMmGluQuantize, Quantized
 from nvfp4.spec.grouped import MAX_EXPERTS
 from nvfp4.spec.swizzle import TILE_ROWS
@@ -95,6 +96,7 @@ def _launch(
 ) -> Launch:
     (rows, half_k), (experts, n, _) = call.a.shape, call.b.shape
     alpha, row_scale = call.alpha, call.row_scale
+    kernel = sized_for_rows(kernel, call.expected_rows or rows, experts, n, 2 * half_k, sms)
     if experts > MAX_EXPERTS:
         raise ValueError(f"grouped_mm: needs up to {MAX_EXPERTS} experts, got {experts}")
     tensors = {
@@ -134,8 +136,19 @@ def clusters_of(kernel: Kernel, rows: int, experts: int, n: int, sms: int) -> in
     """Clusters to launch: persistent, one CTA an SM; but no more than there can be tiles, however
     the rows are divided among the experts.
     """
+    return max(1, min(most_tiles(kernel, rows, experts, n), sms // kernel.tile.cluster))
+
+
+def most_tiles(kernel: Kernel, rows: int, experts: int, n: int) -> int:
+    """The most tiles that `rows` rows of `experts` experts can take."""
     layout = layout_of(kernel)
     step = layout.token_step
     token_tiles = (rows + min(experts, rows) * (step - 1)) // step
-    weight_tiles = -(-(n // 2 if layout.glu else n) // layout.weight_step)
-    return max(1, min(token_tiles * weight_tiles, sms // kernel.tile.cluster))
+    return token_tiles * -(-(n // 2 if layout.glu else n) // layout.weight_step)
+
+
+def sized_for_rows(kernel: Kernel, rows: int, experts: int, n: int, k: int, sms: int) -> Kernel:
+    """The kernel for so many expected rows: in half of an SM, where that costs nothing."""
+    rows = warmed_up(rows)
+    clusters = clusters_of(kernel, rows, experts, n, sms)
+    return sized(kernel, most_tiles(kernel, rows, experts, n), clusters, k)

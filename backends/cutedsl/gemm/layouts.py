@@ -1,4 +1,4 @@
-"""Where everything is: shared memory, tensor memory, descriptors.
+"""Where everything is in shared memory (tensor memory: tensor_memory.py), and who shares what.
 
 All of it is plain integers, known when a kernel is compiled.
 
@@ -7,22 +7,16 @@ Shared memory, from a 1024-byte boundary:
     stage 0 .. stages-1   A | B | A's scales | B's scales
     outputs               a warp's 32 rows x 128 bytes, which TMA stores; x 4 warps, x 1 or 2
     partials              split-K: the CTA's float32 sums [columns][128 rows]
+    row factors           float32, of the CTA's 128 rows, where no vectors are prefetched
     accumulators          x 2: factors and bias of the tile's columns, float32, and two barriers
     barriers
     table                 grouped: which tiles are which expert's (groups.py)
 
 A stage holds K = 256. Operand rows have 128 bytes, swizzled by 128 bytes in groups of 8 rows.
 Scales are the spec's 512-byte tiles of 128 rows x K = 64, slice by slice (Layout.scale_offset).
-
-Tensor memory, 512 columns of 128 lanes x 32 bits:
-
-    acc 0 | acc 1 | scales of A (4 columns per K = 64) | scales of B (columns / 32 per K = 64)
-
-Two accumulators of 256 columns and the scales do not fit: there the second starts within the first,
-OVERLAP columns early, and the epilogue empties those columns first.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -37,36 +31,21 @@ from nvfp4.backends.cutedsl.gemm.config import (
     Kernel,
     Tile,
 )
-from nvfp4.spec.format import BLOCK
-from nvfp4.spec.grouped import MAX_EXPERTS
-from nvfp4.spec.swizzle import TILE_BLOCKS, TILE_ROWS
-
-MMA_K = BLOCK * TILE_BLOCKS  # 64: an MMA reads a scale tile of each operand
-K_BLOCKS = STAGE_K // MMA_K
-ROW_BYTES = STAGE_K // 2
-SCALE_ROWS = TILE_ROWS
-SCALE_TILE = TILE_ROWS * TILE_BLOCKS
-SCALE_WORDS = SCALE_TILE // 8  # TMA's elements of a scale tile: a box has at most 256
-SCALE_LANES = 32  # a scale tile is 32 lanes of 16 bytes, which hold 4 rows 32 apart
-SHARED_BYTES = 232448  # what sm_100 lets one CTA have
-HALF_SHARED_BYTES = 228 * 1024 // 2 - 1024  # half of an SM's, less what CUDA keeps of each CTA's
-TMEM_COLUMNS = 512
-STORE_BYTES = 128  # of a row that the epilogue moves at a time
-WARP_ROWS = 32
-GLU_SUBTILE = 64  # results: 32 bytes of codes a row, and one word of scales
-EXPERTS_A_LANE = MAX_EXPERTS // 32
-TABLE_BYTES = 4 * (32 + MAX_EXPERTS + MAX_EXPERTS + 2)  # see groups.py
-EPILOGUE_WARPS = 4
-
-# Shared-memory descriptors (PTX ISA, "tcgen05 shared memory descriptor"), high words: the stride
-# between groups of 8 rows in 16 bytes, version 1, and the swizzle (2: 128 bytes, 0: none).
-OPERAND_DESCRIPTOR = 8 * ROW_BYTES >> 4 | 1 << 14 | 2 << 29
-SCALE_DESCRIPTOR = 8 * 16 >> 4 | 1 << 14
-
-
-def instruction_descriptor(tile: Tile) -> int:
-    """E2M1 x E2M1 (format 1) with UE4M3 scales (PTX ISA, "instruction descriptor", mxf4nvf4)."""
-    return 1 << 7 | 1 << 10 | tile.columns // 8 << 17 | tile.rows // 16 << 24
+from nvfp4.backends.cutedsl.gemm.sizes import (
+    GLU_SUBTILE,
+    GLU_WARPS,
+    HALF_SHARED_BYTES,
+    K_BLOCKS,
+    ROW_BYTES,
+    SCALE_ROWS,
+    SCALE_TILE,
+    SHARED_BYTES,
+    STORE_BYTES,
+    TABLE_BYTES,
+    TMEM_COLUMNS,
+    WARPS_OF_ROWS,
+)
+from nvfp4.backends.cutedsl.gemm.tensor_memory import TensorMemory
 
 
 def _up(size: int, multiple: int) -> int:
@@ -79,16 +58,40 @@ class Layout:
     epilogue: Epilogue
     grouped: bool = False
     half_sm: bool = False
+    constant_weights: bool = False
 
     @cached_property
     def glu(self) -> Glu | None:
         return self.epilogue.glu
 
     def place_in_cluster(self, rank: Any) -> tuple[Any, Any]:
-        """CTA `rank`'s row and column in its cluster; those of split-K have the same place."""
+        """CTA `rank`'s row and column in its cluster; those of split-K are all at (0, 0)."""
         if self.tile.cluster_rows * self.tile.cluster_columns == 1:
             return 0, 0
         return rank % self.tile.cluster_rows, rank // self.tile.cluster_rows
+
+    # warps
+
+    @cached_property
+    def column_parts(self) -> int:
+        """Warps of the epilogue that share 32 rows, and each subtile."""
+        return GLU_WARPS // WARPS_OF_ROWS if self.glu else 1
+
+    @cached_property
+    def epilogue_warps(self) -> int:
+        return WARPS_OF_ROWS * self.column_parts
+
+    @cached_property
+    def mma_warp(self) -> int:
+        return self.epilogue_warps
+
+    @cached_property
+    def load_warp(self) -> int:
+        return self.epilogue_warps + 1
+
+    @cached_property
+    def threads(self) -> int:
+        return 32 * (self.epilogue_warps + 2)
 
     # one stage
 
@@ -96,11 +99,6 @@ class Layout:
     def b_rows(self) -> int:
         """Rows of B that a CTA holds: a pair shares them."""
         return self.tile.columns // self.tile.ctas
-
-    @cached_property
-    def b_scale_tiles(self) -> int:
-        """Scale tiles that hold a tile's columns: one of 192 starts within a scale tile."""
-        return -(-self.tile.columns // SCALE_ROWS)
 
     @cached_property
     def starts_within_scale_tile(self) -> bool:
@@ -143,7 +141,7 @@ class Layout:
     @cached_property
     def stage_bytes(self) -> int:
         """What is loaded into a CTA's shared memory per stage, and what it takes there."""
-        return self.b_scales + self.b_scale_tiles * K_BLOCKS * SCALE_TILE
+        return self.b_scales + self.tmem.b_scale_tiles * K_BLOCKS * SCALE_TILE
 
     @cached_property
     def stage_pitch(self) -> int:
@@ -192,17 +190,26 @@ class Layout:
     @cached_property
     def output_bytes(self) -> int:
         """One set of the epilogue's output buffers: 32 rows of each of its warps."""
-        return EPILOGUE_WARPS * WARP_ROWS * STORE_BYTES if self.epilogue.tma_store else 0
+        return CTA_ROWS * STORE_BYTES if self.epilogue.tma_store else 0
 
     @cached_property
     def partial_bytes(self) -> int:
         return 4 * CTA_ROWS * self.tile.columns if self.tile.split_k > 1 else 0
 
     @cached_property
+    def stages_row_factors(self) -> bool:
+        """Whether rows' factors pass through shared memory (store_tma.py)."""
+        return self.epilogue.tma_store and not self.vectors
+
+    @cached_property
+    def row_factor_bytes(self) -> int:
+        return 4 * CTA_ROWS if self.stages_row_factors else 0
+
+    @cached_property
     def _fixed_bytes(self) -> int:
-        barriers = 512
+        barriers = 256  # two a stage, of which 10 are the most, and six others
         vectors = 2 * self.vectors * self.vector_bytes
-        return self.partial_bytes + vectors + barriers + self.table_bytes
+        return self.partial_bytes + self.row_factor_bytes + vectors + barriers + self.table_bytes
 
     @cached_property
     def most_shared_bytes(self) -> int:
@@ -230,9 +237,13 @@ class Layout:
         return self.outputs + self.output_sets * self.output_bytes
 
     @cached_property
+    def row_factors(self) -> int:
+        return self.partials + self.partial_bytes
+
+    @cached_property
     def acc_block(self) -> int:
         """What belongs to an accumulator: vectors, from its start on, and barriers."""
-        return self.partials + self.partial_bytes
+        return self.row_factors + self.row_factor_bytes
 
     @cached_property
     def acc_full(self) -> int:
@@ -298,30 +309,8 @@ class Layout:
     # tensor memory
 
     @cached_property
-    def b_scale_columns(self) -> int:
-        """Columns of B's scales per K = 64."""
-        return self.b_scale_tiles * SCALE_ROWS // SCALE_LANES
-
-    @cached_property
-    def scale_columns(self) -> int:
-        return K_BLOCKS * (SCALE_ROWS // SCALE_LANES + self.b_scale_columns)
-
-    @cached_property
-    def overlap(self) -> int:
-        """Columns that the two accumulators share."""
-        return max(0, 2 * self.tile.columns + self.scale_columns - TMEM_COLUMNS)
-
-    @cached_property
-    def second_acc(self) -> int:
-        return self.tile.columns - self.overlap
-
-    @cached_property
-    def a_scale_tmem(self) -> int:
-        return self.second_acc + self.tile.columns
-
-    @cached_property
-    def b_scale_tmem(self) -> int:
-        return self.a_scale_tmem + K_BLOCKS * SCALE_ROWS // SCALE_LANES
+    def tmem(self) -> TensorMemory:
+        return TensorMemory(self.tile)
 
     @cached_property
     def scale_copies(self) -> tuple[tuple[int, int], ...]:
@@ -329,26 +318,20 @@ class Layout:
         a = [
             (
                 self.a_scales + self.scale_offset(k, 0, 1, self.a_sharers),
-                self.a_scale_tmem + 4 * k,
+                self.tmem.a_scales + 4 * k,
             )
             for k in range(K_BLOCKS)
         ]
         b = [
             (
                 self.b_scales
-                + self.scale_offset(k, tile, self.b_scale_tiles, self.b_scale_sharers),
-                self.b_scale_tmem + self.b_scale_columns * k + 4 * tile,
+                + self.scale_offset(k, tile, self.tmem.b_scale_tiles, self.b_scale_sharers),
+                self.tmem.b_scales + self.tmem.b_scale_columns * k + 4 * tile,
             )
             for k in range(K_BLOCKS)
-            for tile in range(self.b_scale_tiles)
+            for tile in range(self.tmem.b_scale_tiles)
         ]
         return (*a, *b)
-
-    @cached_property
-    def tmem_columns(self) -> int:
-        """What is allocated: a power of two from 32 on."""
-        needed = self.second_acc + self.tile.columns + self.scale_columns
-        return max(32, 1 << (needed - 1).bit_length())
 
     # the epilogue
 
@@ -374,7 +357,7 @@ class Layout:
         """The subtile, in the order that they are emptied, after which the next tile's MMAs may
         begin: that of the last overlapped columns, else the last.
         """
-        return -(-self.overlap // self.subtile) - 1 if self.overlap else self.subtiles - 1
+        return -(-self.tmem.overlap // self.subtile) - 1 if self.tmem.overlap else self.subtiles - 1
 
     def output_buffer(self, subtile: int) -> tuple[int, int]:
         """Where a subtile's output buffers start, and the stores that may still be reading others:
@@ -385,21 +368,19 @@ class Layout:
 
 
 def layout_of(kernel: Kernel) -> Layout:
-    layout = Layout(kernel.tile, kernel.epilogue, kernel.grouped, kernel.half_sm)
+    layout = Layout(**{field.name: getattr(kernel, field.name) for field in fields(kernel)})
     assert layout.stages >= 2 and layout.shared_bytes <= layout.most_shared_bytes, kernel
     return layout
 
 
 @cache
-def sized(kernel: Kernel, rows: int, columns: int, k: int, sms: int) -> Kernel:
-    """The kernel for a D of rows x columns: in half of an SM, where that costs nothing.
+def sized(kernel: Kernel, tiles: int, clusters: int, k: int) -> Kernel:
+    """The kernel for so many tiles by so many clusters: in half of an SM, where that costs nothing.
 
     It costs nothing where a CTA fills no more stages than it has there, for all of its tiles
     together. Two CTAs then have room for their accumulators too.
     """
-    tile = kernel.tile
-    half = Layout(tile, kernel.epilogue, kernel.grouped, True)
-    tiles = -(-tile.tiles(rows, columns) // tile.clusters(rows, columns, sms))
-    fills = tiles * -(-k // (STAGE_K * tile.split_k))
-    fits = half.stages >= max(2, fills) and 2 * half.tmem_columns <= TMEM_COLUMNS
+    half = Layout(kernel.tile, kernel.epilogue, kernel.grouped, True)
+    fills = -(-tiles // clusters) * -(-k // (STAGE_K * kernel.tile.split_k))
+    fits = half.stages >= max(2, fills) and 2 * half.tmem.columns <= TMEM_COLUMNS
     return replace(kernel, half_sm=True) if fits else kernel

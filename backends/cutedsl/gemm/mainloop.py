@@ -16,15 +16,14 @@ import cutlass.cute as cute
 from cutlass import Int32, const_expr
 
 from nvfp4.backends.cutedsl.gemm import ptx
-from nvfp4.backends.cutedsl.gemm.layouts import (
-    K_BLOCKS,
-    MMA_K,
+from nvfp4.backends.cutedsl.gemm.descriptors import (
     OPERAND_DESCRIPTOR,
     SCALE_DESCRIPTOR,
-    Layout,
     instruction_descriptor,
 )
-from nvfp4.backends.cutedsl.gemm.schedule import next_tile, place_of, remains, start
+from nvfp4.backends.cutedsl.gemm.layouts import Layout
+from nvfp4.backends.cutedsl.gemm.schedule import next_tile, remains, start, tile_coord
+from nvfp4.backends.cutedsl.gemm.sizes import K_BLOCKS, MMA_K
 from nvfp4.backends.cutedsl.gemm.stages import advance, k_range
 
 SHARED_OFFSET = 0x3FFFF
@@ -47,17 +46,17 @@ def multiply(
     release, pair = commit_masks(layout, x, y)
     instruction = instruction_descriptor(config)
     k_begin, k_end = k_range(layout, k_stages, rank)
-    tile, walk = start(layout, grid, (0, y * config.columns))
+    tile, schedule = start(layout, grid, (0, y * config.columns))
     base = (smem & SHARED_OFFSET) >> 4
     stage, phase, tiles_begun = Int32(0), Int32(0), Int32(0)
-    while remains(layout, tile, walk):
+    while remains(layout, tile, schedule):
         second = tiles_begun & 1
-        acc = tmem + second * layout.second_acc
-        b_scales = tmem + layout.b_scale_tmem
+        acc = tmem + second * layout.tmem.second_acc
+        b_scales = tmem + layout.tmem.b_scales
         if const_expr(layout.starts_within_scale_tile):
-            b_scales = b_scales + place_of(layout, tile, walk).b_group
+            b_scales = b_scales + tile_coord(layout, tile, schedule).b_group
         block = smem + layout.acc_block
-        if const_expr(layout.overlap > 0):
+        if const_expr(layout.tmem.overlap > 0):
             ptx.mbarrier_wait(block + layout.acc_empty, second ^ 1)
         else:
             block = block + second * layout.acc_pitch
@@ -80,8 +79,8 @@ def multiply(
                     at + (layout.b >> 4) + offset,
                     OPERAND_DESCRIPTOR,
                     instruction,
-                    tmem + layout.a_scale_tmem + 4 * k_block,
-                    b_scales + layout.b_scale_columns * k_block,
+                    tmem + layout.tmem.a_scales + 4 * k_block,
+                    b_scales + layout.tmem.b_scale_columns * k_block,
                     Int32(1) if const_expr(k_block > 0) else accumulate,
                     ctas,
                 )
@@ -94,7 +93,7 @@ def multiply(
             smem + layout.acc_block + layout.acc_full + second * layout.acc_pitch, ctas, pair
         )
         tiles_begun = tiles_begun + 1
-        tile = next_tile(layout, tile, walk)
+        tile = next_tile(layout, tile, schedule)
 
 
 @cute.jit

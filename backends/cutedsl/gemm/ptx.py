@@ -88,7 +88,7 @@ def mbarrier_arrive(barrier: Int32, *, loc=None, ip=None) -> None:
 def mbarrier_arrive_cluster(barrier: Int32, *, loc=None, ip=None) -> None:
     """One relaxed arrival (elected) at a barrier of the cluster, by its shared::cluster address.
 
-    A fence precedes it. `.release.cluster` in its place would wait for all of the thread's
+    A fence precedes it. `.release.cluster` would instead wait for all of the thread's
     accesses, those to global memory included (MEMBAR.ALL.GPU).
     """
     text = _elected("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [$0];")
@@ -111,7 +111,7 @@ def acquire_shared(*, loc=None, ip=None) -> None:
 
 @dsl_user_op
 def map_to_cta(address: Int32, rank: Int32, *, loc=None, ip=None) -> Int32:
-    """This CTA's shared address -> the same place in CTA `rank` of the cluster."""
+    """This CTA's shared address -> the same offset in CTA `rank` of the cluster."""
     return asm("mapa.shared::cluster.u32 $0, $1, $2;", [address, rank], (Int32,), loc, ip)
 
 
@@ -335,7 +335,8 @@ def load_cluster(address: Int32, offset: int = 0, *, loc=None, ip=None) -> Float
 
 @dsl_user_op
 def store_global(address: Int64, words: Sequence[Any], *, loc=None, ip=None) -> None:
-    """One, two, four or eight 32-bit values."""
+    """One, two, four or eight 32-bit values, or one of 16 bits."""
     vector = "" if len(words) == 1 else f".v{len(words)}"
+    bits = 16 if isinstance(words[0], Int16) else 32
     registers = ", ".join(f"${i + 1}" for i in range(len(words)))
-    asm(f"st.global{vector}.b32 [$0], {{{registers}}};", [address, *words], (), loc, ip)
+    asm(f"st.global{vector}.b{bits} [$0], {{{registers}}};", [address, *words], (), loc, ip)

@@ -1,8 +1,9 @@
 """Static persistent scheduling: which tiles a cluster computes, one after the other.
 
-Tiles are counted by bands of rows of D, within a band along M first (GROUP_M): clusters that run
-together share few tiles of B, and the band's rows of A, which stay in L2 (launch.band_of). A
-cluster takes every `clusters`-th tile. Grouped, a tile's expert is looked up (groups.py).
+Tiles are rasterized in groups of tile rows, as with GROUP_M in Triton's GEMMs: within a group along
+M first. Clusters that run together then share few tiles of B and the group's rows of A, which stay
+in L2 (launch.group_m_of). A cluster takes every `clusters`-th tile. In a grouped GEMM a tile's
+expert is looked up (groups.py).
 """
 
 from typing import NamedTuple
@@ -12,33 +13,34 @@ import cutlass.cute as cute
 from cutlass import Boolean, Int32, Uint32, const_expr
 
 from nvfp4.backends.cutedsl.gemm import groups
-from nvfp4.backends.cutedsl.gemm.layouts import SCALE_LANES, SCALE_ROWS, Layout
+from nvfp4.backends.cutedsl.gemm.layouts import Layout
+from nvfp4.backends.cutedsl.gemm.sizes import SCALE_LANES, SCALE_ROWS
 
 
 class Grid(NamedTuple):
     """D's size, the cluster tiles that it takes, and which cluster this is of how many.
 
-    rows, columns: of cluster tiles; band: rows of cluster tiles that are walked together.
+    rows, columns: of cluster tiles; group_m: rows of cluster tiles that are rasterized together.
     """
 
     height: Int32
     width: Int32
     rows: Int32
     columns: Int32
-    band: Int32
+    group_m: Int32
     cluster: Int32
     clusters: Int32
 
 
-class Walk(NamedTuple):
-    """The grid, and where a part of the cluster is in the cluster's tile."""
+class CtaSchedule(NamedTuple):
+    """The grid, and the offset of the caller's part of each cluster tile."""
 
     grid: Grid
     row_offset: Int32
     column_offset: Int32
 
 
-class Place(NamedTuple):
+class TileCoord(NamedTuple):
     """A tile's coordinates in an ungrouped D: A's and B's rows are D's rows and columns."""
 
     row: Int32
@@ -69,44 +71,46 @@ class Place(NamedTuple):
 
 @cute.jit
 def start(layout: cutlass.Constexpr[Layout], grid, offset):
-    """The number of the first tile, and how to go on; of the cluster, or of a part of it that is at
-    `offset`, (row, column) in the cluster's tile. grid: Grid, grouped: Groups.
+    """The number of the cluster's first tile, and the schedule that gives the next ones.
+
+    offset: (row, column) of the caller's part of each cluster tile. grid: a Grid; of a grouped GEMM
+    a Groups.
     """
     if const_expr(layout.grouped):
-        return grid.cluster, grid.moved(offset)
-    return grid.cluster, Walk(grid, Int32(offset[0]), Int32(offset[1]))
+        return grid.cluster, grid.at_offset(offset)
+    return grid.cluster, CtaSchedule(grid, Int32(offset[0]), Int32(offset[1]))
 
 
 @cute.jit
-def next_tile(layout: cutlass.Constexpr[Layout], tile: Int32, walk) -> Int32:
+def next_tile(layout: cutlass.Constexpr[Layout], tile: Int32, schedule) -> Int32:
     if const_expr(layout.grouped):
-        return tile + walk.clusters
-    return tile + walk.grid.clusters
+        return tile + schedule.clusters
+    return tile + schedule.grid.clusters
 
 
 @cute.jit
-def remains(layout: cutlass.Constexpr[Layout], tile: Int32, walk) -> Boolean:
+def remains(layout: cutlass.Constexpr[Layout], tile: Int32, schedule) -> Boolean:
     if const_expr(layout.grouped):
-        return tile < walk.tiles
-    return tile < walk.grid.rows * walk.grid.columns
+        return tile < schedule.tiles
+    return tile < schedule.grid.rows * schedule.grid.columns
 
 
 @cute.jit
-def place_of(layout: cutlass.Constexpr[Layout], tile: Int32, walk):
-    """The tile's coordinates: a Place, or groups.Place where grouped."""
+def tile_coord(layout: cutlass.Constexpr[Layout], tile: Int32, schedule):
+    """The tile's coordinates: a TileCoord, or groups.TileCoord of a grouped GEMM."""
     if const_expr(layout.grouped):
-        return groups.place_of(layout, tile, walk)
-    grid = walk.grid
+        return groups.tile_coord(layout, tile, schedule)
+    grid = schedule.grid
     high, wide = layout.tile.cluster_tile
-    band = Int32(Uint32(tile) // Uint32(grid.band * grid.columns))
-    first = band * grid.band
-    rows = cutlass.min(grid.band, grid.rows - first)
+    group_m = Int32(Uint32(tile) // Uint32(grid.group_m * grid.columns))
+    first = group_m * grid.group_m
+    rows = cutlass.min(grid.group_m, grid.rows - first)
     within = tile - first * grid.columns
     column = Int32(Uint32(within) // Uint32(rows))
     row = first + within - column * rows
-    return Place(
-        row * high + walk.row_offset,
-        column * wide + walk.column_offset,
+    return TileCoord(
+        row * high + schedule.row_offset,
+        column * wide + schedule.column_offset,
         grid.height,
         grid.width,
     )

@@ -37,10 +37,10 @@ DTYPES = {
 @cute.jit
 def drain(
     layout: cutlass.Constexpr[Layout], own: EpilogueWarp, accumulator: Accumulator, output: Output,
-    factors: Factors, same: Float32, place,
+    factors: Factors, same: Float32, coord,
 ):  # fmt: skip
     """A tile, subtile by subtile, from its accumulator to D."""
-    terms = terms_of(layout, own, factors, same, place)
+    terms = terms_of(layout, own, factors, same, coord)
     wait_full(layout, accumulator)
     for s in cutlass.range_constexpr(layout.subtiles):
         offset = subtile_offset(layout, accumulator, s)
@@ -48,19 +48,19 @@ def drain(
         ptx.tmem_wait()
         if const_expr(s == layout.release_after):
             release(layout, accumulator, own.smem, own.rank)
-        store(layout, own, accumulator, output, factors, terms, place, sums, offset)
+        store(layout, own, accumulator, output, factors, terms, coord, sums, offset)
 
 
 @cute.jit
 def drain_split_k(
     layout: cutlass.Constexpr[Layout], own: EpilogueWarp, accumulator: Accumulator, output: Output,
-    factors: Factors, same: Float32, place,
+    factors: Factors, same: Float32, coord,
 ):  # fmt: skip
     """Split-K: a tile's partial sums to shared memory, then this CTA's share of all CTAs' to D.
 
     A cluster has one tile, so `partials` is written once.
     """
-    terms = terms_of(layout, own, factors, same, place)
+    terms = terms_of(layout, own, factors, same, coord)
     wait_full(layout, accumulator)
     for s in cutlass.range_constexpr(layout.subtiles):
         offset = subtile_offset(layout, accumulator, s)
@@ -75,34 +75,34 @@ def drain_split_k(
     for i in cutlass.range_constexpr(0, share, count):
         first = own.rank * share + i
         sums = reduce_partials(layout, own.smem, own.r, first, count)
-        store(layout, own, accumulator, output, factors, terms, place, sums, first)
+        store(layout, own, accumulator, output, factors, terms, coord, sums, first)
 
 
 @cute.jit
 def terms_of(
-    layout: cutlass.Constexpr[Layout], own: EpilogueWarp, factors: Factors, same: Float32, place
+    layout: cutlass.Constexpr[Layout], own: EpilogueWarp, factors: Factors, same: Float32, coord
 ):
     """The factor and the bias of the thread's row; 1.0 and 0.0 where rows have none."""
-    row = place.row + own.lane
-    factor = of_rows(layout, factors, same, place, [own.lane])[0]
+    row = coord.row + own.lane
+    factor = of_rows(layout, factors, same, coord, [own.lane])[0]
     bias = Float32(0.0)
     if const_expr(layout.epilogue.bias and layout.tile.swapped):
-        bias = element(factors.bias, cutlass.min(row, place.row_end - 1))
+        bias = element(factors.bias, cutlass.min(row, coord.row_end - 1))
     return factor, bias
 
 
 @cute.jit
 def store(
     layout: cutlass.Constexpr[Layout], own: EpilogueWarp, accumulator: Accumulator, output: Output,
-    factors: Factors, terms, place, sums, offset: Int32,
+    factors: Factors, terms, coord, sums, offset: Int32,
 ):  # fmt: skip
     """Scale a thread's sums, of the tile's columns from `offset` on, and store them."""
     vectors = accumulator.block + 4 * offset
-    row, column = place.row + own.lane, place.column + offset
+    row, column = coord.row + own.lane, coord.column + offset
     row_factor, row_bias = terms
     dtype, swapped = DTYPES[layout.epilogue.out_dtype], layout.tile.swapped
     for i in cutlass.range_constexpr(len(sums)):
-        if row < place.row_end and column + i < place.column_end:
+        if row < coord.row_end and column + i < coord.column_end:
             token, n = (column + i, row) if const_expr(swapped) else (row, column + i)
             factor = row_factor
             if const_expr(layout.prefetches_factors):

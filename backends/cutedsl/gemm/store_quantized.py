@@ -1,8 +1,8 @@
 """The epilogue of a gated linear unit: gate and up from tensor memory -> act(gate) * up, quantized.
 
-tcgen05.ld.32x32b gives a thread one row of gate and the same row of up. Its 64 results are four
-blocks, so a block's largest magnitude needs no other thread. A thread stores 32 bytes of codes and
-one word: the four scales, which lie side by side in the swizzled layout.
+tcgen05.ld.32x32b gives a thread one row of gate and the same row of up. Its 32 results are two
+blocks, so a block's largest magnitude needs no other thread. A thread stores 16 bytes of codes and
+two scales, which lie side by side in the swizzled layout.
 
 The arithmetic is that of spec/glu.py and spec/quantize.py to the bit: every operation is rounded
 once, by name, and none is contracted (see floats.multiply2_ftz).
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import cutlass
 import cutlass.cute as cute
 import torch
-from cutlass import Float32, Int32, Int64, const_expr
+from cutlass import Boolean, Float32, Int16, Int32, Int64, const_expr
 
 from nvfp4.backends.cutedsl.gemm import floats, ptx
 from nvfp4.backends.cutedsl.gemm.accumulators import (
@@ -23,9 +23,10 @@ from nvfp4.backends.cutedsl.gemm.accumulators import (
     wait_full,
 )
 from nvfp4.backends.cutedsl.gemm.factors import Factors, element
-from nvfp4.backends.cutedsl.gemm.groups import Groups, Place
-from nvfp4.backends.cutedsl.gemm.layouts import MMA_K, SCALE_LANES, SCALE_TILE, WARP_ROWS, Layout
+from nvfp4.backends.cutedsl.gemm.groups import Groups, TileCoord
+from nvfp4.backends.cutedsl.gemm.layouts import Layout
 from nvfp4.backends.cutedsl.gemm.output import EpilogueWarp
+from nvfp4.backends.cutedsl.gemm.sizes import MMA_K, SCALE_LANES, SCALE_TILE, WARP_ROWS
 from nvfp4.backends.cutedsl.gemm.store_tma import PACKED
 from nvfp4.spec.format import BLOCK, FLOAT32_MAX, ONE_SIXTH
 from nvfp4.spec.glu import (
@@ -67,32 +68,34 @@ class Quantized(NamedTuple):
 @cute.jit
 def drain(
     layout: cutlass.Constexpr[Layout], own: EpilogueWarp, accumulator: Accumulator,
-    quantized: Quantized, factors: Factors, place: Place, groups: Groups,
+    quantized: Quantized, factors: Factors, coord: TileCoord, groups: Groups,
 ):  # fmt: skip
-    """A tile: gate and up of the thread's row, `subtile` results at a time.
+    """A tile: gate and up of the thread's row, half of a subtile's results at a time. The warp
+    that has the same rows has the other half.
 
     The loop is not unrolled: its body is more than a thousand instructions.
     """
-    own_row = cutlass.min(place.row + own.lane, place.row_end - 1)
+    width = layout.subtile // layout.column_parts
+    own_row = cutlass.min(coord.row + own.lane, coord.row_end - 1)
     row_scale = layout.epilogue.row_scale
-    gate_up_factors = factors_of(factors, own_row, place.column, groups, row_scale)
-    p = scale_of(quantized, place, place.row + own.lane)
+    gate_up_factors = factors_of(factors, own_row, coord.column, groups, row_scale)
+    p = scale_of(quantized, coord, coord.row + own.lane, coord.column + own.part == 0)
     wait_full(layout, accumulator)
     # Of the CTA's scale tile the expert has rows.
-    in_tile = place.row - own.warp * WARP_ROWS < place.row_end
-    row = place.row + own.lane
+    in_tile = coord.row - own.warp * WARP_ROWS < coord.row_end
+    row = coord.row + own.lane
     for s in cutlass.range(layout.subtiles, unroll=1):
-        offset = subtile_offset(layout, accumulator, s)
-        gates = ptx.tmem_load(accumulator.tmem + offset, layout.subtile)
-        ups = ptx.tmem_load(accumulator.tmem + offset + layout.drained, layout.subtile)
+        offset = subtile_offset(layout, accumulator, s) + own.part * width
+        gates = ptx.tmem_load(accumulator.tmem + offset, width)
+        ups = ptx.tmem_load(accumulator.tmem + offset + layout.drained, width)
         ptx.tmem_wait()
         if s == layout.release_after:
             release(layout, accumulator, own.smem, own.rank)
-        column = place.column + offset
-        if row < place.row_end:
-            store(layout, gates, ups, gate_up_factors, quantized, p, place, row, own.r, column)
+        column = coord.column + offset
+        if row < coord.row_end:
+            store(layout, gates, ups, gate_up_factors, quantized, p, coord, row, own.r, column)
         elif in_tile:
-            store_padding(quantized, place, own.r, column)
+            store_padding(quantized, coord, own.r, column)
 
 
 @cute.jit
@@ -107,10 +110,10 @@ def factors_of(factors: Factors, row: Int32, column: Int32, groups: Groups, row_
 
 
 @cute.jit
-def scale_of(quantized: Quantized, place: Place, row: Int32) -> Float32:
-    """The global scale of row `row`; written out by the tile that has the row's first columns."""
-    p = element(quantized.p, place.expert * quantized.p_stride)
-    if place.column == 0 and row < place.row_end:
+def scale_of(quantized: Quantized, coord: TileCoord, row: Int32, writes: Boolean) -> Float32:
+    """The global scale of row `row`; the warp with the row's first columns writes it out."""
+    p = element(quantized.p, coord.expert * quantized.p_stride)
+    if writes and row < coord.row_end:
         (quantized.global_scale + row).store(p)
     return p
 
@@ -118,49 +121,42 @@ def scale_of(quantized: Quantized, place: Place, row: Int32) -> Float32:
 @cute.jit
 def store(
     layout: cutlass.Constexpr[Layout], gates, ups, factors, quantized: Quantized, p: Float32,
-    place: Place, row: Int32, r: Int32, column: Int32,
+    coord: TileCoord, row: Int32, r: Int32, column: Int32,
 ):  # fmt: skip
-    """A thread's 64 results of row `row`, from column `column` of gate on; p: their global scale;
+    """A thread's 32 results of row `row`, from column `column` of gate on; p: their global scale;
     r: the row in the CTA's tile.
     """
     enc = floats.multiply(floats.reciprocal(p), Float32(ONE_SIXTH))
+    blocks = [
+        activate(layout, gates[j : j + BLOCK], ups[j : j + BLOCK], factors, quantized.limit)
+        for j in range(0, len(gates), BLOCK)
+    ]
+    scales = floats.to_e4m3x2(
+        *(floats.multiply(floats.largest_magnitude(block), enc) for block in blocks)
+    )
     codes: list = []
-    scales: list = []
-    for i in cutlass.range_constexpr(0, len(gates), 2 * BLOCK):
-        blocks = [
-            activate(layout, gates[j : j + BLOCK], ups[j : j + BLOCK], factors, quantized.limit)
-            for j in (i, i + BLOCK)
-        ]
-        two = floats.to_e4m3x2(
-            *(floats.multiply(floats.largest_magnitude(block), enc) for block in blocks)
-        )
-        scales.append(two)
-        for block, sf in zip(blocks, floats.from_e4m3x2(two), strict=True):
-            # A NaN scale makes an inverse that is NaN, and codes that are 0x7.
-            inverse = floats.min_nan(
-                floats.reciprocal(floats.multiply(sf, p)), Float32(FLOAT32_MAX)
-            )
-            inverse = floats.zero_if_zero(inverse, sf)
-            scaled = [
-                x for pair in pairs(block) for x in floats.multiply2(pair, (inverse, inverse))
-            ]
-            codes += [floats.to_e2m1x8(scaled[j : j + 8]) for j in range(0, BLOCK, 8)]
+    for block, sf in zip(blocks, floats.from_e4m3x2(scales), strict=True):
+        # A NaN scale makes an inverse that is NaN, and codes that are 0x7.
+        inverse = floats.min_nan(floats.reciprocal(floats.multiply(sf, p)), Float32(FLOAT32_MAX))
+        inverse = floats.zero_if_zero(inverse, sf)
+        scaled = [x for pair in pairs(block) for x in floats.multiply2(pair, (inverse, inverse))]
+        codes += [floats.to_e2m1x8(scaled[j : j + 8]) for j in range(0, BLOCK, 8)]
     data = (quantized.data + (Int64(row) * quantized.stride + column // 2)).toint()
     ptx.store_global(data, codes)
-    ptx.store_global(scales_at(quantized, place, r, column), [scales[0] | scales[1] << 16])
+    ptx.store_global(scales_at(quantized, coord, r, column), [Int16(scales)])
 
 
 @cute.jit
-def store_padding(quantized: Quantized, place: Place, r: Int32, column: Int32):
+def store_padding(quantized: Quantized, coord: TileCoord, r: Int32, column: Int32):
     """Zero scales for a row that the expert does not have, in its last scale tile."""
-    ptx.store_global(scales_at(quantized, place, r, column), [Int32(0)])
+    ptx.store_global(scales_at(quantized, coord, r, column), [Int16(0)])
 
 
 @cute.jit
-def scales_at(quantized: Quantized, place: Place, r: Int32, column: Int32) -> Int64:
-    """The address of the scales of K = 64 from `column` on, of the CTA tile's row r."""
-    tile = Int64(place.a_scale_tile) * quantized.scale_pitch + column // MMA_K * SCALE_TILE
-    at = tile + r % SCALE_LANES * 16 + r // SCALE_LANES * TILE_BLOCKS
+def scales_at(quantized: Quantized, coord: TileCoord, r: Int32, column: Int32) -> Int64:
+    """The address of the scales of the columns from `column` on, of the CTA tile's row r."""
+    tile = Int64(coord.a_scale_tile) * quantized.scale_pitch + column // MMA_K * SCALE_TILE
+    at = tile + r % SCALE_LANES * 16 + r // SCALE_LANES * TILE_BLOCKS + column % MMA_K // BLOCK
     return (quantized.scales + at).toint()
 
 

@@ -22,8 +22,9 @@ from nvfp4.backends.cutedsl.gemm.accumulators import (
     wait_full,
 )
 from nvfp4.backends.cutedsl.gemm.factors import Factors, of_rows
-from nvfp4.backends.cutedsl.gemm.layouts import STORE_BYTES, WARP_ROWS, Layout
+from nvfp4.backends.cutedsl.gemm.layouts import Layout
 from nvfp4.backends.cutedsl.gemm.output import EpilogueWarp, Output
+from nvfp4.backends.cutedsl.gemm.sizes import STORE_BYTES, WARP_ROWS
 
 PACKED = {torch.bfloat16: "bf16", torch.float16: "f16"}
 HALF = 16
@@ -66,10 +67,14 @@ def staging_of(layout: cutlass.Constexpr[Layout], own: EpilogueWarp) -> Staging:
 @cute.jit
 def drain(
     layout: cutlass.Constexpr[Layout], own: EpilogueWarp, accumulator: Accumulator, output: Output,
-    staging: Staging, factors: Factors, same: Float32, place,
+    staging: Staging, factors: Factors, same: Float32, coord,
 ):  # fmt: skip
     """A tile, subtile by subtile: from its accumulator through an output buffer to D."""
-    row_factors = of_rows(layout, factors, same, place, staging.rows)
+    row_factors: tuple = ()
+    if const_expr(layout.stages_row_factors):
+        put_row_factor(layout, own, factors, same, coord)
+    else:
+        row_factors = of_rows(layout, factors, same, coord, staging.rows)
     wait_full(layout, accumulator)
     for s in cutlass.range_constexpr(layout.subtiles):
         offset = subtile_offset(layout, accumulator, s)
@@ -82,18 +87,44 @@ def drain(
         if const_expr(s == layout.release_after):
             # Before anything is converted: the next tile's MMAs wait for it.
             release(layout, accumulator, own.smem, own.rank)
+        if const_expr(layout.stages_row_factors):
+            row_factors = row_factors_of(layout, own)
         buffers, pending = layout.output_buffer(s)
         cute.arch.cp_async_bulk_wait_group(pending, read=True)
         cute.arch.sync_warp()
         stage(layout, halves, vectors, row_factors, staging.places, buffers)
         cute.arch.fence_proxy("async.shared", space="cta")
         cute.arch.sync_warp()
-        corner = [place.column + offset, place.row]
-        if const_expr(not layout.grouped) or place.row + WARP_ROWS <= place.row_end:
+        corner = [coord.column + offset, coord.row]
+        if const_expr(not layout.grouped) or coord.row + WARP_ROWS <= coord.row_end:
             ptx.tma_store(ptx.tensor_map(output.atom), corner, staging.buffer + buffers)
-        elif place.row < place.row_end:  # the rest of the box is the next expert's
-            store_rows(layout, staging.buffer + buffers, output, corner, place, own.lane)
+        elif coord.row < coord.row_end:  # the rest of the box is the next expert's
+            store_rows(layout, staging.buffer + buffers, output, corner, coord, own.lane)
         cute.arch.cp_async_bulk_commit_group()
+
+
+@cute.jit
+def put_row_factor(
+    layout: cutlass.Constexpr[Layout], own: EpilogueWarp, factors: Factors, same: Float32, coord
+):
+    """Write the factor of row r of the CTA's tile to shared memory, for row_factors_of.
+
+    ptxas moves products before the accumulator's release, and before the second load from tensor
+    memory, unless a factor is loaded after these.
+    """
+    factor = of_rows(layout, factors, same, coord, [own.lane])[0]
+    cute.arch.sync_warp()  # the tile before has been multiplied
+    ptx.store_shared(own.smem + layout.row_factors + 4 * own.r, [factor])
+    cute.arch.sync_warp()
+
+
+@cute.jit
+def row_factors_of(layout: cutlass.Constexpr[Layout], own: EpilogueWarp):
+    """The factors of a thread's rows, from shared memory."""
+    at = own.smem + layout.row_factors + own.warp * (4 * WARP_ROWS)
+    if const_expr(layout.same_factor):
+        return ptx.load_shared(at, 1) * len(ROWS)
+    return [ptx.load_shared(at + own.lane // 4 * 4, 1, Float32, 4 * i)[0] for i in ROWS]
 
 
 @cute.jit
@@ -167,7 +198,7 @@ def stage(
 
 @cute.jit
 def store_rows(
-    layout: cutlass.Constexpr[Layout], buffer: Int32, output: Output, corner, place, lane: Int32,
+    layout: cutlass.Constexpr[Layout], buffer: Int32, output: Output, corner, coord, lane: Int32,
 ):  # fmt: skip
     """Store a warp's output buffer as TMA would at `corner`, (column, row), up to the expert's end.
 
@@ -179,9 +210,9 @@ def store_rows(
     at = buffer + r * STORE_BYTES
     to = (out + (Int64(row + r) * out_stride + column)).toint()
     pitch = out_stride * (4 * out.value_type.width // 8)
-    if column < place.column_end:
+    if column < coord.column_end:
         for i in cutlass.range_constexpr(WARP_ROWS // 4):
-            if row + r + 4 * i < place.row_end:
+            if row + r + 4 * i < coord.row_end:
                 # Rows 4 further swap the swizzle's upper half.
                 source = at + ((chunk ^ r ^ (4 * i % 8)) << 4)
                 words = ptx.load_shared(source, 4, Int32, 4 * i * STORE_BYTES)

@@ -16,7 +16,9 @@ from nvfp4.emulator import Emulated, Options, Report, load
 
 def run(launch: Launch, options: Options | None = None) -> Report:
     """Run a launch on CPU tensors; every hazard that the emulator sees is an error."""
-    options = options or Options(outputs=launch.outputs, multiprocessors=B200_SMS)
+    options = options or Options(
+        outputs=launch.outputs, constants=launch.constants, multiprocessors=B200_SMS
+    )
     stream = 0
     arch = f"sm_{emulated_sm() or DEFAULT_SM}a"
     return _loaded(launch.kernel, arch)(

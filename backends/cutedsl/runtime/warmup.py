@@ -19,7 +19,11 @@ from nvfp4.backends.cutedsl.gemm.choose import (
 )
 from nvfp4.backends.cutedsl.gemm.config import Alpha, Kernel
 from nvfp4.backends.cutedsl.gemm.launch import kernel_of
-from nvfp4.backends.cutedsl.gemm.launch_grouped import glu_kernel_of, grouped_kernel_of
+from nvfp4.backends.cutedsl.gemm.launch_grouped import (
+    glu_kernel_of,
+    grouped_kernel_of,
+    sized_for_rows,
+)
 from nvfp4.backends.cutedsl.gemm.layouts import sized
 from nvfp4.backends.cutedsl.runtime.compile import compiled, is_cached
 from nvfp4.backends.environment import may_split_k
@@ -28,6 +32,7 @@ from nvfp4.backends.workload import Workload
 FORMS = ((Alpha.ONE, False), (Alpha.ROWS, False), (Alpha.ONE, True), (Alpha.SEGMENTS, True))
 """(alpha, row_scale) that are compiled ahead: mm of two tensors' scales, with one of the first or
 one for each row; linear, whose rows have their own, with one of the weight or one for each segment.
+Linear's weights are constant, but for those that TMA cannot load where they are (launch.loadable).
 """
 
 
@@ -51,8 +56,10 @@ def kernels_for(workload: Workload) -> list[Kernel]:
         aligned = n * dtype.itemsize % 16 == 0
         rows, columns = (n, m) if tile.swapped else (m, n)
         for alpha, row_scale in FORMS:
-            kernel = kernel_of(tile, dtype, alpha, row_scale, bias, aligned)
-            found[sized(kernel, rows, columns, k, B200_SMS)] = None
+            constant = row_scale and k // 2 % 16 == 0
+            kernel = kernel_of(tile, dtype, alpha, row_scale, bias, aligned, constant)
+            clusters = tile.clusters(rows, columns, B200_SMS)
+            found[sized(kernel, tile.tiles(rows, columns), clusters, k)] = None
     return list(found)
 
 
@@ -86,7 +93,8 @@ def grouped_kernels_for(
                 grouped_kernel_of(tile, dtype, segments, True, bias, aligned)
                 for segments in (False, True)
             ]
-        found |= dict.fromkeys(kernels)
+        for kernel in kernels:
+            found[sized_for_rows(kernel, rows, experts, n, k, B200_SMS)] = None
     return list(found)
 
 
