@@ -5,7 +5,7 @@ WORKERS ?= auto
 # One thread a worker: each core has a worker already.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help quick test wheel matrix vllm demo bench info lint format setup clean
+.PHONY: help quick test fuzz wheel matrix vllm demo bench info lint format setup clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,6 +15,9 @@ quick: setup ## Run the quick tests: no kernel is emulated, interpreted or compi
 
 test: setup ## Run all tests; without a GPU, kernels are interpreted or emulated.
 	$(PYTEST)
+
+fuzz: setup ## Draw many more calls and damaged checkpoints than make test does (FUZZ=100).
+	FUZZ=$(or $(FUZZ),100) $(PYTEST) tests/fuzz
 
 wheel: setup ## Build the package and test it as it is installed.
 	tests/installed/run

@@ -10,8 +10,9 @@ from nvfp4.calls.grouped_mm import GroupedMm, GroupedMmGluQuantize
 from nvfp4.calls.linear import Linear
 from nvfp4.calls.mm import Mm, StageMm
 from nvfp4.calls.moe import Moe, MoeCombine, MoeDispatch
-from nvfp4.calls.outputs import Dispatched, Packed, Quantized
+from nvfp4.calls.outputs import Dispatched, Normalized, Packed, Quantized
 from nvfp4.calls.quantize import Dequantize, Quantize, QuantizeDynamic
+from nvfp4.calls.rmsnorm_quantize import RmsnormQuantize
 from nvfp4.calls.swiglu_mlp import SwigluMlp
 
 __all__ = [
@@ -26,10 +27,12 @@ __all__ = [
     "Moe",
     "MoeCombine",
     "MoeDispatch",
+    "Normalized",
     "Packed",
     "Quantize",
     "QuantizeDynamic",
     "Quantized",
+    "RmsnormQuantize",
     "SiluMulQuantize",
     "StageMm",
     "SwigluMlp",

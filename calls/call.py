@@ -53,6 +53,7 @@ _TYPES = {
     Tensor | None: "Tensor?",
     torch.dtype | None: "ScalarType?",
     float | None: "float?",
+    float: "float",
     int: "int",
     str: "str",
 }

@@ -111,6 +111,11 @@ class Checker:
             self.segments(name, p.shape[0], n)
         return n, k
 
+    def row_vector(self, argument: str, x: Tensor, k: int) -> None:
+        """x [K], a factor of each column."""
+        self.tensor(argument, x, FLOAT_DTYPES)
+        self.shape(argument, x, (k,))
+
     def bias(self, argument: str, bias: Tensor | None, *shape: int) -> None:
         if bias is not None:
             self.tensor(argument, bias, FLOAT_DTYPES)

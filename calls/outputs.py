@@ -26,6 +26,18 @@ class Quantized(NamedTuple):
     row_scale: Tensor
 
 
+class Normalized(NamedTuple):
+    """A quantized matrix with its rows' global scales, and what was normalized.
+
+    row_scale is float32 [M]. residual has x's shape and dtype, or is empty, [0], if none was given.
+    """
+
+    data: Tensor
+    scales: Tensor
+    row_scale: Tensor
+    residual: Tensor
+
+
 class Dispatched(NamedTuple):
     """Tokens as the experts' rows, R = M * top_k of them.
 

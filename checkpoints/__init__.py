@@ -3,6 +3,8 @@
 from nvfp4.checkpoints.checkpoint import Checkpoint
 from nvfp4.checkpoints.load import load_model
 from nvfp4.checkpoints.parsing import is_nvfp4, parse, read_scheme
+from nvfp4.checkpoints.quantize_model import quantize_model
+from nvfp4.checkpoints.save import save_model
 from nvfp4.checkpoints.schemes import (
     COMPRESSED_TENSORS,
     FORMATS,
@@ -23,5 +25,7 @@ __all__ = [
     "is_nvfp4",
     "load_model",
     "parse",
+    "quantize_model",
     "read_scheme",
+    "save_model",
 ]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from nvfp4.checkpoints.parsing import read_json
@@ -70,6 +69,8 @@ class TensorFiles:
         return found
 
     def _file(self, file: str) -> Any:
+        from safetensors import SafetensorError, safe_open  # models are quantized without it
+
         if file not in self._open:
             path = self.folder / file
             if not path.is_file():

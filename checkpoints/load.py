@@ -59,11 +59,14 @@ class SortedExperts(nn.Module):
         return self.moe(hidden_states, weights, torch.where(chosen, each, -1))
 
 
+Step = Callable[[str, int], Callable[[], None]]
+
+
 def load_model(
     folder: Path | str,
     device: str = "cpu",
     dtype: torch.dtype = torch.bfloat16,
-    step: Callable[[str, int], Callable[[], None]] = lambda title, total: lambda: None,
+    step: Step = lambda title, total: lambda: None,
     activation: str | None = None,
     backend: str = "",
 ) -> Any:
@@ -85,7 +88,7 @@ def load_model(
 
     checkpoint = Checkpoint(folder, activation)
     config = without_quantization(AutoConfig.from_pretrained(folder))
-    loader = _Loader(checkpoint, Skeleton(config, dtype), device, backend)
+    loader = Loader(checkpoint, Skeleton(config, dtype), device, backend)
     model = loader.loaded(step)
     if (checkpoint.folder / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -97,11 +100,13 @@ def load_floats(folder: Path, device: str = "cpu") -> Any:
     from transformers import AutoConfig
 
     config = without_quantization(AutoConfig.from_pretrained(folder))
-    loader = _Loader(FloatFolder(folder), Skeleton(config), device, "")
+    loader = Loader(FloatFolder(folder), Skeleton(config), device, "")
     return loader.loaded(lambda title, total: lambda: None)
 
 
-class _Loader:
+class Loader:
+    """Loads a checkpoint's tensors, one by one, into a model of transformers without values."""
+
     def __init__(
         self, checkpoint: Checkpoint, skeleton: Skeleton, device: str, backend: str
     ) -> None:
@@ -144,6 +149,17 @@ class _Loader:
             self._replace(name, replaced)
         elif name in self._skeleton.parameters or not is_cache_scale(name.rpartition(".")[2]):
             self._assign(name)
+
+    @property
+    def not_in_floats(self) -> set[str]:
+        """The paths in the model of layers that NVFP4 layers replace, or that are dequantized."""
+        found = set()
+        for name in self._floats.names:
+            if self._replaced_by(name):
+                found.add(self._skeleton.path(name.rpartition(".")[0]))
+            elif name in self._floats.stored:
+                found.add(self._skeleton.place(name).target.rpartition(".")[0])
+        return found & self._skeleton.modules.keys()
 
     def _replaced_by(self, name: str) -> str | None:
         """The NVFP4 layer, or the module of experts, to which a tensor belongs."""

@@ -47,30 +47,21 @@ class Skeleton:
     one tensor.
     """
 
-    def __init__(self, config: Any, dtype: torch.dtype = torch.bfloat16) -> None:
-        from accelerate import init_empty_weights
-
-        with init_empty_weights():  # buffers keep their values: some of them are in no file
-            self.model = auto_class(config).from_config(config, dtype=dtype)
+    def __init__(self, config: Any, dtype: torch.dtype = torch.bfloat16, model: Any = None) -> None:
+        """Take a model that transformers made of this config, or make its own."""
+        self.model = model or _without_values(config, dtype)
         self._keep_float32(dtype)
         self.modules: dict[str, nn.Module] = dict(self.model.named_modules())
 
     def _keep_float32(self, dtype: torch.dtype) -> None:
         """Set tensors that the model keeps in float32 to that dtype, as from_pretrained does."""
         for name, tensor in self.model.state_dict(keep_vars=True).items():
-            if self._is_float32(name, dtype):
+            if is_kept_in_float32(self.model, name, dtype):
                 path, _, leaf = name.rpartition(".")
                 kept = tensor.detach().float()
                 if isinstance(tensor, nn.Parameter):
                     kept = nn.Parameter(kept, tensor.requires_grad)
                 setattr(self.model.get_submodule(path), leaf, kept)
-
-    def _is_float32(self, name: str, dtype: torch.dtype) -> bool:
-        """Whether a model that is loaded with `dtype` keeps this tensor in float32."""
-        from transformers.core_model_loading import build_glob_alternation
-
-        plan = self.model._get_dtype_plan(dtype)
-        return bool(plan) and build_glob_alternation(list(plan))[0].search(name) is not None
 
     @cached_property
     def _conversions(self) -> list[Any]:
@@ -233,7 +224,7 @@ class Skeleton:
     def is_kept_in_float32(self, module: str) -> bool:
         """Whether the model's class keeps a checkpoint's layer in float32 for some dtype."""
         # With float16 it keeps all that it keeps with bfloat16, and more.
-        return self._is_float32(self.path(module) + WEIGHT, torch.float16)
+        return is_kept_in_float32(self.model, self.path(module) + WEIGHT, torch.float16)
 
     def is_of_language_model(self, module: str) -> bool:
         """Whether a checkpoint's layer is in the part that reads text: no vision, no projector."""
@@ -271,6 +262,21 @@ def auto_class(config: Any) -> Any:
         if getattr(found, "__name__", None) in (config.architectures or ()):
             return auto
     return next((auto for auto, found in classes if found is not None), autos[0])
+
+
+def _without_values(config: Any, dtype: torch.dtype) -> Any:
+    from accelerate import init_empty_weights
+
+    with init_empty_weights():  # buffers keep their values: some of them are in no file
+        return auto_class(config).from_config(config, dtype=dtype)
+
+
+def is_kept_in_float32(model: Any, name: str, dtype: torch.dtype) -> bool:
+    """Whether a transformers model that is loaded with `dtype` keeps a tensor in float32."""
+    from transformers.core_model_loading import build_glob_alternation
+
+    plan = model._get_dtype_plan(dtype)
+    return bool(plan) and build_glob_alternation(list(plan))[0].search(name) is not None
 
 
 def is_plain_linear(module: nn.Module | None) -> bool:

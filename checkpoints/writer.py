@@ -40,8 +40,10 @@ def published(destination: Path) -> Iterator[Path]:
             _to_disk(path)
         partial.rename(destination)
         _to_disk(destination.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError) and error.filename is None:  # such as a full disk's
+            raise OSError(error.errno, error.strerror, str(destination)) from error
         raise
 
 

@@ -2,15 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
-from nvfp4.bench.run import Results, run
-from nvfp4.cli.errors import user_errors
+from nvfp4.cli.errors import check_text, needs_package, user_errors
 from nvfp4.cli.progress import steps
+
+if TYPE_CHECKING:
+    from nvfp4.bench.run import Results
 
 
 def bench(
@@ -62,8 +64,10 @@ def bench(
         )  # fmt: skip
         return
     with user_errors(), steps() as step:
+        needs_package("bench", "triton")
+        from nvfp4.bench.run import run
 
-        def keep(results: Results) -> None:
+        def keep(results: "Results") -> None:
             if out is not None:
                 results.write(out, name)
 
@@ -88,6 +92,8 @@ def _accuracy(
         if model is None or text is None:
             got = "no MODEL" if model is None else "no TEXT"
             raise ValueError(f"bench --accuracy: needs MODEL and TEXT, got {got}")
+        check_text("TEXT", text)
+        check_text("--calibrate", calibration)
         from nvfp4.bench.accuracy import run as benchmark
 
         plan = benchmark.Plan(

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from nvfp4.cli.errors import user_errors
+from nvfp4.cli.errors import check_text, user_errors
 from nvfp4.cli.progress import steps
 
 REQUIREMENTS = ("safetensors", "transformers", "accelerate")
@@ -79,6 +79,7 @@ def convert(
     with user_errors(), _plain_warnings(), steps() as step:
         if missing := [name for name in REQUIREMENTS if find_spec(name) is None]:
             raise ValueError(f"convert needs pip install 'nvfp4[checkpoints]', got no {missing[0]}")
+        check_text("--calibrate", text)
         from nvfp4.checkpoints.convert import Options
         from nvfp4.checkpoints.convert import convert as run
 

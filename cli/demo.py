@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nvfp4.cli.emulating import EMULATE, emulating
-from nvfp4.cli.errors import user_errors
+from nvfp4.cli.errors import check_text, user_errors, write_text
 from nvfp4.cli.progress import steps
 from nvfp4.demo.run import Report, run
 
@@ -33,10 +33,11 @@ def demo(
     if emulate and not backend:
         backend = "triton"  # what is emulated runs by name only
     with user_errors(), emulating(emulate), steps() as step:
+        check_text("--text", text)
         report = run(model, text, max_tokens, new_tokens, backend, step)
         as_text = json.dumps(report.as_dict(), indent=2)
         if out is not None:
-            out.write_text(as_text + "\n")
+            write_text(out, as_text + "\n")
     if as_json:
         print(as_text)
     else:

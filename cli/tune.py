@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 import typer
 
-from nvfp4.cli.errors import user_errors
+from nvfp4.cli.errors import needs_package, user_errors, write_text
 from nvfp4.cli.progress import steps
 from nvfp4.cli.warmup import weight_shape
 
@@ -27,17 +27,18 @@ def tune(
     # Triton decides whether it interprets when it is imported.
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")
-    from nvfp4.backends.environment import TUNED
-    from nvfp4.backends.triton.gemm.tuned import as_text
-    from nvfp4.tuning.linear import TOKENS, tune_linear
-    from nvfp4.tuning.sweep import DEVICE
-
     with user_errors(), steps() as step:
+        needs_package("tune", "triton")
         shapes = [weight_shape(text) for text in shape]
+        from nvfp4.backends.environment import TUNED
+        from nvfp4.backends.triton.gemm.tuned import as_text
+        from nvfp4.tuning.linear import TOKENS, tune_linear
+        from nvfp4.tuning.sweep import DEVICE
+
         counts = tokens or TOKENS
         picks = tune_linear(shapes, counts, step("tiles", len(shapes) * len(counts)))
         unfinished = out.with_name(out.name + ".unfinished")
-        unfinished.write_text(as_text(picks, DEVICE))
+        write_text(unfinished, as_text(picks, DEVICE))
         unfinished.replace(out)
     for (n, k), all_ in picks.items():
         for pick in all_:

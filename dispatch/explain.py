@@ -15,6 +15,7 @@ STAGES = {
     "dequantize": ("dequantize",),
     "glu_quantize": ("glu_quantize",),
     "silu_mul_quantize": ("glu_quantize",),
+    "rmsnorm_quantize": ("rmsnorm_quantize",),
     "mm": ("mm",),
     "linear": ("quantize_dynamic", "mm"),
     "weight_only_linear": ("weight_only_linear",),

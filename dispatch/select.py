@@ -38,8 +38,19 @@ def verdicts(problem: Problem) -> tuple[Verdict, ...]:
 
 
 def requested(backend: str) -> str:
-    """The backend asked for: by the call, else by the environment, else none ("")."""
-    return backend or environment.backend()
+    """The backend asked for: by the call, else by the environment, else none ("").
+
+    Raises:
+        ValueError: the environment names one that there is not.
+    """
+    if backend or not (name := environment.backend()):
+        return backend
+    if name not in (known := [b.name for b in BACKENDS]):
+        need = f"one of {', '.join(known)}"
+        raise ValueError(
+            f"nvfp4: the environment variable {environment.BACKEND} needs {need}, got {name!r}"
+        )
+    return name
 
 
 def choose(problem: Problem, name: str = "", strict: bool = True) -> Backend:

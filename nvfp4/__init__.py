@@ -10,6 +10,7 @@ __path__ = real_folders(__name__, __file__)
 from nvfp4 import layers
 from nvfp4.ahead.warmup import warmup, warmup_moe
 from nvfp4.backends.emulation import emulate
+from nvfp4.checkpoints.quantize_model import quantize_model
 from nvfp4.dispatch.explain import Explanation, explain
 from nvfp4.ops.dequantize import dequantize
 from nvfp4.ops.glu_quantize import glu_quantize, grouped_glu_quantize
@@ -23,6 +24,7 @@ from nvfp4.ops.moe_dispatch import moe_dispatch
 from nvfp4.ops.quantize import quantize, quantize_weight
 from nvfp4.ops.quantize_dynamic import quantize_dynamic
 from nvfp4.ops.quantize_experts import quantize_experts
+from nvfp4.ops.rmsnorm_quantize import rmsnorm_quantize
 from nvfp4.ops.silu_mul_quantize import silu_mul_quantize
 from nvfp4.ops.swiglu_mlp import swiglu_mlp
 from nvfp4.spec.quantize import global_scale
@@ -61,7 +63,9 @@ __all__ = [
     "quantize",
     "quantize_dynamic",
     "quantize_experts",
+    "quantize_model",
     "quantize_weight",
+    "rmsnorm_quantize",
     "silu_mul_quantize",
     "stack_experts",
     "swiglu_mlp",

@@ -9,6 +9,7 @@ BACKEND = Backend(
         "quantize_dynamic",
         "dequantize",
         "glu_quantize",
+        "rmsnorm_quantize",
         "mm",
         "weight_only_linear",
         "grouped_mm",

@@ -73,6 +73,7 @@ BACKEND = Backend(
         "quantize_dynamic",
         "dequantize",
         "glu_quantize",
+        "rmsnorm_quantize",
         "mm",
         "weight_only_linear",
         "linear",

@@ -224,6 +224,13 @@ def _bad_inputs() -> list:
         ),
         ("silu_mul_quantize", 2, lambda _: -1.0, "swiglu_limit needs a finite positive number"),
         ("silu_mul_quantize", 2, lambda _: nan, "swiglu_limit needs"),
+        ("rmsnorm_quantize", 0, lambda x: x[:, :8], "x needs a last dimension"),
+        ("rmsnorm_quantize", 1, lambda w: w[:-1], r"weight needs shape \[96\], got shape \[95\]"),
+        ("rmsnorm_quantize", 1, lambda w: w.int(), "weight needs dtype"),
+        ("rmsnorm_quantize", 3, lambda r: r.float(), "residual needs dtype bfloat16, got float32"),
+        ("rmsnorm_quantize", 3, lambda r: r[:1], r"residual needs x's shape \[6, 96\]"),
+        ("rmsnorm_quantize", 4, lambda _: torch.ones(4), "global_scale needs shape"),
+        ("rmsnorm_quantize", 5, lambda _: "", "scale_layout needs"),
         ("mm", 0, lambda a: a[0], "a needs 2 dimensions"),
         ("mm", 1, lambda b: b[:, :40], "b needs a's K = 96"),
         ("mm", 2, lambda s: s[:, :6], r"a_scales needs the swizzled shape \[128, 8\]"),
@@ -253,10 +260,13 @@ def _bad_inputs() -> list:
         ("linear", 5, lambda b: b[None], "bias needs shape"),
     ]
     for bad in (nan, inf, 0.0, -1.0):
+        eps = "eps needs a finite number of at least"
+        cases.append(("rmsnorm_quantize", 2, lambda _, bad=bad: bad, eps))
         for name, index, argument in [
             ("quantize", 1, "global_scale"),
             ("dequantize", 2, "global_scale"),
             ("silu_mul_quantize", 1, "global_scale"),
+            ("rmsnorm_quantize", 4, "global_scale"),
             ("mm", 4, "alpha"),
             ("linear", 3, "weight_global_scale"),
             ("linear", 4, "x_global_scale"),

@@ -13,6 +13,7 @@ SCHEMAS = {
     "mm": 'nvfp4::mm(Tensor a, Tensor b, Tensor a_scales, Tensor b_scales, Tensor alpha, Tensor? row_scale=None, Tensor? bias=None, ScalarType? out_dtype=None, str backend="") -> Tensor',
     "glu_quantize": 'nvfp4::glu_quantize(Tensor gate_up, Tensor? global_scale=None, Tensor? offsets=None, float? swiglu_limit=None, str scale_layout="swizzled", str activation="silu", str backend="") -> (Tensor data, Tensor scales, Tensor row_scale)',
     "silu_mul_quantize": 'nvfp4::silu_mul_quantize(Tensor gate_up, Tensor global_scale, float? swiglu_limit=None, str scale_layout="swizzled", str backend="") -> (Tensor data, Tensor scales)',
+    "rmsnorm_quantize": 'nvfp4::rmsnorm_quantize(Tensor x, Tensor weight, float eps, Tensor? residual=None, Tensor? global_scale=None, str scale_layout="swizzled", str backend="") -> (Tensor data, Tensor scales, Tensor row_scale, Tensor residual)',
     "linear": 'nvfp4::linear(Tensor x, Tensor weight, Tensor weight_scales, Tensor weight_global_scale, Tensor? x_global_scale=None, Tensor? bias=None, str activation="nvfp4", str backend="") -> Tensor',
     "swiglu_mlp": 'nvfp4::swiglu_mlp(Tensor x, Tensor w13, Tensor w13_scales, Tensor w13_global_scale, Tensor w2, Tensor w2_scales, Tensor w2_global_scale, Tensor? x_global_scale=None, Tensor? h_global_scale=None, Tensor? w13_bias=None, Tensor? w2_bias=None, float? swiglu_limit=None, str activation="silu", str backend="") -> Tensor',
     "grouped_mm": 'nvfp4::grouped_mm(Tensor a, Tensor b, Tensor a_scales, Tensor b_scales, Tensor alpha, Tensor offsets, Tensor? row_scale=None, Tensor? bias=None, ScalarType? out_dtype=None, int expected_rows=0, str backend="") -> Tensor',
@@ -38,6 +39,9 @@ def arguments(name: str, m: int, device: str, layout: str = "swizzled") -> tuple
         return x, p, 7.0, layout
     if name == "glu_quantize":
         return x, None, None, 7.0, layout, "gelu_tanh"
+    if name == "rmsnorm_quantize":
+        weight = torch.randn(K, device=device)
+        return x, weight, 1e-6, torch.randn_like(x), None, layout
     if name == "dequantize":
         data, scales = OPS.quantize(x, p, layout)
         return data, scales, p, torch.float32, layout

@@ -53,9 +53,7 @@ def as_bytes(x):
 
 
 def by_hand(model, stays=lambda path: False, activation="bf16"):
-    """The model with its linear layers in NVFP4, made without a checkpoint, but those that stay.
-    Experts are W4A4 in any case.
-    """
+    """The model with its linear layers in NVFP4, made without a checkpoint, but those that stay."""
     weights = {
         f"{n}.weight": m.weight for n, m in model.named_modules() if isinstance(m, nn.Linear)
     }
@@ -75,7 +73,8 @@ def by_hand(model, stays=lambda path: False, activation="bf16"):
                     )
                 )
                 w2.append(nvfp4.quantize_weight(down))
-            moe = MoE(nvfp4.stack_experts(w13), nvfp4.stack_experts(w2))
+            packed = nvfp4.stack_experts(w13), nvfp4.stack_experts(w2)
+            moe = MoE(*packed, activation_format=activation)
             module.forward = lambda x, ids, weights, moe=moe: moe(x, weights, ids)
         elif isinstance(module, nn.Linear) and path != "lm_head" and not path.endswith("gate"):
             p = shared_scale(weights, path)

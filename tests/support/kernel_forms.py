@@ -19,6 +19,7 @@ from nvfp4.backends.triton import (
     mm,
     quantize,
     quantize_dynamic,
+    rmsnorm_quantize,
     weight_only_linear,
     weight_only_moe,
 )
@@ -38,7 +39,16 @@ from nvfp4.backends.triton.gemm.config import (
 )
 from nvfp4.backends.triton.runtime.architecture import multiplies_nvfp4
 from nvfp4.backends.triton.runtime.program import run
-from nvfp4.calls import GluQuantize, GroupedMm, Linear, Mm, Moe, Quantize, QuantizeDynamic
+from nvfp4.calls import (
+    GluQuantize,
+    GroupedMm,
+    Linear,
+    Mm,
+    Moe,
+    Quantize,
+    QuantizeDynamic,
+    RmsnormQuantize,
+)
 from nvfp4.spec.format import FLOAT_DTYPES, SCALE_DTYPE
 from nvfp4.spec.glu import columns_per_output
 from nvfp4.spec.grouped import swizzle_grouped_scales
@@ -80,6 +90,8 @@ SMALL = (
     "dequantize to fp32, a scale a row",
     "glu_quantize of experts, scales found",
     "glu_quantize of long rows: their scales",
+    "rmsnorm_quantize bf16 with a residual",
+    "rmsnorm_quantize of long rows, scales found",
     "mm 16x64, rows masked",
     "mm 16x32, split-K",
     "mm 64 per_sm=2 stages=2",
@@ -228,6 +240,50 @@ def _(backend: str) -> Outputs:
     row_scale = torch.empty(2)
     run(glu_quantize.plan_row_scales(call, row_scale))
     return (row_scale,)
+
+
+def _rmsnorm(x: Tensor, add: bool, p: Tensor | None, layout: str = "swizzled") -> RmsnormQuantize:
+    residual = torch.randn_like(x) if add else None
+    return RmsnormQuantize(x, torch.randn(x.shape[1]).to(x.dtype), 1e-6, residual, p, layout)
+
+
+@form("rmsnorm_quantize bf16 with a residual")
+def _(backend: str) -> Outputs:
+    call = _rmsnorm(activations(5, 96), True, None)
+    return OPS.rmsnorm_quantize(*call[:6], backend=backend)
+
+
+@form("rmsnorm_quantize fp16, one scale, linear scales, several warps a row")
+def _(backend: str) -> Outputs:
+    call = _rmsnorm(activations(2, 4112, F16), False, torch.tensor(0.03), "linear")
+    return OPS.rmsnorm_quantize(*call[:6], backend=backend)
+
+
+@form("rmsnorm_quantize fp32 with NaN and Inf, a scale a row")
+def _(backend: str) -> Outputs:
+    call = _rmsnorm(specials(80), True, torch.rand(8) + 0.01, "linear")
+    return OPS.rmsnorm_quantize(*call[:6], backend=backend)
+
+
+def _rmsnorm_of_long_rows(backend: str, call: RmsnormQuantize) -> Outputs:
+    """The kernel for rows that no program holds, on rows of a few parts."""
+    if backend == "reference":
+        return OPS.rmsnorm_quantize(*call[:6], backend=backend)
+    out = call.outputs()
+    sm = target_of(call.x.device).sm
+    run(rmsnorm_quantize.plan(*call.prepared(out), sm, Tile(1, 64, 1), longest_held=0))
+    return out
+
+
+@form("rmsnorm_quantize of long rows, scales found")
+def _(backend: str) -> Outputs:
+    return _rmsnorm_of_long_rows(backend, _rmsnorm(activations(3, 176), True, None))
+
+
+@form("rmsnorm_quantize of long rows, one scale")
+def _(backend: str) -> Outputs:
+    call = _rmsnorm(activations(3, 176, F16), False, torch.tensor([0.03]), "linear")
+    return _rmsnorm_of_long_rows(backend, call)
 
 
 # ---- GEMMs ----------------------------------------------------------------------------------

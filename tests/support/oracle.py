@@ -68,6 +68,24 @@ def row_global_scale(x: npt.NDArray) -> npt.NDArray:
     return np.where(amax == 0, F32(1), p)
 
 
+def rms_norm(h: npt.NDArray, weight: npt.NDArray, eps: float) -> npt.NDArray:
+    """float32 h [M, K], weight [K] -> float32 [M, K]; the squares are added as a tree halves."""
+
+    def tree(squares: npt.NDArray, width: int) -> npt.NDArray:
+        """The sum over `width` columns, a power of two, of which those that are there count."""
+        if squares.shape[1] == 0 or width == 1:
+            return squares.sum(1, dtype=F32) if width == 1 else np.zeros(len(squares), F32)
+        left, right = squares[:, : width // 2], squares[:, width // 2 :]
+        return tree(left, width // 2) + tree(right, width // 2)
+
+    with np.errstate(all="ignore"):
+        h = h.astype(F32)
+        width = 1 << (h.shape[1] - 1).bit_length()
+        mean = (tree(h * h, width) / F32(h.shape[1])).astype(F32)
+        inverse = F32(1) / np.sqrt(mean + F32(eps))
+        return (h * inverse[:, None]) * weight.astype(F32)
+
+
 def pack(codes: npt.NDArray) -> npt.NDArray:
     return (codes[..., 0::2] | codes[..., 1::2] << 4).astype(np.uint8)
 
