@@ -133,6 +133,18 @@ def test_quantize_dynamic(backend):
 
 
 @quantizers
+def test_rmsnorm_quantize(backend):
+    x, residual, weight = _floats(TOKENS, K, 5), _floats(TOKENS, K, 6), _floats(1, K, 7)[0]
+    rows, norm, added = (torch.from_numpy(each) for each in (x, weight, residual))
+    got = OPS.rmsnorm_quantize(rows, norm, 1e-6, added, None, "linear", backend)
+    normalized = oracle.rms_norm(x + residual, weight, 1e-6)
+    p = oracle.row_global_scale(normalized)
+    codes, scales = oracle.quantize(normalized, p)
+    for each, want in zip(got, (oracle.pack(codes), scales, p, x + residual), strict=True):
+        _same(each, want)
+
+
+@quantizers
 def test_dequantize(backend):
     _same(OPS.dequantize(*X[:3], torch.float32, backend=backend), _exact(X.values))
 
