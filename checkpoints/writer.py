@@ -42,7 +42,8 @@ def published(destination: Path) -> Iterator[Path]:
         _to_disk(destination.parent)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError) and error.filename is None:  # such as a full disk's
+        # Such as a full disk's error, which names no file.
+        if isinstance(error, OSError) and error.errno and error.filename is None:
             raise OSError(error.errno, error.strerror, str(destination)) from error
         raise
 
