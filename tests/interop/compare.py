@@ -117,7 +117,8 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
 def is_right(row: Row) -> bool:
     """Whether the checkpoint was loaded and its layers compute what the maker's do.
 
-    Those in UNSUPPORTED must fail as they are listed. The logits say less: where one activation rounds to another code, later layers amplify it.
+    Those in UNSUPPORTED must fail as they are listed.
+    The logits say less: where one activation rounds to another code, later layers amplify it.
     """
     if expected := UNSUPPORTED.get(row["checkpoint"]):
         return expected in row
