@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nvfp4.checkpoints.skeleton import gated, is_experts, is_transposed
+from nvfp4.checkpoints.experts import activated, is_experts, stacks_of
 
 WINDOW = 512
 """The number of tokens that are run at once; windows do not see each other."""
@@ -97,11 +97,12 @@ def _see_intermediates(
 
     Without topk_ids the tokens are in equal parts, one for each expert.
     """
-    w13 = experts.gate_up_proj.mT if is_transposed(experts) else experts.gate_up_proj
+    w13, _, bias, _ = stacks_of(experts)
     for expert in range(w13.shape[0]):
         if topk_ids is None:
             tokens = x.reshape(w13.shape[0], -1, x.shape[-1])[expert]
         else:
             tokens = x[torch.where(topk_ids == expert)[0]]
-        h = gated(experts, F.linear(tokens, w13[expert]))
+        gate_up = F.linear(tokens, w13[expert], None if bias is None else bias[expert])
+        h = activated(experts, gate_up)
         amax.see_expert(path, w13.shape[0], expert, h)

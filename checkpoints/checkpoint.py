@@ -290,8 +290,9 @@ class Checkpoint:
 
         One rank of several holds such a part. gate_proj (w1) gives the first half of w13's rows,
         up_proj (w3) the second, and down_proj (w2) is w2. With relu2 there is no gate_proj. The
-        input scale is the largest of all experts', and each expert keeps its own scale of the
-        intermediate. It runs W4A4 or W4A16, as the scheme says; W4A16 has no such scales.
+        layers' biases, where the experts have some, become w13_bias and w2_bias. The input scale
+        is the largest of all experts', and each expert keeps its own scale of the intermediate.
+        It runs W4A4 or W4A16, as the scheme says; W4A16 has no such scales.
         """
         total = self.experts.get(module, 0)
         count = total - first if count is None else count

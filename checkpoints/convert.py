@@ -48,15 +48,18 @@ def convert(source: Path, destination: Path, options: Options, step: Step) -> Su
 
         embeddings, the head, norms and routers
         layers whose K is not a multiple of 16, and what the model's class keeps in float32
-        what transformers does not compute as x W^T + b or as gated experts without biases
+        what transformers does not compute as x W^T + b or as experts of a known kind
         what is not of the language model: the vision tower and its projector
 
-    A block's experts in one tensor become separate ones, which engines read. The summary and the
-    configuration's ignore list name what is copied. A warning is given if it is most
-    of the bytes. `step(title, total)` opens a progress bar and returns the function that advances
-    it. The largest tensor bounds the memory, but calibration runs the whole model in bfloat16.
-    Methods that need a text also hold the text's hidden states, and one block in float32 with its
-    inputs. The errors of their layers are written beside the checkpoint, in REPORT_FILE.
+    A block's experts in one tensor become separate ones, which engines read. Where gate and up
+    alternate (gpt-oss), their rows are sorted apart. An expert's bias stays in floats beside its
+    packed weight, as `experts.3.up_proj.bias` [I]. The summary and the configuration's ignore list
+    name what is copied. A warning is given if it is most of the bytes.
+
+    `step(title, total)` opens a progress bar and returns the function that advances it. The largest
+    tensor bounds the memory, but calibration runs the whole model in bfloat16. Methods that need a
+    text also hold the text's hidden states, and one block in float32 with its inputs. The errors of
+    their layers are written beside the checkpoint, in REPORT_FILE.
 
     Raises:
         ValueError: naming the option, file or tensor. Nothing is written then.

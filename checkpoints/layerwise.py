@@ -14,10 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from nvfp4.checkpoints.blocks import Blocks, hooked
+from nvfp4.checkpoints.experts import (
+    DOWN_STACK,
+    activated,
+    as_stored,
+    first_stack,
+    is_sorted_by_caller,
+    parts_in,
+    stacks_of,
+)
 from nvfp4.checkpoints.folding import Folding, find_foldings
-from nvfp4.checkpoints.names import DOWN, GATE, UP, WEIGHT, expert_of
+from nvfp4.checkpoints.names import DOWN, WEIGHT, expert_of
 from nvfp4.checkpoints.plan import Plan
-from nvfp4.checkpoints.skeleton import gated, is_sorted_by_caller, is_transposed
 from nvfp4.quantization import GPTQ, MSE, RTN, Packed, global_scale_of, quantize_matrix
 from nvfp4.quantization.awq import search_factors
 from nvfp4.quantization.errors import LayerError, Operands, decoded, layer_error
@@ -231,7 +239,8 @@ class Layerwise:
     ) -> None:
         """Quantize experts one by one, each with the tokens that reach it."""
         x = torch.cat([call[0].reshape(-1, call[0].shape[-1]) for call in calls])
-        count = module.gate_up_proj.shape[0]
+        first, count = first_stack(module), module.down_proj.shape[0]
+        bias = stacks_of(module).w13_bias
         if is_sorted_by_caller(module):
             each = torch.arange(count, device=x.device)
             ids = torch.cat([each.repeat_interleave(len(call[0]) // count) for call in calls])
@@ -241,18 +250,17 @@ class Layerwise:
         amax, largest = x.abs().amax(), x.new_zeros(count)
         for expert in range(count):
             own = x[torch.where(ids == expert)[0]]
-            names = parts[expert, GATE], parts[expert, UP]
+            names = tuple(parts[expert, part] for part in parts_in(module, first))
             weights = [self._read(name).to(x.device) for name in names]
             gate_up = dict(self._quantize(Group(names, weights, own, amax), result))
             w13 = torch.cat([gate_up[name] for name in names])
-            h = gated(module, own @ w13.T)
+            h = activated(module, own @ w13.T + (0 if bias is None else bias[expert]))
             largest[expert] = h.abs().amax() if len(h) else 0.0
             name = parts[expert, DOWN]
             group = Group((name,), [self._read(name).to(x.device)], h, largest[expert])
             ((_, w2),) = self._quantize(group, result)
-            if is_transposed(module):
-                w13, w2 = w13.T, w2.T
-            module.gate_up_proj.data[expert], module.down_proj.data[expert] = w13, w2
+            for leaf, w in ((first, w13), (DOWN_STACK, w2)):
+                getattr(module, leaf).data[expert] = as_stored(module, leaf, w[None])[0]
         for expert in range(count):
             if not largest[expert] > 0:  # no token went there
                 name = parts[expert, DOWN]

@@ -11,19 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from nvfp4.checkpoints.checkpoint import Checkpoint, FloatFolder
+from nvfp4.checkpoints.experts import (
+    activation_of,
+    is_activation_known,
+    is_experts,
+    is_sorted_by_caller,
+    stacks_of,
+)
 from nvfp4.checkpoints.files import FLOATS
 from nvfp4.checkpoints.names import WEIGHT, expert_of
 from nvfp4.checkpoints.schemes import BIAS, PRE_QUANT_SCALE, is_cache_scale
-from nvfp4.checkpoints.skeleton import (
-    Skeleton,
-    gating_of,
-    is_experts,
-    is_gated,
-    is_plain_linear,
-    is_sorted_by_caller,
-    is_transposed,
-    without_quantization,
-)
+from nvfp4.checkpoints.skeleton import Skeleton, is_plain_linear, without_quantization
 from nvfp4.checkpoints.storage import FLOAT_DTYPE
 from nvfp4.layers import MoE
 
@@ -182,7 +180,7 @@ class Loader:
             self._running[layer] = (
                 old is None
                 or is_plain_linear(old)
-                or (is_experts(old) and is_gated(old) and layer not in self._apart)
+                or (is_experts(old) and is_activation_known(old) and layer not in self._apart)
             )
         return self._running[layer]
 
@@ -217,15 +215,16 @@ class Loader:
     def _new(self, name: str, module: str, old: nn.Module | None) -> nn.Module:
         """Make the NVFP4 layer that replaces one of the model's."""
         if module in self._checkpoint.experts and old is not None and is_experts(old):
-            limit, activation = gating_of(old)
+            limit, activation = activation_of(old)
             moe = self._checkpoint.moe(
                 module, swiglu_limit=limit, activation=activation, backend=self._backend
             )
-            w13 = old.gate_up_proj.mT if is_transposed(old) else old.gate_up_proj
-            self._same(name, tuple(moe.packed()[0].shape), tuple(w13.shape))  # type: ignore[arg-type]
-            if moe.w13_bias is not None or moe.w2_bias is not None:
-                need = "no biases, as the model's experts have none"
-                raise ValueError(f"{self._files.folder}: {module} needs {need}, got some")
+            stacks = stacks_of(old)
+            self._same(name, tuple(moe.packed()[0].shape), tuple(stacks.w13.shape))
+            need, got = _biased(stacks.w13_bias, stacks.w2_bias), _biased(moe.w13_bias, moe.w2_bias)
+            if need != got:
+                where = f"{self._files.folder}: {module}"
+                raise ValueError(f"{where} needs {need}, as the model's experts have, got {got}")
             return SortedExperts(moe) if is_sorted_by_caller(old) else Experts(moe)
         if isinstance(old, nn.Linear) and is_plain_linear(old):
             linear = self._checkpoint.linear(module, backend=self._backend)
@@ -314,3 +313,9 @@ class Loader:
         head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
         if getattr(head, "weight", None) is not getattr(embedding, "weight", None):
             model.config.tie_word_embeddings = False  # else a later tie_weights call would tie them
+
+
+def _biased(w13_bias: Tensor | None, w2_bias: Tensor | None) -> str:
+    """Say which layers of experts have a bias."""
+    found = [("gate and up", w13_bias), ("down", w2_bias)]
+    return f"biases of {' and '.join(n for n, b in found if b is not None) or 'no layer'}"

@@ -177,7 +177,17 @@ class Plan:
         """The tensors that are not quantized, as they are published."""
         names = self.source.tensors
         left = (name for name in names if name.removesuffix(WEIGHT) not in self.quantized)
-        return dict(map(self.source.published, left))
+        return dict(map(self._published, left))
+
+    def _published(self, name: str) -> tuple[str, TensorSpec]:
+        """The tensor that is written for one that stays in floats.
+
+        It is the one that makers publish, with all of a block's experts. The bias of an expert's
+        layer that is quantized stands beside it, apart from the others'.
+        """
+        if _layer_of(name) in self.quantized:
+            return name, self.source.tensors[name]
+        return self.source.published(name)
 
     @cached_property
     def left(self) -> dict[str, int]:
@@ -239,7 +249,7 @@ class Plan:
         for name, spec in self.source.tensors.items():
             module = name.removesuffix(WEIGHT)
             if module not in self.quantized:
-                whole, spec = self.source.published(name)
+                whole, spec = self._published(name)
                 found[whole] = spec
                 continue
             (n, k), format = spec.shape, self.format

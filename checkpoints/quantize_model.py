@@ -5,19 +5,21 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from nvfp4.checkpoints.experts import (
+    DOWN_STACK,
+    activation_of,
+    has_gate,
+    in_rows,
+    is_activation_known,
+    is_experts,
+    is_sorted_by_caller,
+    stacks_of,
+)
 from nvfp4.checkpoints.load import Experts, SortedExperts
 from nvfp4.checkpoints.names import WEIGHT, is_router, matches
-from nvfp4.checkpoints.skeleton import (
-    gating_of,
-    is_experts,
-    is_gated,
-    is_kept_in_float32,
-    is_plain_linear,
-    is_sorted_by_caller,
-    is_transposed,
-)
+from nvfp4.checkpoints.skeleton import is_kept_in_float32, is_plain_linear
 from nvfp4.layers import Linear, MoE
 from nvfp4.spec.format import BLOCK, FLOAT_DTYPES, W4A4, W4A16
 
@@ -34,7 +36,7 @@ def quantize_model(
 
         routers, a language model's head, and weights that are shared with another layer
         what a vision-language model sees with, and what the model's class keeps in float32
-        layers whose K is not a multiple of 16, and experts of another gating function
+        layers whose K is not a multiple of 16, and experts of another activation
 
     Args:
         model: any torch module that holds nn.Linear layers, on any device.
@@ -74,26 +76,21 @@ def quantize_model(
 
 def _experts(layer: Any, form: str, backend: str) -> Experts | SortedExperts:
     """Quantize a module of experts that transformers has made."""
-    limit, activation = gating_of(layer)
-    gate_up, down = _stacks(layer)
-    gate, up = gate_up.detach().chunk(2, dim=1)
-    down = down.detach()
+    limit, activation = activation_of(layer)
+    w13, w2, w13_bias, w2_bias = stacks_of(layer)
+    gate, up = w13.chunk(2, dim=1) if has_gate(layer) else (None, w13)
     moe = MoE.from_float(
         gate,
         up,
-        down,
+        w2,
+        w13_bias=w13_bias,
+        w2_bias=w2_bias,
         swiglu_limit=limit,
         activation_format=form,
         activation=activation,
         backend=backend,
     )
     return SortedExperts(moe) if is_sorted_by_caller(layer) else Experts(moe)
-
-
-def _stacks(layer: Any) -> tuple[Tensor, Tensor]:
-    """The weights [E, 2I, H] and [E, H, I] of a module of experts."""
-    stacks = layer.gate_up_proj, layer.down_proj
-    return (stacks[0].mT, stacks[1].mT) if is_transposed(layer) else stacks
 
 
 def _left_in_floats(model: Any, layers: dict[str, nn.Module]) -> Iterator[str]:
@@ -122,7 +119,8 @@ def _left_in_floats(model: Any, layers: dict[str, nn.Module]) -> Iterator[str]:
 
 
 def _fits(layer: Any) -> bool:
-    """Whether every K is a multiple of 16, and experts have a gating function that is known."""
+    """Whether every K is a multiple of 16, and experts have an activation that is known."""
     if isinstance(layer, nn.Linear):
         return layer.in_features % BLOCK == 0
-    return is_gated(layer) and all(stack.shape[2] % BLOCK == 0 for stack in _stacks(layer))
+    _, hidden, intermediate = in_rows(layer, DOWN_STACK, layer.down_proj).shape
+    return is_activation_known(layer) and hidden % BLOCK == intermediate % BLOCK == 0

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nvfp4.checkpoints.experts import DOWN_STACK, GATE_UP_STACK, UP_STACK
 from nvfp4.checkpoints.files import TensorSpec
 from nvfp4.checkpoints.load import Experts, SortedExperts
 from nvfp4.checkpoints.names import DOWN, GATE, UP, WEIGHT, expert_of
@@ -25,11 +26,11 @@ from nvfp4.checkpoints.schemes import (
 )
 from nvfp4.layers import Linear, MoE, PackedModule, SwiGLUMLP
 from nvfp4.spec.format import BLOCK, LINEAR, W4A4
+from nvfp4.spec.glu import columns_per_output
 from nvfp4.spec.swizzle import unswizzle_scales
 from nvfp4.tensors import QuantizedTensor
 
 HEAD = "lm_head"
-PARTS = (GATE, UP, DOWN)
 
 TIED = "all_tied_weights_keys"
 """What transformers' models have, and no other module."""
@@ -97,7 +98,7 @@ def contents(model: Any, format: Format, own_names: bool) -> Contents:
             parts = _parts(model, name, layer)
             experts |= _gated(parts, layer, format)
             kind = layer.activation_format if isinstance(layer, MoE) else W4A4
-            activations |= {module: kind for each in parts for module in each}
+            activations |= {module: kind for each in parts for module in (*each.first, each.down)}
     tensors = (dense if own_names else _renamed(model, dense)) | experts
     ignored = [_original(model, n) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     calibrated = any(name.endswith(f".{format.input_global_scale}") for name in tensors)
@@ -173,10 +174,12 @@ def _scalar(p: Tensor, format: Format) -> Tensor:
 
 
 class Parts(NamedTuple):
-    """The names of one expert's linear layers, or of a gated MLP's."""
+    """The names of one expert's linear layers, or of a gated MLP's.
 
-    gate: str
-    up: str
+    first: those of gate and up, or that of up where there is no gate.
+    """
+
+    first: tuple[str, ...]
     down: str
 
 
@@ -186,56 +189,64 @@ def _gated(names: list[Parts], layer: Any, format: Format) -> dict[str, Tensor]:
     several = isinstance(layer, MoE)
     found: dict[str, Tensor] = {}
     for index, parts in enumerate(names):
-        both, down = (w13[index], w2[index]) if several else (w13, w2)
-        for name, half in zip(parts[:2], _halves(both), strict=True):
-            found |= _weight(name, half, format)
-        found |= _weight(parts.down, down, format)
-        h = layer.h_global_scale
+        first, down = (w13[index], w2[index]) if several else (w13, w2)
+        x, h = layer.x_global_scale, layer.h_global_scale
         if h is not None and h.numel() > 1:
             h = h[index]
-        for name, p in zip(parts, (layer.x_global_scale, layer.x_global_scale, h), strict=True):
-            if p is not None:
-                found[f"{name}.{format.input_global_scale}"] = _scalar(p, format)
+        for name, part in zip(parts.first, _split(first, len(parts.first)), strict=True):
+            found |= _weight(name, part, format) | _input_scale(name, x, format)
+        found |= _weight(parts.down, down, format) | _input_scale(parts.down, h, format)
+        for layers, bias in ((parts.first, layer.w13_bias), ((parts.down,), layer.w2_bias)):
+            if bias is not None:
+                rows = (bias[index] if several else bias).chunk(len(layers))
+                found |= {f"{name}.{BIAS}": b for name, b in zip(layers, rows, strict=True)}
     return found
 
 
-def _halves(w13: QuantizedTensor) -> Iterator[QuantizedTensor]:
-    """Yield gate and up [I, H] of w13 [2I, H], their scales swizzled."""
+def _input_scale(name: str, p: Tensor | None, format: Format) -> dict[str, Tensor]:
+    return {} if p is None else {f"{name}.{format.input_global_scale}": _scalar(p, format)}
+
+
+def _split(w13: QuantizedTensor, count: int) -> Iterator[QuantizedTensor]:
+    """Yield the parts [I, H] of w13 [count*I, H], their scales swizzled."""
     rows, k = w13.shape
     linear = unswizzle_scales(w13.scales, rows, k)
-    scales = w13.global_scale.reshape(-1).expand(2)
-    for data, block_scales, p in zip(w13.data.chunk(2), linear.chunk(2), scales, strict=True):
+    scales = w13.global_scale.reshape(-1).expand(count)
+    data_of, scales_of = w13.data.chunk(count), linear.chunk(count)
+    for data, block_scales, p in zip(data_of, scales_of, scales, strict=True):
         yield QuantizedTensor(data, block_scales, p, LINEAR).swizzled()
 
 
 def _parts(model: Any, name: str, layer: nn.Module) -> list[Parts]:
     """The names that a checkpoint gives to the linear layers of a gated module."""
-    if isinstance(layer, SwiGLUMLP):
-        return [_named(name)]
-    if not isinstance(layer, MoE):
+    if not isinstance(layer, SwiGLUMLP | MoE):
         need, got = "a layer that checkpoints know", type(layer).__name__
         raise ValueError(f"save_model: {name} needs to be {need}, got {got}")
-    if layer.w13_bias is not None or layer.w2_bias is not None:
-        raise ValueError(f"save_model: {name} needs experts without biases, got some")
-    if layer.w13.shape[1] != 4 * layer.w2.shape[2]:
-        raise ValueError(f"save_model: {name} needs experts with a gate, got {layer.activation}")
+    kinds = (GATE, UP) if columns_per_output(layer.activation) == 2 else (UP,)
+    if isinstance(layer, SwiGLUMLP):
+        return [_named(name, kinds)]
     around = name.rpartition(".")[0]
     if isinstance(model.get_submodule(around), Experts | SortedExperts):
         name = around
-    (experts, both, half_k), (_, hidden, half_i) = layer.w13.shape, layer.w2.shape
+    first = GATE_UP_STACK if len(kinds) == 2 else UP_STACK
+    (experts, rows, half_k), (_, hidden, half_i) = layer.w13.shape, layer.w2.shape
     stacked = {
-        f"{name}.gate_up_proj": torch.empty(experts, both, 2 * half_k, device="meta"),
-        f"{name}.down_proj": torch.empty(experts, hidden, 2 * half_i, device="meta"),
+        f"{name}.{first}": torch.empty(experts, rows, 2 * half_k, device="meta"),
+        f"{name}.{DOWN_STACK}": torch.empty(experts, hidden, 2 * half_i, device="meta"),
     }
     modules = [each.removesuffix(WEIGHT) for each in _renamed(model, stacked)]
     known = {(e.expert, e.part): each for each in modules if (e := expert_of(each))}
     if not known:
-        return [_named(f"{name}.{index}") for index in range(experts)]
-    return [Parts(*(known[index, part] for part in PARTS)) for index in range(experts)]
+        return [_named(f"{name}.{index}", kinds) for index in range(experts)]
+    return [
+        Parts(tuple(known[index, part] for part in kinds), known[index, DOWN])
+        for index in range(experts)
+    ]
 
 
-def _named(module: str) -> Parts:
-    return Parts(*(f"{module}.{part}".lstrip(".") for part in PARTS))
+def _named(module: str, kinds: tuple[str, ...]) -> Parts:
+    first = tuple(f"{module}.{part}".lstrip(".") for part in kinds)
+    return Parts(first, f"{module}.{DOWN}".lstrip("."))
 
 
 def _write_configs(folder: Path, model: Any, scheme: Scheme) -> None:

@@ -7,21 +7,23 @@ from collections import defaultdict
 from collections.abc import Mapping
 from copy import deepcopy
 from functools import cached_property
-from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from nvfp4.checkpoints.experts import (
+    DOWN_STACK,
+    STACK_BIAS,
+    as_stored,
+    first_stack,
+    in_rows,
+    is_experts,
+    parts_in,
+)
 from nvfp4.checkpoints.names import DOWN, GATE, UP, WEIGHT, expert_of, in_order
-from nvfp4.spec.glu import GATED, glu
+from nvfp4.checkpoints.schemes import BIAS
 
-PROBE = torch.linspace(-24, 24, 97)
-"""Values of gate and up to try a gating function on; they exceed every model's limit."""
-
-
-GATE_UP_STACK, DOWN_STACK = "gate_up_proj", "down_proj"
-"""The parameters of a module of experts in transformers."""
 STACKED = "separate experts"
 """The pattern of an expert's layer for which transformers has no conversion."""
 MIXTRAL = "block_sparse_moe"
@@ -93,13 +95,14 @@ class Skeleton:
         if name in self.parameters:
             return Place(name, None)
         found = self._renamed(name)
-        expert = expert_of(found.target.removesuffix(WEIGHT))
+        expert = expert_of(_layer_of(found.target))
         if expert is None or found.pattern is not None:
             return found
-        stack = DOWN_STACK if expert.part == DOWN else GATE_UP_STACK
-        if f"{expert.experts}.{stack}" not in self.parameters:
-            return found
-        return Place(f"{expert.experts}.{stack}", STACKED)
+        first = first_stack(self.modules.get(expert.experts))
+        stack = f"{expert.experts}.{DOWN_STACK if expert.part == DOWN else first}"
+        if found.target.endswith(f".{BIAS}"):
+            stack += STACK_BIAS
+        return Place(stack, STACKED) if stack in self.parameters else found
 
     def _renamed(self, name: str) -> Place:
         """Find the place of a checkpoint's tensor by the conversions of transformers."""
@@ -137,48 +140,49 @@ class Skeleton:
         """Stack the experts of a block, in order, as the model's class has them."""
         found: dict[int, dict[str, Tensor]] = defaultdict(dict)
         for name, tensor in parts.items():
-            expert = expert_of(name.removesuffix(WEIGHT))
+            expert = expert_of(_layer_of(name))
             assert expert is not None
             found[expert.expert][expert.part] = tensor
         path, _, leaf = target.rpartition(".")
-        needed = (DOWN,) if leaf == DOWN_STACK else (GATE, UP)
+        experts = self.modules[path]
         try:
             made = torch.stack(
-                [torch.cat([found[e][part] for part in needed]) for e in range(len(found))]
+                [
+                    torch.cat([found[e][part] for part in parts_in(experts, leaf)])
+                    for e in range(len(found))
+                ]
             )
         except (KeyError, RuntimeError) as error:
             names = f"{next(iter(parts))} and {len(parts) - 1} more"
             raise ValueError(f"{target} cannot be made of {names}: {error!r}") from error
-        return made.mT.contiguous() if is_transposed(self.modules[path]) else made
+        return as_stored(experts, leaf, made)
 
     def experts_in(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """Split a checkpoint's tensor with a block's experts into their layers [N, K].
 
-        The layers have the names that engines know for separate experts. The result is empty for
-        other tensors, and for experts of a kind that is not known.
+        The layers have the names that engines know for separate experts. A tensor of biases gives
+        the bias [N] of each layer. The result is empty for other tensors, and for experts of a kind
+        that is not known.
         """
         target, pattern = self.place(name)
         path, _, leaf = target.rpartition(".")
         experts = self.modules.get(path)
-        if pattern == STACKED or leaf not in (GATE_UP_STACK, DOWN_STACK) or not is_experts(experts):
+        parts = parts_in(experts, leaf)
+        if pattern == STACKED or not parts or not is_experts(experts):
             return {}
         if pattern is not None:
             if expert_of(name.removesuffix(WEIGHT)):
                 return {}
             tensor = self.made_of(target, {name: tensor})[target]
-        if is_transposed(experts):
-            tensor = tensor.mT
         module = name.removesuffix(WEIGHT).rpartition(".")[0]
         module = module if module.endswith(".experts") else f"{module}.experts"
-        gate, up, down = ("w1", "w3", "w2") if MIXTRAL in module else (GATE, UP, DOWN)
-        found = {}
-        for e, expert in enumerate(tensor):
-            if leaf == DOWN_STACK:
-                found[f"{module}.{e}.{down}{WEIGHT}"] = expert
-            else:
-                for part, half in zip((gate, up), expert.chunk(2), strict=True):
-                    found[f"{module}.{e}.{part}{WEIGHT}"] = half
-        return found
+        names = {GATE: "w1", UP: "w3", DOWN: "w2"} if MIXTRAL in module else {}
+        ending = f".{BIAS}" if leaf.endswith(STACK_BIAS) else WEIGHT
+        return {
+            f"{module}.{e}.{names.get(part, part)}{ending}": rows
+            for e, expert in enumerate(in_rows(experts, leaf, tensor))
+            for part, rows in zip(parts, expert.chunk(len(parts)), strict=True)
+        }
 
     def originals(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """Split one of the model's tensors into those of a checkpoint, under their names there.
@@ -239,6 +243,11 @@ class Skeleton:
         return self.modules.get(self.path(module)) is self.model.get_output_embeddings()
 
 
+def _layer_of(name: str) -> str:
+    """The layer of which this is the weight or the bias."""
+    return name.removesuffix(WEIGHT).removesuffix(f".{BIAS}")
+
+
 def without_quantization(config: Any) -> Any:
     """Remove a configuration's quantization: transformers would make quantized layers itself."""
     for part in (config, getattr(config, "text_config", None)):
@@ -282,69 +291,3 @@ def is_kept_in_float32(model: Any, name: str, dtype: torch.dtype) -> bool:
 def is_plain_linear(module: nn.Module | None) -> bool:
     """Whether a module computes x W^T + b; some subclasses of nn.Linear compute something else."""
     return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
-
-
-def is_experts(module: nn.Module | None) -> bool:
-    """Whether a module holds a block's experts without biases.
-
-    Such a module has gate_up_proj [E, 2I, H], gate's rows first, and down_proj [E, H, I]; or both
-    transposed, for x W.
-    """
-    stacks = getattr(module, GATE_UP_STACK, None), getattr(module, DOWN_STACK, None)
-    if not all(isinstance(stack, nn.Parameter) and stack.dim() == 3 for stack in stacks):
-        return False
-    if any(getattr(module, extra, False) for extra in ("has_bias", "has_post_expert_norm")):
-        return False
-    if not getattr(module, "is_concatenated", True):
-        return False
-    gate_up, down = ((each.mT if is_transposed(module) else each).shape for each in stacks)  # type: ignore[union-attr]
-    return tuple(down) == (gate_up[0], gate_up[2], gate_up[1] // 2)
-
-
-def is_transposed(experts: Any) -> bool:
-    """Whether a module of experts has them for x W: [E, H, 2I] and [E, I, H]."""
-    gate_up, down = experts.gate_up_proj.shape, experts.down_proj.shape
-    return tuple(down) == (gate_up[0], gate_up[2] // 2, gate_up[1])
-
-
-def is_sorted_by_caller(experts: nn.Module) -> bool:
-    """Whether a module of experts takes the tokens of each expert, one after another (Llama 4).
-
-    Others take the tokens once, and the experts chosen for each.
-    """
-    return len(signature(type(experts).forward).parameters) == 2
-
-
-def gated(experts: Any, gate_up: Tensor) -> Tensor:
-    """Apply the gating of a module of experts to gate and up, side by side [M, 2I], to [M, I]."""
-    if hasattr(experts, "_apply_gate"):  # transformers' modules of experts define it
-        return experts._apply_gate(gate_up)
-    gate, up = gate_up.chunk(2, dim=-1)
-    return experts.act_fn(gate) * up
-
-
-def is_gated(experts: Any) -> bool:
-    """Whether a module of experts computes what `gating_of` knows."""
-    try:
-        gating_of(experts)
-    except ValueError:
-        return False
-    return True
-
-
-def gating_of(experts: Any) -> tuple[float | None, str]:
-    """Find the limit and the activation of spec/glu.py that a module of experts computes.
-
-    They are found by trying the module out on PROBE.
-
-    Raises:
-        ValueError: the module computes another function.
-    """
-    gate, up = torch.cartesian_prod(PROBE, PROBE).unbind(-1)
-    found = gated(experts, torch.stack([gate, up], dim=-1)).squeeze(-1)
-    for limit in (None, getattr(experts, "limit", None), getattr(experts, "swiglu_limit", None)):
-        for activation in GATED:
-            if torch.allclose(found, glu(gate, up, limit, activation), rtol=1e-4, atol=1e-5):
-                return limit, activation
-    need = f"{' or '.join(GATED)} of the gate, times up, with or without a limit"
-    raise ValueError(f"experts need {need}, got another function in {type(experts).__name__}")

@@ -7,7 +7,17 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from conversion import PROMPT, as_bytes, by_hand, formats, models, no_bar, shared_scale, tensors_of
+from conversion import (
+    PROMPT,
+    as_bytes,
+    by_hand,
+    formats,
+    models,
+    no_bar,
+    shared_scale,
+    tensors_apart,
+    tensors_of,
+)
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -23,14 +33,14 @@ from nvfp4.cli import app
 @formats
 def test_bit_for_bit(tmp_path, source, name, format):
     """Each weight is what nvfp4.quantize_weight makes of it; the rest is what it was."""
-    before = tensors_of(source(name))
+    before = tensors_apart(source(name))
     summary = convert(source(name), tmp_path / "out", Options(format), no_bar)
     checkpoint = Checkpoint(tmp_path / "out")
     assert len(checkpoint.modules) == summary.quantized_layers
     after = tensors_of(tmp_path / "out")
     for module in checkpoint.modules:
         w = before.pop(f"{module}.weight")
-        p = checkpoint.format.storable(shared_scale(tensors_of(source(name)), module))
+        p = checkpoint.format.storable(shared_scale(tensors_apart(source(name)), module))
         want, got = nvfp4.quantize_weight(w, global_scale=p), checkpoint.weight(module)
         assert got.global_scale == p
         assert torch.equal(got.data, want.data)
@@ -40,10 +50,7 @@ def test_bit_for_bit(tmp_path, source, name, format):
     left = {rest.rpartition(".")[0] for rest, tensor in before.items() if tensor.dim() > 1}
     assert left - {"model.embed_tokens"} == set(checkpoint.scheme.ignore) and "lm_head" in left
     routers = {"lm_head", "gate", "router", "shared_expert_gate"}
-    known = (
-        routers | {"experts"} if name == "gpt-oss" else routers
-    )  # its experts are laid out otherwise
-    assert {each.rpartition(".")[2] for each in checkpoint.scheme.ignore} <= known
+    assert {each.rpartition(".")[2] for each in checkpoint.scheme.ignore} <= routers
     assert AutoTokenizer.from_pretrained(tmp_path / "out").tokenize("the sea") == ["the", "sea"]
     assert (tmp_path / "out" / "hf_quant_config.json").exists() == (format == MODELOPT.name)
 
@@ -167,10 +174,17 @@ def _record(model, tokens):
             for t, (token, chosen) in enumerate(zip(x, ids, strict=True)):
                 for j, e in enumerate(chosen.tolist()):
                     see(f"{path}", token)
-                    gate, up = (module.gate_up_proj[e] @ token).chunk(2)
-                    h = nn.functional.silu(gate) * up
+                    if hasattr(module, "gate_up_proj_bias"):  # gpt-oss
+                        both = token @ module.gate_up_proj[e] + module.gate_up_proj_bias[e]
+                        gate, up = both[0::2].clamp(max=7), both[1::2].clamp(-7, 7)
+                        h = gate * torch.sigmoid(1.702 * gate) * (up + 1)
+                        y = h @ module.down_proj[e] + module.down_proj_bias[e]
+                    else:
+                        gate, up = (module.gate_up_proj[e] @ token).chunk(2)
+                        h = nn.functional.silu(gate) * up
+                        y = module.down_proj[e] @ h
                     see(f"{path}.{e}", h)
-                    out[t] += weights[t, j] * (module.down_proj[e] @ h)
+                    out[t] += weights[t, j] * y
             return out
 
         return forward
@@ -178,7 +192,7 @@ def _record(model, tokens):
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear):
             module.register_forward_pre_hook(lambda _, args, path=path: see(path, args[0]))
-        elif path.endswith(".experts") and not hasattr(module, "gate_up_proj_bias"):
+        elif path.endswith(".experts"):
             module.forward = experts(path, module)
     with torch.no_grad():
         model(tokens)

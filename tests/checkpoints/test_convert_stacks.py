@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from nvfp4.checkpoints import Checkpoint, load_model
 from nvfp4.checkpoints.convert import Options, convert
+from nvfp4.checkpoints.experts import is_transposed
 from nvfp4.checkpoints.inspect import inspect
-from nvfp4.checkpoints.skeleton import is_transposed
 from nvfp4.layers import Linear, MoE
 
 STACKED = dict(
@@ -23,6 +23,7 @@ STACKED = dict(
 STACKS = {
     # a class of transformers: its configuration
     "GraniteMoe": STACKED,
+    "GptOss": STACKED,
     "Llama4Text": STACKED | dict(intermediate_size_mlp=96, interleave_moe_layer_step=1),
     "Gemma4Text": STACKED
     | dict(
@@ -92,7 +93,8 @@ def _compare_experts(folder, model):
         stack = own.down_proj if part in ("down_proj", "w2") else own.gate_up_proj
         want = (stack.mT if is_transposed(own) else stack)[int(expert)]
         if stack is own.gate_up_proj:
-            want = want.chunk(2)[part in ("up_proj", "w3")]
+            is_up = part in ("up_proj", "w3")
+            want = want[is_up::2] if "GptOss" in type(own).__name__ else want.chunk(2)[is_up]
         got = checkpoint.weight(module).dequantize(torch.float32)
         assert got.shape == want.shape and _cosine(got, want) > 0.99, module
         count += 1

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from nvfp4.checkpoints import Checkpoint, load_model
 from nvfp4.checkpoints.convert import Options, convert
-from nvfp4.checkpoints.skeleton import gating_of
+from nvfp4.checkpoints.experts import activation_of
 from nvfp4.layers import Linear, MoE
 
 
@@ -25,11 +25,8 @@ def test_loaded_model(tmp_path, source, name, activation):
     ids = torch.randint(1, len(WORDS), (1, 12))
     float_model = AutoModelForCausalLM.from_pretrained(source(name), dtype=torch.bfloat16).eval()
     with torch.no_grad():
-        made = by_hand(
-            float_model,
-            lambda path: name == "gpt-oss" and ".experts" in path,
-            activation or "bf16",  # what a checkpoint without input scales says
-        )
+        # "bf16" is what a checkpoint without input scales says.
+        made = by_hand(float_model, activation=activation or "bf16")
         got, want = model(ids).logits, made(ids).logits
         assert torch.equal(got, want) and not torch.equal(got, float_model(ids).logits)
     assert model.generate(ids, max_new_tokens=3, do_sample=False).shape[1] <= 15
@@ -83,9 +80,9 @@ def test_what_experts_compute_is_tried_out(function, gating):
     experts = SimpleNamespace(limit=7.0, _apply_gate=lambda both: function(*both.chunk(2, dim=-1)))
     if gating is None:
         with pytest.raises(ValueError, match="experts need silu or gelu_tanh .*, got another"):
-            gating_of(experts)
+            activation_of(experts)
     else:
-        assert gating_of(experts) == gating
+        assert activation_of(experts) == gating
 
 
 def test_tied_embeddings(tmp_path, source):

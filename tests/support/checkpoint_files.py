@@ -102,6 +102,9 @@ def save_model(folder: Path, name: str, own_names: bool = False, **changes: obje
     kind, config = MODELS[name]
     made = getattr(transformers, f"{kind}Config")(**(SMALL | config | changes))
     model = getattr(transformers, f"{kind}ForCausalLM")(made).bfloat16()
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name.endswith("proj_bias"):  # of gpt-oss' experts, which begin as zeros
+            parameter.data.normal_(std=0.25)
     model.save_pretrained(folder, save_original_format=not own_names)
     words = {word: i for i, word in enumerate(["<unk>", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))

@@ -36,6 +36,25 @@ def tensors_of(folder):
     return found
 
 
+def tensors_apart(folder):
+    """The tensors of a folder, with the experts of gpt-oss one by one, gate and up apart."""
+    found = {}
+    for name, tensor in tensors_of(folder).items():
+        module, _, leaf = name.rpartition(".")
+        if not module.endswith(".experts"):
+            found[name] = tensor
+            continue
+        kind = "bias" if leaf.endswith("_bias") else "weight"
+        rows = tensor.mT if kind == "weight" else tensor
+        for e, expert in enumerate(rows):
+            if leaf.startswith("down_proj"):
+                found[f"{module}.{e}.down_proj.{kind}"] = expert
+            else:
+                found[f"{module}.{e}.gate_proj.{kind}"] = expert[0::2]
+                found[f"{module}.{e}.up_proj.{kind}"] = expert[1::2]
+    return found
+
+
 def names_in(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -52,6 +71,11 @@ def as_bytes(x):
     return x.reshape(-1).view(torch.uint8)
 
 
+def apart(x):
+    """Sort columns gate, up, gate, up, ... to all of gate, then all of up."""
+    return torch.cat([x[..., 0::2], x[..., 1::2]], dim=-1).detach()
+
+
 def by_hand(model, stays=lambda path: False, activation="bf16"):
     """The model with its linear layers in NVFP4, made without a checkpoint, but those that stay."""
     weights = {
@@ -62,10 +86,15 @@ def by_hand(model, stays=lambda path: False, activation="bf16"):
         if stays(path):
             continue
         if path.endswith(".experts"):
-            w13, w2 = [], []
-            for both, down in zip(
-                module.gate_up_proj.detach(), module.down_proj.detach(), strict=True
-            ):
+            w13, w2, how = [], [], dict(activation_format=activation)
+            gate_up, down_proj = module.gate_up_proj.detach(), module.down_proj.detach()
+            if hasattr(module, "gate_up_proj_bias"):  # gpt-oss: x W, and gate and up alternate
+                gate_up, down_proj = apart(gate_up).mT, down_proj.mT
+                how |= dict(
+                    w13_bias=apart(module.gate_up_proj_bias), w2_bias=module.down_proj_bias,
+                    swiglu_limit=7.0, activation="swiglu_oai",
+                )  # fmt: skip
+            for both, down in zip(gate_up, down_proj, strict=True):
                 p = both.float().abs().amax() / 2688
                 w13.append(
                     nvfp4.concatenate(
@@ -74,7 +103,7 @@ def by_hand(model, stays=lambda path: False, activation="bf16"):
                 )
                 w2.append(nvfp4.quantize_weight(down))
             packed = nvfp4.stack_experts(w13), nvfp4.stack_experts(w2)
-            moe = MoE(*packed, activation_format=activation)
+            moe = MoE(*packed, **how)
             module.forward = lambda x, ids, weights, moe=moe: moe(x, weights, ids)
         elif isinstance(module, nn.Linear) and path != "lm_head" and not path.endswith("gate"):
             p = shared_scale(weights, path)
