@@ -1,11 +1,11 @@
-# Every target that needs an environment sets it up first: .venv, or .venv-vllm.
+# Every target that needs an environment sets it up first: .venv, .venv-vllm or .venv-interop.
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= auto
 # One thread a worker: each core has a worker already.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help quick test fuzz wheel matrix vllm demo bench info lint format setup clean
+.PHONY: help quick test fuzz wheel matrix vllm interop demo bench info lint format setup clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,13 @@ matrix: setup ## Execute every kernel for every GPU with each Triton, and record
 
 vllm: .venv-vllm/.ready ## Test the vLLM plugin with the real engine (RECORD=file keeps what is measured).
 	.venv-vllm/bin/python -m pytest tests/engine $(if $(RECORD),--record $(RECORD))
+
+# ModelOpt and llm-compressor make small checkpoints in .venv-interop; .venv loads them.
+interop: setup .venv-interop/.ready ## Compare layers with what other makers' tools compute (RECORD=file keeps it).
+	rm -rf build/interop
+	.venv-interop/bin/python tests/interop/with_modelopt.py build/interop
+	.venv-interop/bin/python tests/interop/with_llmcompressor.py build/interop
+	$(BIN)/python tests/interop/compare.py build/interop $(if $(RECORD),--record $(RECORD))
 
 demo: setup ## Run a real model with its linear layers in NVFP4.
 	$(BIN)/python -m nvfp4 demo
@@ -74,5 +81,10 @@ setup: .venv/.ready ## Set up .venv with everything at its pinned version.
 	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
+.venv-interop/.ready: tests/interop/requirements.txt
+	$(PYTHON) -m venv .venv-interop
+	.venv-interop/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/interop/requirements.txt
+	touch $@
+
 clean: ## Remove environments, caches and builds.
-	rm -rf .venv .venv-vllm .triton build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf .venv .venv-vllm .venv-interop .triton build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

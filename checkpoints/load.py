@@ -22,6 +22,7 @@ from nvfp4.checkpoints.files import FLOATS
 from nvfp4.checkpoints.names import WEIGHT, expert_of
 from nvfp4.checkpoints.schemes import BIAS, PRE_QUANT_SCALE, is_cache_scale
 from nvfp4.checkpoints.skeleton import Skeleton, is_plain_linear, without_quantization
+from nvfp4.checkpoints.storage import FLOAT_DTYPE
 from nvfp4.layers import MoE
 
 
@@ -114,7 +115,6 @@ class Loader:
         self._skeleton = skeleton
         self._model = skeleton.model
         self._device = device
-        self._dtype = str(skeleton.model.dtype).removeprefix("torch.")
         self._backend = backend
         self._replaced: dict[str, str] = {}  # where in the model, by a layer's name in the file
         self._loaded: set[str] = set()  # the model's tensors
@@ -291,9 +291,10 @@ class Loader:
                 raise ValueError(f"{self._files.folder} needs a tensor for {name}, got none")
         if self._dequantized:
             counts = ", ".join(f"{n} in {form}" for form, n in sorted(self._dequantized.items()))
+            dtypes = dict.fromkeys(str(dtype)[6:] for dtype in (FLOAT_DTYPE, model.dtype))
             warnings.warn(
                 f"{self._files.folder}: weights that this package does not run as they are stored "
-                f"are dequantized to {self._dtype}: {counts}",
+                f"are dequantized to {', then to '.join(dtypes)}: {counts}",
                 stacklevel=4,
             )
         return model.to(self._device).eval()

@@ -116,6 +116,14 @@ def test_nvfp4_beside_other_formats_loads(tmp_path, nvfp4_folder, format):
     assert found.others == Checkpoint(folder).others and len(found.others) == 3
 
 
+def test_a_warning_called_weights_float32_that_were_rounded_to_bfloat16(tmp_path, nvfp4_folder):
+    folder, up = tmp_path / "out", f"{MLP}.up_proj"
+    weight = _mixed(nvfp4_folder, folder, "modelopt", {up: per_row})[up]
+    with pytest.warns(UserWarning, match="dequantized to bfloat16, then to float32: 1 in FP8"):
+        model = load_model(folder, dtype=torch.float32)
+    assert torch.equal(model.get_submodule(up).weight, weight.bfloat16().float())
+
+
 def test_a_mixed_checkpoint_of_nvfp4_alone_loads_without_a_warning(tmp_path, nvfp4_folder):
     folder = tmp_path / "out"
     _mixed(nvfp4_folder, folder, "modelopt", {})

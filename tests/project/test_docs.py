@@ -3,6 +3,7 @@ short, and their tables name what is there.
 """
 
 import ast
+import json
 import re
 import shlex
 import shutil
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 import nvfp4
 from nvfp4.checkpoints.schemes import ALGORITHMS
 from nvfp4.cli import app
+from tests.interop.compare import table
 
 MEDIAN_WORDS, MOST_WORDS = 15, 35
 EMULATED = 'backend="cutedsl"'
@@ -266,6 +268,11 @@ def test_every_result_is_in_the_index_and_the_reverse():
         first, *endings = re.findall(r"`(.+?)`", cell)
         listed |= {first, *(Path(first).stem + ending for ending in endings)}
     assert listed == {path.name for path in folder.iterdir()} - {"README.md"}
+
+
+def test_the_table_of_makers_checkpoints_is_the_recorded_one():
+    rows = json.loads((ROOT / "bench" / "results" / "interop.json").read_text())["rows"]
+    assert table(rows) in (ROOT / "docs" / "serving.md").read_text()
 
 
 def test_the_faults_are_counted():
