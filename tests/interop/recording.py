@@ -23,6 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV3Config,
+    GptOssConfig,
     LlamaConfig,
     MixtralConfig,
     PreTrainedModel,
@@ -35,7 +37,17 @@ SIZES = dict(
     num_key_value_heads=2, head_dim=32, max_position_embeddings=128, tie_word_embeddings=False,
     bos_token_id=1, eos_token_id=2, pad_token_id=0,
 )  # fmt: skip
+LATENT = {k: v for k, v in SIZES.items() if k not in ("head_dim", "num_key_value_heads")}
 CONFIGS = {
+    "deepseek_v3": lambda: DeepseekV3Config(
+        **LATENT, num_key_value_heads=4, intermediate_size=192, moe_intermediate_size=64,
+        n_routed_experts=8, n_group=2, topk_group=1, num_experts_per_tok=2, n_shared_experts=1,
+        first_k_dense_replace=1, q_lora_rank=64, kv_lora_rank=64, qk_rope_head_dim=16,
+        qk_nope_head_dim=16, v_head_dim=32,
+    ),
+    "gpt_oss": lambda: GptOssConfig(
+        **SIZES, intermediate_size=96, num_local_experts=4, num_experts_per_tok=2
+    ),
     "llama": lambda: LlamaConfig(**SIZES, intermediate_size=192),
     "mixtral": lambda: MixtralConfig(
         **SIZES, intermediate_size=96, num_local_experts=4, num_experts_per_tok=2

@@ -134,6 +134,8 @@ MAKERS = {
     "llmcompressor-mixed-fp8": ("llama", mixed("FP8_DYNAMIC")),
     "llmcompressor-mixed-a16": ("llama", mixed("NVFP4A16")),
     "llmcompressor-fp8-cache": ("llama", plain("NVFP4", kv_cache_scheme=FP8_CACHE)),
+    "llmcompressor-deepseek-v3": ("deepseek_v3", plain("NVFP4")),
+    "llmcompressor-gpt-oss": ("gpt_oss", plain("NVFP4")),
     "llmcompressor-mixtral": ("mixtral", plain("NVFP4A16")),
     "llmcompressor-qwen3-moe": ("qwen3_moe", plain("NVFP4")),
     "llmcompressor-shared-expert": ("qwen2_moe", plain("NVFP4")),

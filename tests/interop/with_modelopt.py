@@ -104,6 +104,8 @@ MAKERS = {
         ("modelopt-w4a8", "llama", mtq.W4A8_NVFP4_FP8_CFG),
         ("modelopt-svdquant", "llama", mtq.NVFP4_SVDQUANT_DEFAULT_CFG),
         ("modelopt-mixtral", "mixtral", mtq.NVFP4_DEFAULT_CFG),
+        ("modelopt-deepseek-v3", "deepseek_v3", mtq.NVFP4_DEFAULT_CFG),
+        ("modelopt-gpt-oss", "gpt_oss", mtq.NVFP4_DEFAULT_CFG),
         ("modelopt-experts-only", "qwen3_moe", mtq.NVFP4_EXPERTS_ONLY_CFG),
         ("modelopt-experts-w4a16", "qwen3_moe", mtq.W4A16_NVFP4_CFG),
         ("modelopt-shared-expert", "qwen2_moe", mtq.NVFP4_DEFAULT_CFG),
