@@ -104,7 +104,7 @@ def _compare_experts(folder, model):
 @pytest.mark.parametrize("kind", STACKS)
 @pytest.mark.parametrize("calibrated, method", [(False, "rtn"), (True, "rtn"), (True, "gptq")])
 def test_experts_in_one_tensor_are_quantized(tmp_path, source, kind, calibrated, method):
-    """As separate experts, under names that engines know; and they run as the model's do."""
+    """They become separate experts with the names that engines know, and run as the model's do."""
     model = _save(tmp_path / "floats", kind, STACKS[kind])
     for file in source("llama").glob("token*"):
         shutil.copy(file, tmp_path / "floats")

@@ -24,7 +24,7 @@ FP8 = {"num_bits": (4, 3), "axis": None}
 NVFP4 = {"num_bits": (2, 1), "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)}}
 ATTENTION, HEAD = "*self_attn*", "*lm_head*"
 CACHE_IN_FLOATS = [{"quantizer_name": "*bmm_quantizer", "enable": False}]
-"""For the simulation alone: load_model has the key-value cache in floats."""
+"""The simulation leaves the key-value cache in floats, as load_model does."""
 
 
 def with_cache(kv: dict[str, Any]) -> dict[str, Any]:
