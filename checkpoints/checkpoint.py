@@ -248,8 +248,8 @@ class Checkpoint:
             self._bias_of(modules),
             self._largest_input_scale(modules) if activation == W4A4 else None,
             pre_quant_scale,
-            activation,
-            backend,
+            activation=activation,
+            backend=backend,
         )
 
     def swiglu_mlp(

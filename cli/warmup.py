@@ -73,7 +73,9 @@ def warmup(
         dtypes = tuple(_dtype("dtype", name) for name in dtype)
         added = _dtype("bias", bias) if bias else None
         workloads = [
-            workload_of(*weight_shape(text), max_m, dtypes, added, activation_format)
+            workload_of(
+                *weight_shape(text), max_m, dtypes, added, activation_format=activation_format
+            )
             for text in shape or ()
         ]
         for text in moe or ():

@@ -9,6 +9,7 @@ from nvfp4.ahead.warmup import compile_ahead, run_once, workload_of
 from nvfp4.layers.gated import GatedModule
 from nvfp4.ops.quantize import quantize_weight
 from nvfp4.spec.glu import SILU
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 from nvfp4.tensors import QuantizedTensor, concatenate
 
 
@@ -19,6 +20,9 @@ class SwiGLUMLP(GatedModule):
     w13 holds gate and up, [2I, H]: first the rows of gate, then those of up, as in checkpoints.
     Where they alternate, layers.deinterleave_gate_up sorts them at load. With relu2 there is no
     gate, and w13 is up's [I, H].
+
+    `scale_rule` is an attribute that may be set later: how the block scales of x and of
+    act(gate) * up are chosen, "amax_over_six" or "four_over_six".
 
     Buffers:
         w13: uint8 [2I, H/2].
@@ -40,12 +44,14 @@ class SwiGLUMLP(GatedModule):
         w13_bias: Tensor | None = None,
         w2_bias: Tensor | None = None,
         swiglu_limit: float | None = None,
+        scale_rule: str = AMAX_OVER_SIX,
         activation: str = SILU,
         backend: str = "",
     ) -> None:
         w13, w2 = w13.swizzled(), w2.swizzled()
-        scales = x_global_scale, h_global_scale
-        super().__init__(w13, w2, scales, (w13_bias, w2_bias), swiglu_limit, activation, backend)
+        scales, biases = (x_global_scale, h_global_scale), (w13_bias, w2_bias)
+        how = swiglu_limit, scale_rule, activation, backend
+        super().__init__(w13, w2, scales, biases, *how)
         self._check(torch.empty(0, w13.shape[-1], dtype=torch.bfloat16))
 
     @classmethod
@@ -57,6 +63,7 @@ class SwiGLUMLP(GatedModule):
         x_global_scale: Tensor | None = None,
         h_global_scale: Tensor | None = None,
         swiglu_limit: float | None = None,
+        scale_rule: str = AMAX_OVER_SIX,
         activation: str = SILU,
         backend: str = "",
     ) -> "SwiGLUMLP":
@@ -81,6 +88,7 @@ class SwiGLUMLP(GatedModule):
             torch.cat(biases) if biases else None,
             None if down.bias is None else down.bias.detach(),
             swiglu_limit,
+            scale_rule,
             activation,
             backend,
         )
@@ -93,7 +101,7 @@ class SwiGLUMLP(GatedModule):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        options = self.swiglu_limit, self.activation, self.backend
+        options = self.swiglu_limit, self.scale_rule, self.activation, self.backend
         return torch.ops.nvfp4.swiglu_mlp(x, *self._tensors(), *options)
 
     def warmup(
@@ -108,7 +116,11 @@ class SwiGLUMLP(GatedModule):
         hidden = 2 * self.w13.shape[1]
         done = compile_ahead(
             [
-                workload_of(n, 2 * half_k, max_tokens, dtypes, None if b is None else b.dtype)
+                workload_of(
+                    *(n, 2 * half_k, max_tokens, dtypes),
+                    None if b is None else b.dtype,
+                    self.scale_rule,
+                )
                 for (n, half_k), b in (
                     (self.w13.shape, self.w13_bias),
                     (self.w2.shape, self.w2_bias),
@@ -135,4 +147,5 @@ def glu_repr(layer: nn.Module) -> str:
         "dynamic" if scale is None else "static"
         for scale in (layer.x_global_scale, layer.h_global_scale)
     )
-    return f"activation={layer.activation}{limit}{bias}, x_scale={x}, h_scale={h}"
+    rule = "" if layer.scale_rule == AMAX_OVER_SIX else f", scale_rule={layer.scale_rule}"
+    return f"activation={layer.activation}{limit}{bias}, x_scale={x}, h_scale={h}{rule}"

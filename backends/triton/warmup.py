@@ -66,7 +66,8 @@ def _linear(work: Workload, m: int, dtype: torch.dtype, sm: int) -> Iterator[Lau
     x, weight = _meta(m, k, dtype=dtype), _meta(n, k // 2, dtype=DATA_DTYPE)
     weight_scales = _meta(*scales_shape((n, k), SWIZZLED), dtype=SCALE_DTYPE)
     out = _meta(m, n, dtype=dtype)
-    call = Linear(x, weight, weight_scales, _meta(1), None, bias, work.activation_format)
+    how = work.scale_rule, work.activation_format
+    call = Linear(x, weight, weight_scales, _meta(1), None, bias, *how)
     if work.activation_format == W4A16:
         yield from weight_only_linear.plan(call, out, sm)
         return
@@ -76,7 +77,7 @@ def _linear(work: Workload, m: int, dtype: torch.dtype, sm: int) -> Iterator[Lau
     scales = _meta(*scales_shape((m, k), SWIZZLED), dtype=SCALE_DTYPE)
     a = Quantized(_meta(m, k // 2, dtype=DATA_DTYPE), scales, _meta(m))
     if k <= LONGEST_ROW:
-        yield quantize_dynamic.plan(QuantizeDynamic(x), a, sm)
+        yield quantize_dynamic.plan(QuantizeDynamic(x, SWIZZLED, work.scale_rule), a, sm)
     operands = a.data, weight, a.scales, weight_scales, _meta(1, 1), a.row_scale
     yield from mm.plan(Mm(*operands, bias), out, sm)
 

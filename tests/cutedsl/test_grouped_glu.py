@@ -46,6 +46,7 @@ from nvfp4.spec.format import FLOAT_DTYPES
 from nvfp4.spec.glu import EXP2_COEFFICIENTS, GELU_TANH, SILU, glu
 from nvfp4.spec.grouped import expert_of_rows, swizzle_grouped_scales
 from nvfp4.spec.quantize import quantize_rows
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX, FOUR_OVER_SIX
 
 
 class GluCase(NamedTuple):
@@ -60,6 +61,7 @@ class GluCase(NamedTuple):
     exact: bool = True
     special: bool = False
     size: float = 2.0**-6
+    scale_rule: str = AMAX_OVER_SIX
 
 
 def check_glu(routing: Routing, case: GluCase, sms: int = 3) -> None:
@@ -90,14 +92,14 @@ def check_glu(routing: Routing, case: GluCase, sms: int = 3) -> None:
         gate, up = gate_up[:end][part].float().chunk(2, dim=1)
         return glu(gate, up, case.limit, case.activation)
 
-    linear = quantize_rows(product, row_p.contiguous(), data[:end])
+    linear = quantize_rows(product, row_p.contiguous(), data[:end], case.scale_rule)
     scales = swizzle_grouped_scales(linear, x.offsets, rows)
     global_scale = torch.full((rows,), POISON)
     global_scale[:end] = row_p
 
     got = [torch.full_like(data, BYTE), torch.zeros_like(scales.view(torch.uint8))]
     got = Quantized(got[0], got[1].view(scales.dtype), torch.full((rows,), POISON))
-    form = case.limit, case.dtype, rows, case.activation
+    form = case.limit, case.dtype, rows, case.scale_rule, case.activation
     call = GroupedMmGluQuantize(*inputs, None, p, *form)
     if case.tile is None:
         grouped_mm_glu_quantize(call, got)
@@ -144,6 +146,20 @@ def test_fused_rounds_as_unfused(dtype, exact):
 )
 def test_fused_with_nans_infinities_and_any_size(dtype, size):
     check_glu(MIXED, GluCase(dtype=dtype, special=True, size=size))
+
+
+@runs
+@pytest.mark.parametrize(
+    "case",
+    [
+        GluCase(256, 320, PAIR, 2),
+        GluCase(special=True),
+        GluCase(dtype=torch.float32, size=2.0**-66),
+    ],
+    ids=["sizes", "specials", "subnormal squares"],
+)
+def test_fused_by_four_over_six(case):
+    check_glu(MIXED, case._replace(scale_rule=FOUR_OVER_SIX))
 
 
 @runs
