@@ -13,7 +13,7 @@ def four_is_better(block: np.ndarray) -> bool:
 
 
 def close_blocks(count: int = 24) -> Tensor:
-    """float32 [2 count + 1, 16]: where the better scale changes, and a block with no loss in either.
+    """float32 [2 count + 1, 16]: where the better scale changes, and a block that both scales hold.
 
     Blocks 2 i and 2 i + 1 differ by the last bit of one element, and one of them takes 4. So an
     error that is summed in another order, contracted, or compared by <= takes other scales.

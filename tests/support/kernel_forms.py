@@ -46,6 +46,7 @@ from nvfp4.calls import (
     Linear,
     Mm,
     Moe,
+    Packed,
     Quantize,
     QuantizeDynamic,
     RmsnormQuantize,
@@ -278,7 +279,8 @@ def _(backend: str) -> Outputs:
     out = call.outputs()
     run(glu_quantize.plan_row_scales(call, out.row_scale))
     static = call._replace(global_scale=out.row_scale)
-    run(glu_quantize.plan(static, out, target_of(out.data.device).sm, scale_per_row=True))
+    sm, packed = target_of(out.data.device).sm, Packed(out.data, out.scales)
+    run(glu_quantize.plan(static, packed, sm, scale_per_row=True))
     return out
 
 

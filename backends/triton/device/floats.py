@@ -212,6 +212,19 @@ def _line(x, SLOPE: tl.constexpr, OFFSET: tl.constexpr):
 
 
 @triton.jit
+def square(x):
+    """Compute x * x, rounded before anything is added to it.
+
+    On sm_100, ptxas 12.9 makes one fused multiply-add of a packed product and a packed sum, which
+    the PTX ISA forbids. A fused multiply-add with zero is not contracted.
+    """
+    if INTERPRETED:  # the interpreter's fma is slow
+        return x * x
+    else:
+        return tl.fma(x, x, tl.zeros(x.shape, tl.float32))
+
+
+@triton.jit
 def _add_exact(x, FACTOR: tl.constexpr, y):
     """Compute x * FACTOR + y, where the product is exact."""
     if INTERPRETED:  # the interpreter's fma is slow

@@ -19,6 +19,7 @@ from nvfp4.backends.triton.device.floats import (
     f32_to_e4m3,
     pack,
     round_to_e2m1,
+    square,
     to_f32,
 )
 from nvfp4.spec import format as spec
@@ -167,7 +168,7 @@ def _error(x, sf, inverse):
     """
     y = tl.abs(x * inverse[:, :, None])
     d = y - round_to_e2m1(y)
-    squares = (d * d).reshape(x.shape[0], x.shape[1], 2, 2, 2, 2)
+    squares = square(d).reshape(x.shape[0], x.shape[1], 2, 2, 2, 2)
     # Sums of two: with more, the compiler would choose the order.
     total = tl.sum(tl.sum(tl.sum(tl.sum(squares, axis=5), axis=4), axis=3), axis=2)
     return total * (sf * sf)
