@@ -117,13 +117,15 @@ class SwiGLUMLP(GatedModule):
         done = compile_ahead(
             [
                 workload_of(
-                    *(n, 2 * half_k, max_tokens, dtypes),
-                    None if b is None else b.dtype,
-                    self.scale_rule,
+                    *(w.shape[0], 2 * w.shape[1], max_tokens, dtypes),
+                    bias=None if b is None else b.dtype,
+                    scale_rule=self.scale_rule,
+                    segments=weight_scale.numel(),
+                    calibrated=p is not None,
                 )
-                for (n, half_k), b in (
-                    (self.w13.shape, self.w13_bias),
-                    (self.w2.shape, self.w2_bias),
+                for w, b, weight_scale, p in (
+                    (self.w13, self.w13_bias, self.w13_global_scale, self.x_global_scale),
+                    (self.w2, self.w2_bias, self.w2_global_scale, self.h_global_scale),
                 )
             ],
             device,
