@@ -6,11 +6,13 @@ Its kernels' forms are in support/kernel_forms.py, which triton/test_emulated.py
 import oracle
 import pytest
 import torch
+from arguments import arguments
 from cases import activations, from_numpy, same_bits, specials
 from close_scales import close_blocks
 from routing import moved
 
 import nvfp4
+from nvfp4.layers import Linear, MoE, SwiGLUMLP
 from nvfp4.spec.glu import activate
 from nvfp4.spec.scale_rules import AMAX_OVER_SIX, FOUR_OVER_SIX
 
@@ -97,3 +99,47 @@ def test_linear_is_its_stages(backend, device, static):
     same_bits(got, want)
     other = OPS.linear(x, *packed, p, None, AMAX_OVER_SIX, backend=backend)
     assert not torch.equal(got, other)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["quantize", "quantize_dynamic", "rmsnorm_quantize", "moe_dispatch", "moe", "swiglu_mlp"],
+)
+def test_a_rule_that_there_is_not(name):
+    need = f"nvfp4::{name}: scale_rule needs 'amax_over_six' or 'four_over_six', got 'best'"
+    with pytest.raises(ValueError, match=need):
+        getattr(OPS, name)(*arguments(name, 6, "cpu"), scale_rule="best")
+
+
+def test_16_bit_activations_have_no_other_rule():
+    args = arguments("linear", 6, "cpu")
+    need = "scale_rule needs 'amax_over_six' with activation='bf16', which quantizes nothing, got"
+    with pytest.raises(ValueError, match=need):
+        OPS.linear(*args, activation="bf16")
+
+
+def test_layers_pass_their_rule_on():
+    """Each layer's rule is an attribute that may be set later, and both quantizers follow it."""
+    x, ids = torch.randn(5, 64), torch.tensor([[0, 1]] * 5)
+    gate, up, down = torch.randn(2, 32, 64), torch.randn(2, 32, 64), torch.randn(2, 64, 32)
+    linears = [torch.nn.Linear(64, 32), torch.nn.Linear(64, 32), torch.nn.Linear(32, 64)]
+    layers = (
+        (Linear.from_float(linears[0]), (x,)),
+        (SwiGLUMLP.from_float(*linears), (x,)),
+        (MoE.from_float(gate, up, down), (x, torch.rand(5, 2), ids)),
+    )
+    for layer, inputs in layers:
+        before = layer(*inputs)
+        layer.scale_rule = FOUR_OVER_SIX
+        after = layer(*inputs)
+        assert not torch.equal(before, after) and FOUR_OVER_SIX in layer.extra_repr()
+    a = nvfp4.quantize_dynamic(x, scale_rule=FOUR_OVER_SIX)
+    moe = layers[2][0]
+    w13, w2 = moe.packed()
+    rows, positions = nvfp4.moe_dispatch(x, ids, 2, scale_rule=FOUR_OVER_SIX)
+    same_bits(rows.data[:5], a.data)
+    h = nvfp4.grouped_mm_glu_quantize(
+        rows, w13, gate_up_dtype=torch.float32, scale_rule=FOUR_OVER_SIX
+    )
+    y = nvfp4.grouped_mm(h, w2, out_dtype=torch.float32)
+    same_bits(nvfp4.moe_combine(y, layers[2][1][1], positions), moe(*layers[2][1]))
