@@ -90,7 +90,7 @@ def warmup_moe(
     ]
     done = compile_ahead(workloads, where, backend)
     if where.type == "cuda":
-        scale = torch.ones((), device=where) if calibrated else None
+        scale = torch.ones((), dtype=torch.float32, device=where) if calibrated else None
         for experts, hidden, intermediate in shapes:
             parts = columns_per_output(activation)
             w13 = _zeros(experts, parts * intermediate, hidden, parts, where)
@@ -227,7 +227,8 @@ def _routings(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     shape = (x.shape[0], top_k)
     spread = torch.arange(shape[0] * top_k, dtype=torch.int32, device=x.device) % experts
-    yield torch.ones(shape, device=x.device), spread.view(shape) + expert_offset
+    weights = torch.ones(shape, dtype=torch.float32, device=x.device)
+    yield weights, spread.view(shape) + expert_offset
     yield torch.ones_like(x[:, :1]).expand(shape), spread.new_full(shape, expert_offset).long()
 
 
@@ -254,5 +255,5 @@ def _zeros(experts: int, n: int, k: int, segments: int, device: torch.device) ->
     return ExpertWeights(
         torch.zeros(experts, n, k // 2, dtype=DATA_DTYPE, device=device),
         torch.zeros(shape, dtype=DATA_DTYPE, device=device).view(SCALE_DTYPE),
-        torch.ones(experts, segments, device=device),
+        torch.ones(experts, segments, dtype=torch.float32, device=device),
     )

@@ -52,7 +52,11 @@ IGNORED = (
 )  # fmt: skip
 """Tensors about a layer's input or output, which do not change its weight."""
 
-E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+E2M1 = torch.tensor(
+    [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6],
+    dtype=torch.float32,
+    device="cpu",
+)
 """The values of the 16 codes."""
 
 
