@@ -184,7 +184,7 @@ def _disguise(data: st.DataObject, name: str, m: int, seed: int, backend: str) -
                 args[index] = data.draw(st.sampled_from(HOSTILE))(value)
             else:
                 args[index] = data.draw(st.sampled_from(OTHERS))
-        except RuntimeError:
+        except (IndexError, RuntimeError):
             continue  # no such view of this tensor
     try:
         got = _outputs(name, tuple(args), backend)
