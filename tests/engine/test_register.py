@@ -5,6 +5,7 @@ import torch
 
 import nvfp4.integrations.vllm as plugin
 from nvfp4.backends.environment import BATCH_INVARIANT, may_split_k
+from nvfp4.backends.workload import Workload
 from nvfp4.checkpoints import COMPRESSED_TENSORS, MODELOPT, Group, Scheme
 from nvfp4.integrations.vllm import QUANTIZATION, adopt_settings, register, unsupported
 
@@ -121,9 +122,35 @@ def test_batch_invariance_is_asked_of_the_ops_too(monkeypatch):
     assert not may_split_k()
 
 
-@pytest.mark.parametrize("activation", ["nvfp4", "bf16"])
-def test_warmup_is_called_as_it_is_defined(activation):
-    """On a GPU the plugin calls it; here nothing compiles."""
-    from nvfp4.integrations.vllm.linear import _warmup_once
+class _Method:
+    """A method whose layers are all alike, and which counts them."""
 
-    _warmup_once(128, 64, 16, torch.bfloat16, torch.bfloat16, torch.device("cpu"), activation)
+    def workloads(self, layer):
+        return (Workload(128, 64, 16, calibrated=layer.training),)
+
+
+def test_each_layer_started_processes_that_compile(monkeypatch):
+    """On a GPU, the kernels of all layers are compiled together; here nothing compiles."""
+    from nvfp4.integrations.vllm import warmup
+
+    compiled = []
+    monkeypatch.setattr(warmup, "compiling", lambda works, _: compiled.append(works) or iter(()))
+    layers = [torch.nn.Identity(), torch.nn.Identity(), torch.nn.Identity().eval()]
+    for layer in layers:
+        warmup.plan(_Method(), layer)
+    warmup.compile_planned(torch.device("cuda"))
+    warmup.compile_planned(torch.device("cuda"))
+    assert compiled == [
+        [Workload(128, 64, 16, calibrated=True), Workload(128, 64, 16, calibrated=False)],
+        [],
+    ]
+
+
+def test_every_layer_ran_the_calls_of_the_first_one():
+    from nvfp4.integrations.vllm import warmup
+
+    ran = []
+    for form in ("a test's", "a test's", "another"):
+        warmup.run_first(torch.device("cuda"), form, lambda form=form: ran.append(form))
+    warmup.run_first(torch.device("cpu"), "on a CPU", lambda: ran.append("on a CPU"))
+    assert ran == ["a test's", "another"]
