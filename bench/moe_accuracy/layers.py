@@ -43,7 +43,11 @@ def moe_accuracy(
     rule = plan.scale_rule
     h = [global_scale(bf16.hidden(calibration, w13[e].dequantize()), rule) for e in range(experts)]
     static = MoE(w13, w2, h_global_scale=torch.stack(h), scale_rule=rule, backend=backend)
-    outputs = {DYNAMIC: dynamic(x, *routing), STATIC_H: static(x, *routing)}
+    outputs = {
+        DYNAMIC: dynamic(x, *routing),
+        STATIC_H: static(x, *routing),
+        BEST_SCALES: bf16.moe(x, *routing, packed, experts, best_rounded),
+    }
     return [
         Accuracy(name, data, scales, cosine(out, same), cosine(out, before))
         for scales, out in outputs.items()
@@ -67,7 +71,7 @@ def shared_expert_accuracy(
     for scales, known in ((DYNAMIC, None), (STATIC_H, h)):
         out = SwiGLUMLP(w13, w2, h_global_scale=known, scale_rule=rule, backend=backend)(x)
         yield Accuracy(name, data, scales, cosine(out, same), cosine(out, before))
-    out = F.linear(best_rounded(bf16.hidden(best_rounded(x), packed[0])), packed[1])
+    out = bf16.mlp(x, *packed, best_rounded)
     yield Accuracy(name, data, BEST_SCALES, cosine(out, same), cosine(out, before))
 
 
