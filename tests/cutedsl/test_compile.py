@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tile_problems import ALL, kernel_of
 
 import nvfp4
 from nvfp4.backends import cutedsl, environment
-from nvfp4.backends.cutedsl.gemm.choose import NARROW, SPLIT, TILES
+from nvfp4.backends.cutedsl.gemm.choose import SPLIT, TILES
 from nvfp4.backends.cutedsl.gemm.config import Alpha, Epilogue, Kernel, Tile
 from nvfp4.backends.cutedsl.gemm.launch import function_on, loadable
 from nvfp4.backends.cutedsl.runtime import cache
@@ -28,12 +29,8 @@ FULL_ROWS = Epilogue(torch.float32, Alpha.ROWS, True, True)
 CLUSTERS = (Tile(128, 128, 2, 2), Tile(256, 256, 4, 2))
 
 
-def kernel_of(tile: Tile, bias: bool = True) -> Kernel:
-    return Kernel(tile, Epilogue(bias=bias, tma_store=not tile.swapped))
-
-
 @compiles
-@pytest.mark.parametrize("tile", [*TILES, *NARROW, *SPLIT, *CLUSTERS], ids=str)
+@pytest.mark.parametrize("tile", ALL, ids=str)
 def test_nothing_spills(tile):
     code = compiled(kernel_of(tile), "sm_100a").cubin
     resources = cubin.resources(code)
