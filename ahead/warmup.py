@@ -27,6 +27,8 @@ def warmup(
     bias: torch.dtype | None = None,
     device: torch.device | str | None = None,
     activation_format: str = W4A4,
+    segments: int = 1,
+    calibrated: bool = False,
     backend: str = "",
 ) -> list[str]:
     """Compile, and on a GPU run once, what mm and linear need for weights of these shapes.
@@ -40,6 +42,8 @@ def warmup(
         bias: the biases' dtype, None for none.
         device: default the current GPU if there is one, else the CPU.
         activation_format: "nvfp4" for W4A4 calls, and for mm; "bf16" for W4A16 calls.
+        segments: global scales of each weight, one for each of its fused parts.
+        calibrated: the calls have a static x_global_scale.
         backend: as the ops' own argument.
 
     Returns what was compiled ahead, a line a kernel. Raises RuntimeError if a kernel cannot be
@@ -47,7 +51,10 @@ def warmup(
     """
     where = _device(device)
     dtypes = tuple(dtypes)
-    workloads = [workload_of(n, k, max_m, dtypes, bias, activation_format) for n, k in shapes]
+    workloads = [
+        workload_of(n, k, max_m, dtypes, bias, activation_format, segments, calibrated)
+        for n, k in shapes
+    ]
     done = compile_ahead(workloads, where, backend)
     if where.type == "cuda":
         for work in workloads:
@@ -90,7 +97,7 @@ def warmup_moe(
     ]
     done = compile_ahead(workloads, where, backend)
     if where.type == "cuda":
-        scale = torch.ones((), device=where) if calibrated else None
+        scale = torch.ones((), dtype=torch.float32, device=where) if calibrated else None
         for experts, hidden, intermediate in shapes:
             parts = columns_per_output(activation)
             w13 = _zeros(experts, parts * intermediate, hidden, parts, where)
@@ -118,6 +125,8 @@ def workload_of(
     dtypes: Iterable[torch.dtype],
     bias: torch.dtype | None = None,
     activation_format: str = W4A4,
+    segments: int = 1,
+    calibrated: bool = False,
 ) -> Workload:
     """The workload of mm and linear with weights [n, k] and up to max_m rows."""
     if n < 1 or k < 16 or k % 16:
@@ -127,7 +136,15 @@ def workload_of(
     if activation_format not in (W4A4, W4A16):
         need = f"{W4A4!r} or {W4A16!r}"
         raise ValueError(f"nvfp4.warmup: activation_format needs {need}, got {activation_format!r}")
-    return Workload(n, k, max_m, tuple(dtypes), bias, activation_format=activation_format)
+    if segments < 1 or n % segments:
+        need = f"a positive number that divides N = {n}"
+        raise ValueError(f"nvfp4.warmup: segments needs {need}, got {segments}")
+    return Workload(
+        *(n, k, max_m, tuple(dtypes), bias),
+        activation_format=activation_format,
+        segments=segments,
+        calibrated=calibrated and activation_format == W4A4,
+    )
 
 
 def moe_workloads(
@@ -163,25 +180,32 @@ def moe_workloads(
 def compile_ahead(
     workloads: Sequence[Workload], device: torch.device, backend: str = ""
 ) -> list[str]:
-    """Fill the cache on disk of whoever runs these workloads on the device, if he keeps one; a
-    line a kernel. RuntimeError if one cannot be compiled; a warning on a GPU, where it is run next.
+    """Fill the caches on disk of the backends that run these workloads; return a line a kernel.
+
+    Raises RuntimeError if a kernel cannot be compiled; on a GPU, where it runs next, warns instead.
     """
-    done = []
+    return [line for _, line in compiling(workloads, device, backend)]
+
+
+def compiling(
+    workloads: Sequence[Workload], device: torch.device, backend: str = ""
+) -> Iterator[tuple[int, str]]:
+    """Do what compile_ahead does, a kernel at a time: how many there are, and its line."""
     target = target_of(device)
     for op in dict.fromkeys(work.op for work in workloads):
         works = [work for work in workloads if work.op == op]
         compile_them = choose(Problem(op, target), requested(backend), strict=False).compile_ahead
         if compile_them is None:
             continue
-        for kernel, outcome in compile_them(works, f"sm_{target.sm or 100}a", 0).outcomes:
+        compilation = compile_them(works, f"sm_{target.sm or 100}a", 0)
+        for kernel, outcome in compilation.outcomes:
             if outcome.startswith("failed"):
                 message = f"nvfp4.warmup: {kernel}: {outcome}"
                 if device.type != "cuda":
                     raise RuntimeError(message)
                 # The calls that follow compile it, or tell why they cannot.
                 warnings.warn(message, stacklevel=3)
-            done.append(f"{kernel}: {outcome}")
-    return done
+            yield compilation.kernels, f"{kernel}: {outcome}"
 
 
 def run_once(
@@ -198,7 +222,8 @@ def run_once(
         return
     for dtype in dtypes:
         x = torch.zeros(max_m, k, dtype=dtype, device=device)
-        for m in Workload(0, k, max_m).token_counts():
+        # The largest first: the smaller ones then find memory, and none is asked for again.
+        for m in sorted(Workload(0, k, max_m).token_counts(), reverse=True):
             call(x[:m])
     torch.cuda.synchronize(device)
 
@@ -226,7 +251,8 @@ def _routings(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     shape = (x.shape[0], top_k)
     spread = torch.arange(shape[0] * top_k, dtype=torch.int32, device=x.device) % experts
-    yield torch.ones(shape, device=x.device), spread.view(shape) + expert_offset
+    weights = torch.ones(shape, dtype=torch.float32, device=x.device)
+    yield weights, spread.view(shape) + expert_offset
     yield torch.ones_like(x[:, :1]).expand(shape), spread.new_full(shape, expert_offset).long()
 
 
@@ -244,8 +270,9 @@ def _linear_of_zeros(
 ) -> Callable[[Tensor], Tensor]:
     weight = quantize_weight(torch.zeros(work.n, work.k, dtype=torch.bfloat16, device=device))
     bias = None if work.bias is None else torch.zeros(work.n, dtype=work.bias, device=device)
-    packed = weight.data, weight.scales, weight.global_scale
-    return lambda x: linear(x, *packed, None, bias, work.activation_format, backend)
+    packed = weight.data, weight.scales, weight.global_scale.expand(work.segments).contiguous()
+    p = weight.global_scale if work.calibrated else None
+    return lambda x: linear(x, *packed, p, bias, work.activation_format, backend)
 
 
 def _zeros(experts: int, n: int, k: int, segments: int, device: torch.device) -> ExpertWeights:
@@ -253,5 +280,5 @@ def _zeros(experts: int, n: int, k: int, segments: int, device: torch.device) ->
     return ExpertWeights(
         torch.zeros(experts, n, k // 2, dtype=DATA_DTYPE, device=device),
         torch.zeros(shape, dtype=DATA_DTYPE, device=device).view(SCALE_DTYPE),
-        torch.ones(experts, segments, device=device),
+        torch.ones(experts, segments, dtype=torch.float32, device=device),
     )

@@ -33,6 +33,10 @@ class Workload(NamedTuple):
     """With `glu`, the activation that follows; "" is each of them."""
     activation_format: str = W4A4
     """What a linear layer multiplies its weight by: 4 bits, or 16."""
+    segments: int = 1
+    """Global scales of a linear layer's weight: one for each of its fused parts."""
+    calibrated: bool = False
+    """Whether a linear layer's input has a static global scale."""
 
     @property
     def op(self) -> str:

@@ -29,7 +29,7 @@ class Amax:
         self.inputs[path] = torch.maximum(self.inputs.get(path, amax), amax)
 
     def see_expert(self, path: str, experts: int, expert: int, h: Tensor) -> None:
-        of_all = self.intermediates.setdefault(path, torch.zeros(experts))
+        of_all = self.intermediates.setdefault(path, torch.zeros(experts, dtype=torch.float32))
         of_all[expert] = torch.maximum(of_all[expert], _amax(h))
 
     def of_expert(self, path: str, expert: int) -> Tensor:
@@ -39,7 +39,9 @@ class Amax:
 
 
 def _amax(x: Tensor) -> Tensor:
-    return x.detach().abs().amax().float().cpu() if x.numel() else torch.zeros(())
+    return (
+        x.detach().abs().amax().float().cpu() if x.numel() else torch.zeros((), dtype=torch.float32)
+    )
 
 
 @torch.inference_mode()

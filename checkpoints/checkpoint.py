@@ -19,9 +19,11 @@ from nvfp4.checkpoints.schemes import (
     PRE_QUANT_SCALE,
     QUANT_CONFIG_FILE,
     Format,
+    Group,
     Scheme,
     is_cache_scale,
 )
+from nvfp4.checkpoints.stacks import ExpertFiles, Stacks
 from nvfp4.checkpoints.storage import NVFP4, FloatTensors
 from nvfp4.layers import Linear, MoE, SwiGLUMLP
 from nvfp4.spec.format import BLOCK, LINEAR, W4A4, W4A16
@@ -33,8 +35,9 @@ class Checkpoint:
     """A folder with a ModelOpt or compressed-tensors NVFP4 checkpoint.
 
     Opening it reads the configuration and the files' headers. A tensor is read when it is needed,
-    through a memory map. Layers go by their names in the files. Where a tensor is wrong, a
-    ValueError names it and its file.
+    through a memory map. Layers go by their names in the files, and experts that are in one tensor
+    of all by the names that separate ones would have. Where a tensor is wrong, a ValueError names
+    it and its file.
 
     The checkpoint's scheme says what happens to activations. In W4A4 they are quantized, with a
     scale per token where the layer has no input scale. In W4A16 only weights are quantized, and
@@ -55,7 +58,9 @@ class Checkpoint:
             need = f"a quantization_config in {CONFIG_FILE}, or {QUANT_CONFIG_FILE}"
             raise ValueError(f"{self.folder} needs {need}, got neither")
         self.scheme: Scheme = scheme
-        self.files = TensorFiles(self.folder)
+        files = ExpertFiles(self.folder, scheme.format)
+        self.files: TensorFiles = files
+        self.stacks = files.stacks
 
     @property
     def format(self) -> Format:
@@ -116,11 +121,20 @@ class Checkpoint:
     def is_quantized(self, module: str) -> bool:
         return module in self._leaves
 
+    def group_of(self, module: str) -> Group | None:
+        """The scheme's group of a quantized layer; None if the configuration ignores it.
+
+        Where experts are in one tensor, the configuration may have its name or theirs.
+        """
+        group = self.scheme.group_of(module)
+        stack = self.stacks.of.get(module)
+        return self.scheme.group_of(stack) if group is None and stack else group
+
     def activation_of(self, module: str) -> str:
         """The activations that a quantized layer multiplies: "nvfp4" (W4A4) or "bf16" (W4A16)."""
         if self.activation is not None:
             return self.activation
-        group = self.scheme.group_of(module)
+        group = self.group_of(module)
         if group is not None:
             return group.activation
         # The layer is quantized, although the configuration ignores it: treat it as the others.
@@ -391,6 +405,7 @@ class FloatFolder(Checkpoint):
         self.activation = None
         self.scheme = Scheme(MODELOPT, groups=())
         self.files = TensorFiles(folder)
+        self.stacks = Stacks()
 
     @cached_property
     def modules(self) -> tuple[str, ...]:

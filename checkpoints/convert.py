@@ -3,7 +3,7 @@
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from nvfp4.checkpoints.schemes import CONFIG_FILE, QUANT_CONFIG_FILE
 from nvfp4.checkpoints.source import Source
 from nvfp4.checkpoints.writer import ShardedWriter, published, refuse_existing
 from nvfp4.ops.quantize import quantize
-from nvfp4.quantization import RTN, Packed, global_scale_of, quantize_matrix
+from nvfp4.quantization import MSE, RTN, Packed, global_scale_of, quantize_matrix
 from nvfp4.quantization.errors import LayerError, decoded, weight_error
 from nvfp4.spec.format import LINEAR
 from nvfp4.spec.quantize import global_scale, global_scale_of_amax
@@ -46,7 +46,7 @@ def convert(source: Path, destination: Path, options: Options, step: Step) -> Su
     The source is a Hugging Face folder (safetensors) or a GGUF file. The linear layers of the
     blocks are quantized, those of each expert among them. These are copied:
 
-        embeddings, the head, norms and routers
+        embeddings, norms, routers, and the head unless `include` names it
         layers whose K is not a multiple of 16, and what the model's class keeps in float32
         what transformers does not compute as x W^T + b or as experts of a known kind
         what is not of the language model: the vision tower and its projector
@@ -71,9 +71,10 @@ def convert(source: Path, destination: Path, options: Options, step: Step) -> Su
     if plan.method.needs_text:
         parts = _block_by_block(plan, options, step)
     else:
-        parts = _one_by_one(
-            plan, _calibrated(plan, options, step) if plan.calibrated else None, step
-        )
+        amax = None
+        if plan.calibrated:
+            amax = _calibrated(plan, *_loaded(plan, options, step), plan.quantized, step)
+        parts = _one_by_one(plan, plan.quantized, amax, plan.method.rounding, step)
     with published(destination) as folder:
         errors = _write_weights(folder, plan, parts, options, step)
         plan.source.copy_others(folder)
@@ -97,10 +98,10 @@ def _loaded(plan: Plan, options: Options, step: Step) -> tuple[Any, Tensor]:
     return model, tokens[: options.max_tokens]
 
 
-def _calibrated(plan: Plan, options: Options, step: Step) -> Amax:
-    model, tokens = _loaded(plan, options, step)
-    paths = map(plan.source.skeleton.path, sorted(plan.quantized))
-    return calibrate(model, tokens, paths, step)
+def _calibrated(
+    plan: Plan, model: Any, tokens: Tensor, layers: Collection[str], step: Step
+) -> Amax:
+    return calibrate(model, tokens, map(plan.source.skeleton.path, sorted(layers)), step)
 
 
 def _write_weights(
@@ -125,29 +126,37 @@ def _write_weights(
     return errors
 
 
-def _one_by_one(plan: Plan, amax: Amax | None, step: Step) -> Iterator[Part]:
-    """Quantize each layer by its weight alone."""
-    scales = WeightScales(plan)
-    modules = [m for n in plan.source.tensors if (m := n.removesuffix(WEIGHT)) in plan.quantized]
+def _one_by_one(
+    plan: Plan, layers: Collection[str], amax: Amax | None, rounding: str, step: Step
+) -> Iterator[Part]:
+    """Quantize each of these layers by its weight alone."""
+    scales = WeightScales(plan, rounding)
+    modules = [m for n in plan.source.tensors if (m := n.removesuffix(WEIGHT)) in layers]
     done = step("quantize and write", len(modules))
     for module in modules:
         w = plan.source.read(module + WEIGHT).to(_device())
         p = scales.of(module)
-        packed = _quantized(w, p.to(w.device), plan.method.rounding)
+        packed = _quantized(w, p.to(w.device), rounding)
         tensors = _tensors(plan, module, packed, p)
         if amax is not None:
             name = f"{module}.{plan.format.input_global_scale}"
             tensors[name] = _scalar(plan, _input_scale(plan, amax, module))
         errors = []
-        if plan.method.rounding != RTN:
-            errors.append(weight_error(module, w.float(), decoded(packed, p.to(w.device))))
+        if rounding != RTN:
+            error = weight_error(module, w.float(), decoded(packed, p.to(w.device)))
+            note = f"it is in no block: quantized by {rounding}"
+            errors.append(error if rounding == plan.method.rounding else error._replace(note=note))
         yield Part(tensors, errors)
         done()
 
 
 def _block_by_block(plan: Plan, options: Options, step: Step) -> Iterator[Part]:
-    """Quantize the layers of each block by their inputs."""
-    blocks = Layerwise(plan, *_loaded(plan, options, step))
+    """Quantize the layers of each block by their inputs, and a head by its weight alone."""
+    model, tokens = _loaded(plan, options, step)
+    outside, amax = plan.quantized - plan.in_blocks, None
+    if outside and plan.calibrated:
+        amax = _calibrated(plan, model, tokens, outside, step)
+    blocks = Layerwise(plan, model, tokens)
     done = step("quantize the blocks", len(blocks))
     for result in blocks:
         tensors = dict(result.floats)
@@ -158,6 +167,7 @@ def _block_by_block(plan: Plan, options: Options, step: Step) -> Iterator[Part]:
                 tensors[f"{module}.{plan.format.input_global_scale}"] = _scalar(plan, p)
         yield Part(tensors, result.errors)
         done()
+    yield from _one_by_one(plan, outside, amax, MSE, step)
 
 
 class WeightScales:
@@ -166,8 +176,8 @@ class WeightScales:
     Layers that engines fuse share one scale, unless the plan separates them.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+    def __init__(self, plan: Plan, rounding: str) -> None:
+        self._plan, self._rounding = plan, rounding
         self._known: dict[str, Tensor] = {}
 
     def of(self, module: str) -> Tensor:
@@ -175,7 +185,7 @@ class WeightScales:
             plan = self._plan
             together = (module,) if plan.separate_scales else plan.siblings(module)
             amax = [self._amax(each) for each in together]
-            p = plan.format.storable(global_scale_of(amax, plan.method.rounding))
+            p = plan.format.storable(global_scale_of(amax, self._rounding))
             self._known |= dict.fromkeys(together, p)
         return self._known.pop(module)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nvfp4.checkpoints.names import DOWN, GATE, UP
 from nvfp4.spec.glu import GATED, RELU2, activate, glu
 
-PROBE = torch.linspace(-24, 24, 97)
+PROBE = torch.linspace(-24, 24, 97, dtype=torch.float32, device="cpu")
 """Values of gate and up to try an activation on; they exceed every model's limit."""
 
 GATE_UP_STACK, UP_STACK, DOWN_STACK = "gate_up_proj", "up_proj", "down_proj"

@@ -140,7 +140,7 @@ def _changes_nothing(folding: Folding, block: nn.Module, run: Run) -> bool:
     modules: list[Any] = [block.get_submodule(name) for name in (folding.maker, *folding.layers)]
     kept = [module.weight.data for module in modules]
     generator = torch.Generator().manual_seed(0)
-    exponents = torch.rand(folding.width, generator=generator) * 2 - 1
+    exponents = torch.rand(folding.width, generator=generator, dtype=torch.float32) * 2 - 1
     want = run()
     made = folding.fold(block, (PROBE**exponents)[folding.channels].to(want.device), torch.float32)
     for module in modules[1:]:

@@ -140,7 +140,7 @@ def _layer(checkpoint: Checkpoint, module: str) -> Layer:
 
 
 def _notes(checkpoint: Checkpoint, layer: Layer) -> Iterator[Finding]:
-    group = checkpoint.scheme.group_of(layer.module)
+    group = checkpoint.group_of(layer.module)
     if group is None:
         yield Finding(NOTE, layer.module, "quantized, though the configuration ignores it")
     elif group.calibrated and layer.input_global_scale is None:
@@ -202,10 +202,14 @@ def _not_layers(checkpoint: Checkpoint) -> Iterator[Finding]:
     """Note NVFP4 experts in one tensor, and data of quantized dtypes in no known form."""
     files, stored = checkpoint.files, checkpoint.floats.stored
     known = {name for weight in stored.values() for name in weight.parts.values()}
+    for stack in checkpoint.stacks.apart:
+        what = f"{stack.count} experts in one tensor: load_model takes them apart, engines may not"
+        yield Finding(NOTE, stack.weight, what)
     for weight, each in stored.items():
         if each.form == NVFP4 and not checkpoint.is_quantized(weight.removesuffix(WEIGHT)):
             what = f"{list(each.shape)} in NVFP4 in one tensor: load_model dequantizes it"
-            yield Finding(NOTE, weight, what)
+            reason = checkpoint.stacks.kept.get(weight)
+            yield Finding(NOTE, weight, f"{what}, because {reason}" if reason else what)
     for name in files.names:
         packed = files.dtype(name) in QUANTIZED_DTYPES and len(files.shape(name)) > 1
         if packed and name not in known and not checkpoint.is_quantized(name.rpartition(".")[0]):

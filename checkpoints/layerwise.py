@@ -74,7 +74,7 @@ class Layerwise:
 
     def __init__(self, plan: Plan, model: Any, tokens: Tensor) -> None:
         self._plan, self._method = plan, plan.method
-        self._path = {module: plan.source.skeleton.path(module) for module in plan.quantized}
+        self._path = {module: plan.source.skeleton.path(module) for module in plan.in_blocks}
         self._name_of = {plan.source.skeleton.place(n).target: n for n in plan.source.tensors}
         self._blocks = Blocks(model, tokens, sorted(self._path.values()))
         self._foldings: dict[object, list[Folding]] = {}

@@ -263,7 +263,9 @@ class Loader:
         """Read a tensor to the device, in the dtype of the model's tensor `target`."""
         like, tensor = self._skeleton.parameters[target], self._floats.read(name)
         if stored := self._floats.stored.get(name):
-            self._dequantized[stored.form] += 1
+            reason = self._checkpoint.stacks.kept.get(name)
+            form = f"{stored.form} experts in one tensor ({reason})" if reason else stored.form
+            self._dequantized[form] += 1
         elif like.is_floating_point():
             self._files.checked(name, FLOATS, tensor.dim())
         return tensor.to(self._device, like.dtype)

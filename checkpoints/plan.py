@@ -58,6 +58,8 @@ class Options:
     format: "modelopt" or "compressed-tensors".
     exclude: layers to leave in floats, as wildcards of their names ("*.o_proj") or as parts of
         names between dots ("self_attn").
+    include: layers to quantize that stay in floats otherwise, by such patterns: the head. A head
+        that shares its weight with the embedding gets one of its own, and the embedding keeps its.
     text: the text for calibration, or None.
     activation: "nvfp4" (W4A4), where inputs are quantized, with scales from the text; "bf16"
         (W4A16), where only the weights are. None is W4A4 with a text and W4A16 without.
@@ -77,6 +79,7 @@ class Options:
     max_tokens: int = 4096
     separate_scales: bool = False
     shard_size: str = "5GB"
+    include: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,11 +129,25 @@ class Plan:
         self.separate_scales = options.separate_scales
         self._options = options
         self._exclude = options.exclude
+        self.head = self._included_head(options.include)
         for pattern in options.exclude:
             if not any(matches(pattern, module) for module in self._linears):
                 raise ValueError(f"--exclude needs a linear layer's name, got {pattern!r}")
         if not self.quantized:
             raise ValueError(f"SRC needs linear layers to quantize, got none in {source.path}")
+
+    def _included_head(self, patterns: Sequence[str]) -> str:
+        """The name in the checkpoint of the head that is to be quantized; "" if it is not."""
+        head = self.source.skeleton.head
+        for pattern in patterns:
+            if not head or not matches(pattern, head):
+                need = f"the name of the head ({head or 'which this model has not'})"
+                raise ValueError(f"--include needs {need}, got {pattern!r}")
+        if not patterns:
+            return ""
+        if head + WEIGHT not in self.source.tensors:
+            self.source.untie(head)
+        return head
 
     @cached_property
     def _linears(self) -> tuple[str, ...]:
@@ -153,8 +170,11 @@ class Plan:
         return (
             is_router(module)
             or is_selector(module)
-            or self.source.skeleton.is_head(module)
-            or not self.source.skeleton.is_of_language_model(module)
+            or module != self.head
+            and (
+                self.source.skeleton.is_head(module)
+                or not self.source.skeleton.is_of_language_model(module)
+            )
             or not self.source.skeleton.is_plain(module)
             or self.source.skeleton.is_kept_in_float32(module)
             or dtype not in FLOAT_DTYPES
@@ -169,7 +189,8 @@ class Plan:
     @cached_property
     def scheme(self) -> Scheme:
         group = Group(calibrated=self.calibrated, activation=self.activation)
-        ignore = dict.fromkeys([HEAD, *sorted(self._ignored())])
+        head = [] if self.head in self.quantized else [HEAD]
+        ignore = dict.fromkeys([*head, *sorted(self._ignored())])
         return Scheme(self.format, (group,), tuple(ignore))
 
     @cached_property
@@ -266,8 +287,14 @@ class Plan:
         return tuple(each for each in siblings_of(module) if each in self.quantized)
 
     @property
+    def in_blocks(self) -> frozenset[str]:
+        """The layers to quantize but the head."""
+        return self.quantized - {self.head}
+
+    @property
     def _bytes_before(self) -> int:
-        return sum(spec.nbytes for spec in self.source.tensors.values())
+        tensors = self.source.tensors
+        return sum(spec.nbytes for name, spec in tensors.items() if name != self.source.untied)
 
     def summary(self, errors: Sequence[LayerError] = ()) -> Summary:
         return Summary(

@@ -142,7 +142,7 @@ def _renamed(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _original(model: Any, module: str) -> str:
     """The name in checkpoints of a linear layer of the model."""
-    weight = torch.empty(BLOCK, BLOCK, device="meta")
+    weight = torch.empty(BLOCK, BLOCK, dtype=torch.float32, device="meta")
     return next(iter(_renamed(model, {module + WEIGHT: weight}))).removesuffix(WEIGHT)
 
 
@@ -231,8 +231,12 @@ def _parts(model: Any, name: str, layer: nn.Module) -> list[Parts]:
     first = GATE_UP_STACK if len(kinds) == 2 else UP_STACK
     (experts, rows, half_k), (_, hidden, half_i) = layer.w13.shape, layer.w2.shape
     stacked = {
-        f"{name}.{first}": torch.empty(experts, rows, 2 * half_k, device="meta"),
-        f"{name}.{DOWN_STACK}": torch.empty(experts, hidden, 2 * half_i, device="meta"),
+        f"{name}.{first}": torch.empty(
+            experts, rows, 2 * half_k, dtype=torch.float32, device="meta"
+        ),
+        f"{name}.{DOWN_STACK}": torch.empty(
+            experts, hidden, 2 * half_i, dtype=torch.float32, device="meta"
+        ),
     }
     modules = [each.removesuffix(WEIGHT) for each in _renamed(model, stacked)]
     known = {(e.expert, e.part): each for each in modules if (e := expert_of(each))}

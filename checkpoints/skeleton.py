@@ -242,6 +242,23 @@ class Skeleton:
         """Whether a checkpoint's layer computes the logits."""
         return self.modules.get(self.path(module)) is self.model.get_output_embeddings()
 
+    @cached_property
+    def head(self) -> str:
+        """The checkpoint's name of the linear layer that computes the logits; "" without one."""
+        head = self.model.get_output_embeddings()
+        paths = (path for path, each in self.modules.items() if each is head)
+        found = next(paths, "") if isinstance(head, nn.Linear) else ""
+        return self._name_of(found + WEIGHT).removesuffix(WEIGHT) if found else ""
+
+    def tied_to(self, name: str) -> str:
+        """The checkpoint's tensor that gives a tied one its values; "" for one that is not tied."""
+        found = self.model.all_tied_weights_keys.get(self.place(name).target)
+        return self._name_of(found) if found else ""
+
+    def _name_of(self, target: str) -> str:
+        """The checkpoint's name of a tensor of the model that is all of one there."""
+        return next(iter(self.originals(target, self.parameters[target])))
+
 
 def _layer_of(name: str) -> str:
     """The layer of which this is the weight or the bias."""

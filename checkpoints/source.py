@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nvfp4.checkpoints.files import INDEX_FILE, TensorFiles, TensorSpec
+from nvfp4.checkpoints.names import WEIGHT
 from nvfp4.checkpoints.parsing import quantization_config, read_json
 from nvfp4.checkpoints.schemes import CONFIG_FILE, QUANT_CONFIG_FILE
 from nvfp4.checkpoints.skeleton import Skeleton, without_quantization
@@ -60,6 +61,9 @@ class Source:
         )
         self._last: tuple[str, dict[str, Tensor]] = ("", {})
         self._published: dict[str, str] = {}  # the stack of each expert's layer, where there is one
+        self._shared: dict[str, str] = {}  # the tensor that has the values of an untied one
+        self.untied = ""
+        """The head's weight, where `untie` gave it one that the source has only as another's."""
 
     @property
     def folder(self) -> Path:
@@ -96,6 +100,22 @@ class Source:
         stacks = set(self._published.values())
         return {name: spec for name, spec in found.items() if name not in stacks}
 
+    def untie(self, head: str) -> None:
+        """Give the head a weight of its own, which the source has as the embedding's alone.
+
+        Raises:
+            ValueError: the model ties no such weight, or the source has neither.
+        """
+        name = head + WEIGHT
+        shared = self.skeleton.tied_to(name)
+        if shared not in self._found:
+            need = f"a weight of {head}, or one that it shares"
+            raise ValueError(f"SRC needs {need}, got none in {self.path}")
+        self._found[name] = self._found[shared]
+        self.tensors[name] = self._found[shared][1]
+        self._shared[name] = shared
+        self.untied = name
+
     def published(self, name: str) -> tuple[str, TensorSpec]:
         """The tensor that makers publish for this one: itself, or all of a block's experts."""
         name = self._published.get(name, name)
@@ -107,7 +127,7 @@ class Source:
         if self._last[0] != raw:
             self._last = ("", {})  # free the previous one first
             self._last = (raw, self._split(raw, self._raw.read(raw)))
-        tensor = self._last[1][name]
+        tensor = self._last[1][self._shared.get(name, name)]
         if tensor.shape != spec.shape:
             need, got = list(spec.shape), list(tensor.shape)
             raise ValueError(f"SRC: {name} needs shape {need}, got {got}")
@@ -134,6 +154,14 @@ class Source:
 
     def config_dict(self) -> dict[str, Any]:
         """The content of config.json without its quantization."""
+        found = self._config_dict()
+        if self.untied:
+            for part in (found, found.get("text_config")):
+                if isinstance(part, dict):
+                    part["tie_word_embeddings"] = False
+        return found
+
+    def _config_dict(self) -> dict[str, Any]:
         if not self.gguf:
             found = read_json(self.path / CONFIG_FILE)
             for part in (found, found.get("text_config")):

@@ -45,13 +45,18 @@ PACKED, BLOCKS = "_packed", "_blocks"
 SCALES = ("scale", "scale_inv", "weight_scale", "weight_scale_inv", "scales")
 GLOBAL_SCALES = ("scale_2", "global_scale", "weight_scale_2", "weight_global_scale")
 ZEROS, ORDER, SHAPE = "zero_point", "g_idx", "shape"
+INPUT_SCALES = ("input_scale", "input_scale_2", "input_global_scale")
+"""The global scales of a layer's input in NVFP4."""
 IGNORED = (
-    "input_scale", "input_scale_2", "input_scale_inv", "input_global_scale", "input_zero_point",
-    "activation_scale", "output_scale",
+    *INPUT_SCALES, "input_scale_inv", "input_zero_point", "activation_scale", "output_scale",
 )  # fmt: skip
 """Tensors about a layer's input or output, which do not change its weight."""
 
-E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+E2M1 = torch.tensor(
+    [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6],
+    dtype=torch.float32,
+    device="cpu",
+)
 """The values of the 16 codes."""
 
 
@@ -74,14 +79,15 @@ class Stored(NamedTuple):
         return TensorSpec(self.shape, FLOAT_DTYPE)
 
 
-def stored_weights(files: TensorFiles) -> dict[str, Stored]:
+def stored_weights(files: TensorFiles, names: Iterable[str] | None = None) -> dict[str, Stored]:
     """Find the quantized weights of a checkpoint, by the names that they have in floats.
 
     A layer's weight is found under a.weight, and the experts of a block in one tensor under
-    a.experts.down_proj. What does not fit any form is left out.
+    a.experts.down_proj. What does not fit any form is left out. `names` are the tensors to look
+    at: all of them unless they are given.
     """
     found = {}
-    for name in files.names:
+    for name in files.names if names is None else names:
         if files.dtype(name) in QUANTIZED_DTYPES:
             weight = name.removesuffix(PACKED).removesuffix(BLOCKS)
             parts = _parts(files, name, weight)

@@ -37,6 +37,13 @@ def convert(
             "('self_attn'). May be given often.",
         ),
     ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Layers to quantize that stay in floats otherwise: the head ('lm_head').",
+        ),
+    ] = None,
     text: Annotated[
         Path | None,
         typer.Option(
@@ -92,6 +99,7 @@ def convert(
             max_tokens,
             separate_scales,
             shard_size,
+            tuple(include or ()),
         )
         summary = run(source, destination, options, step)
     if as_json:

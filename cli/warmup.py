@@ -51,8 +51,12 @@ def warmup(
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="With --moe: choices of a token.")] = 8,
     calibrated: Annotated[
-        bool, typer.Option(help="With --moe: for calls with a calibrated h_global_scale.")
+        bool, typer.Option(help="For calls with static scales of the activations.")
     ] = False,
+    segments: Annotated[
+        int,
+        typer.Option(min=1, help="With --shape: global scales of a fused weight."),
+    ] = 1,
     max_m: Annotated[int, typer.Option(min=1, help="The most rows of activations: tokens.")] = 8192,
     dtype: Annotated[list[str], typer.Option(help="The outputs' dtype; may be given again.")] = [  # noqa: B006
         "bfloat16"
@@ -73,7 +77,11 @@ def warmup(
         dtypes = tuple(_dtype("dtype", name) for name in dtype)
         added = _dtype("bias", bias) if bias else None
         workloads = [
-            workload_of(*weight_shape(text), max_m, dtypes, added, activation_format)
+            workload_of(
+                *(*weight_shape(text), max_m, dtypes, added, activation_format),
+                segments=segments,
+                calibrated=calibrated,
+            )
             for text in shape or ()
         ]
         for text in moe or ():

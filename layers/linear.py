@@ -152,7 +152,11 @@ class Linear(PackedModule):
         """
         n, half_k = self.weight.shape
         bias = None if self.bias is None else self.bias.dtype
-        work = workload_of(n, 2 * half_k, max_tokens, dtypes, bias, self.activation)
+        work = workload_of(
+            *(n, 2 * half_k, max_tokens, dtypes, bias, self.activation),
+            segments=self.weight_global_scale.numel(),
+            calibrated=self.input_global_scale is not None,
+        )
         done = compile_ahead([work], self.weight.device, self.backend)
         run_once(self, 2 * half_k, max_tokens, work.dtypes, self.weight.device)
         return done

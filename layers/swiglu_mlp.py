@@ -108,10 +108,15 @@ class SwiGLUMLP(GatedModule):
         hidden = 2 * self.w13.shape[1]
         done = compile_ahead(
             [
-                workload_of(n, 2 * half_k, max_tokens, dtypes, None if b is None else b.dtype)
-                for (n, half_k), b in (
-                    (self.w13.shape, self.w13_bias),
-                    (self.w2.shape, self.w2_bias),
+                workload_of(
+                    *(w.shape[0], 2 * w.shape[1], max_tokens, dtypes),
+                    bias=None if b is None else b.dtype,
+                    segments=weight_scale.numel(),
+                    calibrated=p is not None,
+                )
+                for w, b, weight_scale, p in (
+                    (self.w13, self.w13_bias, self.w13_global_scale, self.x_global_scale),
+                    (self.w2, self.w2_bias, self.w2_global_scale, self.h_global_scale),
                 )
             ],
             device,

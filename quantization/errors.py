@@ -36,7 +36,7 @@ class Operands(NamedTuple):
 def decoded(packed: Packed, p: Tensor) -> Tensor:
     """The values of a packed weight, float32 [N, K]."""
     n, half_k = packed.data.shape
-    out = torch.empty(n, 2 * half_k, device=packed.data.device)
+    out = torch.empty(n, 2 * half_k, dtype=torch.float32, device=packed.data.device)
     dequantize(*packed, p.view(-1), out)
     return out
 

@@ -25,13 +25,20 @@ import torch
 import triton
 from torch import Tensor
 
-from nvfp4.backends.triton import grouped_mm, linear, mm, quantize_dynamic, weight_only_linear
+from nvfp4.backends.triton import (
+    grouped_mm,
+    linear,
+    mm,
+    quantize,
+    quantize_dynamic,
+    weight_only_linear,
+)
 from nvfp4.backends.triton.device.tile_config import LONGEST_ROW
 from nvfp4.backends.triton.runtime.architecture import multiplies_nvfp4
 from nvfp4.backends.triton.runtime.launch import Launch, hash_all, kind, specialized
 from nvfp4.backends.triton.runtime.process import compiling_environment
 from nvfp4.backends.workload import Workload
-from nvfp4.calls import GroupedMm, Linear, Mm, Quantized, QuantizeDynamic
+from nvfp4.calls import GroupedMm, Linear, Mm, Packed, Quantize, Quantized, QuantizeDynamic
 from nvfp4.spec.format import DATA_DTYPE, SCALE_DTYPE, SWIZZLED, W4A16
 from nvfp4.spec.grouped import grouped_scales_shape
 from nvfp4.spec.swizzle import scales_shape
@@ -60,13 +67,14 @@ def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def _linear(work: Workload, m: int, dtype: torch.dtype, sm: int) -> Iterator[Launch]:
-    """The launches of nvfp4::linear: the weight has one scale, and in W4A4 each row has one."""
+    """The launches of nvfp4::linear, or of the ops that it consists of on this architecture."""
     n, k = work.n, work.k
     bias = None if work.bias is None else _meta(n, dtype=work.bias)
     x, weight = _meta(m, k, dtype=dtype), _meta(n, k // 2, dtype=DATA_DTYPE)
     weight_scales = _meta(*scales_shape((n, k), SWIZZLED), dtype=SCALE_DTYPE)
     out = _meta(m, n, dtype=dtype)
-    call = Linear(x, weight, weight_scales, _meta(1), None, bias, work.activation_format)
+    weight_scale, p = _meta(work.segments), _meta(1) if work.calibrated else None
+    call = Linear(x, weight, weight_scales, weight_scale, p, bias, work.activation_format)
     if work.activation_format == W4A16:
         yield from weight_only_linear.plan(call, out, sm)
         return
@@ -74,10 +82,12 @@ def _linear(work: Workload, m: int, dtype: torch.dtype, sm: int) -> Iterator[Lau
         yield from linear.plan(call, out, sm)
         return
     scales = _meta(*scales_shape((m, k), SWIZZLED), dtype=SCALE_DTYPE)
-    a = Quantized(_meta(m, k // 2, dtype=DATA_DTYPE), scales, _meta(m))
-    if k <= LONGEST_ROW:
+    a = Quantized(_meta(m, k // 2, dtype=DATA_DTYPE), scales, _meta(m) if p is None else p)
+    if p is not None:
+        yield quantize.plan(Quantize(x, p), Packed(a.data, a.scales), sm)
+    elif k <= LONGEST_ROW:
         yield quantize_dynamic.plan(QuantizeDynamic(x), a, sm)
-    operands = a.data, weight, a.scales, weight_scales, _meta(1, 1), a.row_scale
+    operands = a.data, weight, a.scales, weight_scales, weight_scale[None], a.row_scale
     yield from mm.plan(Mm(*operands, bias), out, sm)
 
 
@@ -122,17 +132,20 @@ def compile_all(
     """Compile the workloads' launches in `workers` processes (0: one per CPU). Yields each as it is
     done, and "cached", "compiled" or what went wrong.
     """
-    missing = []
+    missing: dict[Path, int] = {}
+    """The first launch of each kernel: launches of several shapes may need one kernel."""
     for index, (name, launch) in enumerate(launches):
-        if os.path.exists(_mark(launch, sm)):  # a folder that cannot be read has no mark
+        mark = _mark(launch, sm)
+        if mark in missing or os.path.exists(mark):  # a folder that cannot be read has no mark
             yield name, "cached"
         else:
-            missing.append(index)
+            missing[mark] = index
+    indices = list(missing.values())
     left = min(workers or os.cpu_count() or 1, len(missing))
     done: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
     with ThreadPoolExecutor(left or 1) as pool:
         for first in range(left):
-            pool.submit(_run_share, sm, workloads, missing[first::left], done)
+            pool.submit(_run_share, sm, workloads, indices[first::left], done)
         while left:
             outcome = done.get()
             if outcome is None:

@@ -10,10 +10,13 @@ from vllm.model_executor.layers.fused_moe import FusedMoEMethodBase, RoutedExper
 from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
 from vllm.model_executor.utils import set_weight_attrs
 
+from nvfp4.ahead.warmup import moe_workloads
+from nvfp4.backends.workload import Workload
 from nvfp4.checkpoints import Format, Group
 from nvfp4.integrations.vllm.loading import multipliers, needs_dtype, refused, validated
+from nvfp4.integrations.vllm.warmup import compile_planned, plan, run_first
 from nvfp4.layers import MoE
-from nvfp4.spec.format import BLOCK, DATA_DTYPE, LINEAR, SCALE_DTYPE
+from nvfp4.spec.format import BLOCK, DATA_DTYPE, LINEAR, SCALE_DTYPE, W4A16
 from nvfp4.spec.glu import GELU_TANH, SILU
 from nvfp4.spec.swizzle import swizzle_scales
 from nvfp4.tensors import ExpertWeights, QuantizedTensor
@@ -66,6 +69,24 @@ class NvFp4ExpertsMethod(FusedMoEMethodBase):
         self.dtype = params_dtype
         self._create(layer, num_experts, GATE_UP, intermediate, hidden)
         self._create(layer, num_experts, DOWN, hidden, intermediate)
+        plan(self, layer)
+
+    def workloads(self, layer: RoutedExperts) -> tuple[Workload, ...]:
+        """The two grouped GEMMs of a loaded layer, before its weights are processed.
+
+        W4A16 has other kernels, which the layer's own warm-up compiles.
+        """
+        if self.group.activation == W4A16:
+            return ()
+        data = getattr(layer, _parameter(DOWN, self.format.data))
+        experts, _, hidden, half = data.shape
+        static = self._input_global_scales(layer, DOWN) is not None
+        return moe_workloads(
+            *(experts, hidden, 2 * half, self.max_tokens, self.moe.experts_per_token),
+            dtypes=(self.dtype,),
+            glu=static,
+            activation=self.moe.activation.value,
+        )
 
     def _create(
         self, layer: RoutedExperts, experts: int, shards: Sequence[str], n: int, k: int
@@ -87,6 +108,8 @@ class NvFp4ExpertsMethod(FusedMoEMethodBase):
 
     def process_weights_after_loading(self, layer: RoutedExperts) -> None:
         """Check what was loaded, swizzle the scales, and make the layer that runs."""
+        device = getattr(layer, _parameter(DOWN, self.format.data)).device
+        compile_planned(device)
         layer.nvfp4 = MoE(
             self._weights(layer, GATE_UP),
             self._weights(layer, DOWN),
@@ -102,8 +125,10 @@ class NvFp4ExpertsMethod(FusedMoEMethodBase):
         for shards in (GATE_UP, DOWN):
             for name in (f.data, f.scales, f.global_scale, f.input_global_scale):
                 delattr(layer, _parameter(shards, name))
-        if layer.nvfp4.w13.is_cuda:  # vLLM captures CUDA graphs later, and then nothing may compile
-            layer.nvfp4.warmup(self.max_tokens, self.moe.experts_per_token, (self.dtype,))
+        made = layer.nvfp4
+        form = repr(made), made.w13_global_scale.shape, self.dtype
+        per_token = self.moe.experts_per_token
+        run_first(device, form, lambda: made.warmup(self.max_tokens, per_token, (self.dtype,)))
 
     def apply(
         self,

@@ -1,7 +1,7 @@
 """Linear layers in vLLM: fused or not, whole or one rank's part."""
 
 from collections.abc import Sequence
-from functools import cache
+from math import gcd
 
 import torch
 from torch import Tensor
@@ -17,10 +17,12 @@ from vllm.model_executor.parameter import (
     PerTensorScaleParameter,
 )
 
-from nvfp4.ahead.warmup import warmup
+from nvfp4.ahead.warmup import run_once, workload_of
+from nvfp4.backends.workload import Workload
 from nvfp4.checkpoints import Format, Group
 from nvfp4.checkpoints.schemes import PRE_QUANT_SCALE
 from nvfp4.integrations.vllm.loading import PartLoader, multipliers, refused, validated
+from nvfp4.integrations.vllm.warmup import compile_planned, plan, run_first
 from nvfp4.ops.linear import linear
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, FLOAT_DTYPES, LINEAR, SCALE_DTYPE
 from nvfp4.tensors import QuantizedTensor, concatenate
@@ -95,9 +97,27 @@ class NvFp4LinearMethod(LinearMethodBase):
                 weight_loader=loader(PRE_QUANT_SCALE, *FLOAT_DTYPES),
             ),
         )
+        plan(self, layer)
+
+    def workloads(self, layer: LinearBase) -> tuple[Workload]:
+        """The GEMM of a loaded layer, before its weights are processed."""
+        n, half_k = getattr(layer, self.format.data).shape
+        scales = getattr(layer, self.format.input_global_scale).weight_loader
+        return (
+            workload_of(
+                *(n, 2 * half_k, self.max_tokens, (self.dtype,)),
+                bias=self.dtype if getattr(layer, "has_bias", False) else None,
+                activation_format=self.group.activation,
+                segments=n // gcd(*self.sizes),  # as concatenate makes them
+                calibrated=self.group.calibrated and scales.complete(),
+            ),
+        )
 
     def process_weights_after_loading(self, layer: LinearBase) -> None:
         """Check what was loaded, swizzle the scales, and keep what the op reads."""
+        device = getattr(layer, self.format.data).device
+        compile_planned(device)
+        form = *self.workloads(layer), self._input_factor(layer) is None
         input_global_scale = self._input_global_scale(layer)
         factor = self._input_factor(layer)
         weight = concatenate(self._weights(layer))
@@ -108,7 +128,17 @@ class NvFp4LinearMethod(LinearMethodBase):
         _set(layer, "weight_global_scale", weight.global_scale)
         _set(layer, "input_global_scale", input_global_scale)
         _set(layer, "input_factor", factor)
-        self._warmup(layer)
+        run_first(device, form, lambda: self._run(layer))
+
+    def _run(self, layer: LinearBase) -> None:
+        """Run each number of tokens once: an input factor makes x, a layer without one takes it."""
+        n, k = layer.weight.shape[0], 2 * layer.weight.shape[1]
+        biased = getattr(layer, "has_bias", False)
+        bias = layer.weight.new_zeros(n, dtype=self.dtype) if biased else None
+        run_once(
+            lambda x: self.apply(layer, x, bias),
+            *(k, self.max_tokens, (self.dtype,), layer.weight.device),
+        )
 
     def apply(self, layer: LinearBase, x: Tensor, bias: Tensor | None = None) -> Tensor:
         if layer.input_factor is not None:
@@ -175,17 +205,6 @@ class NvFp4LinearMethod(LinearMethodBase):
             raise refused(tensors, "to be equal (one layer runs them)", "others")
         return each[0].clone()
 
-    def _warmup(self, layer: LinearBase) -> None:
-        """Compile now: vLLM captures CUDA graphs later, and then nothing may be compiled."""
-        if layer.weight.is_cuda:
-            bias = self.dtype if getattr(layer, "has_bias", False) else None
-            n, k = layer.weight.shape[0], 2 * layer.weight.shape[1]
-            _warmup_once(
-                *(n, k, self.max_tokens, self.dtype, bias),
-                layer.weight.device,
-                self.group.activation,
-            )
-
 
 class InputFactor(BasevLLMParameter):
     """Factors [K] of a layer's input, [parts, K] if fused; sharded where the layer's K is."""
@@ -203,16 +222,3 @@ class InputFactor(BasevLLMParameter):
 
 def _set(layer: LinearBase, name: str, value: Tensor | None) -> None:
     layer.register_parameter(name, None if value is None else Parameter(value, requires_grad=False))
-
-
-@cache
-def _warmup_once(
-    n: int,
-    k: int,
-    max_tokens: int,
-    dtype: torch.dtype,
-    bias: torch.dtype | None,
-    device: torch.device,
-    activation: str,
-) -> None:
-    warmup([(n, k)], max_tokens, (dtype,), bias, device, activation)

@@ -1,6 +1,7 @@
 """Calls with valid, disguised and hostile arguments: the right bits, or a ValueError.
 
-`make fuzz` draws many times as many of them.
+`make fuzz` draws many times as many of them. Triton's kernels, which are interpreted without a GPU,
+get a tenth as many as the reference backend.
 """
 
 import os
@@ -19,12 +20,18 @@ OPS = torch.ops.nvfp4
 TIMES = int(os.environ.get("FUZZ", "1"))
 """How many times the examples of CI are drawn."""
 
-FUZZED = settings(
-    max_examples=50 * TIMES,
-    deadline=None,
-    derandomize=TIMES == 1,
-    suppress_health_check=list(HealthCheck),
-)
+
+def _drawn(examples: int) -> settings:
+    return settings(
+        max_examples=examples * TIMES,
+        deadline=None,
+        derandomize=TIMES == 1,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+FUZZED, FUZZED_SLOWLY = _drawn(50), _drawn(5)
+REFERENCE, TRITON = "reference", "triton"
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 SPECIALS = (float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e-42, 3e38, -1e-30, 448.0)
@@ -46,15 +53,30 @@ def _quantized(x: torch.Tensor, p: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     return from_numpy(oracle.pack(codes)), from_numpy(scales)
 
 
+SCALES = dict(exponent=st.integers(-126, 119), eps=st.sampled_from([1e-6, 1e-30, 1.0]))
+
+
 @FUZZED
-@given(x=floats(), exponent=st.integers(-126, 120), eps=st.sampled_from([1e-6, 1e-30, 1.0]))
+@given(x=floats(), **SCALES)
 def test_quantizers_have_the_oracles_bits(x, exponent, eps):
+    _compare_quantizers(x, exponent, eps, REFERENCE)
+
+
+@FUZZED_SLOWLY
+@given(x=floats(), **SCALES)
+def test_quantizers_of_triton_have_the_oracles_bits(interpreted, x, exponent, eps):
+    _compare_quantizers(x, exponent, eps, TRITON)
+
+
+def _compare_quantizers(x: torch.Tensor, exponent: int, eps: float, backend: str) -> None:
     p = torch.tensor([2.0**exponent * 1.1])
-    data, scales = OPS.quantize(x, p, "linear")
-    row_data, row_scales, found = OPS.quantize_dynamic(x, "linear")
+    data, scales = OPS.quantize(x, p, "linear", backend=backend)
+    row_data, row_scales, found = OPS.quantize_dynamic(x, "linear", backend=backend)
     same_bits(found, from_numpy(oracle.row_global_scale(x.float().numpy())))
     weight = torch.randn(x.shape[1])
-    normal_data, normal_scales, q, _ = OPS.rmsnorm_quantize(x, weight, eps, None, None, "linear")
+    normal_data, normal_scales, q, _ = OPS.rmsnorm_quantize(
+        x, weight, eps, None, None, "linear", backend=backend
+    )
     normalized = from_numpy(oracle.rms_norm(x.float().numpy(), weight.numpy(), eps))
     same_bits(q, from_numpy(oracle.row_global_scale(normalized.numpy())))
     for (got, got_scales), want in (
@@ -119,8 +141,8 @@ HOSTILE = (
 OTHERS = (None, -1, 0, 1 << 40, float("nan"), float("inf"), "", "linear", torch.int8, torch.half)
 
 
-def _outputs(name: str, args: tuple) -> tuple[torch.Tensor, ...]:
-    result = getattr(OPS, name)(*args)
+def _outputs(name: str, args: tuple, backend: str) -> tuple[torch.Tensor, ...]:
+    result = getattr(OPS, name)(*args, backend=backend)
     return (result,) if isinstance(result, torch.Tensor) else tuple(result)
 
 
@@ -128,17 +150,32 @@ def _plain(value: object) -> object:
     return value.detach().clone() if isinstance(value, torch.Tensor) else value
 
 
+CALLS = dict(
+    data=st.data(), name=st.sampled_from(NAMES), m=st.integers(0, 4), seed=st.integers(0, 9)
+)
+
+
 @FUZZED
-@given(data=st.data(), name=st.sampled_from(NAMES), m=st.integers(0, 4), seed=st.integers(0, 9))
+@given(**CALLS)
 def test_disguised_and_hostile_arguments(data, name, m, seed):
+    _disguise(data, name, m, seed, REFERENCE)
+
+
+@FUZZED_SLOWLY
+@given(**CALLS)
+def test_disguised_and_hostile_arguments_for_triton(interpreted, data, name, m, seed):
+    _disguise(data, name, m, seed, TRITON)
+
+
+def _disguise(data: st.DataObject, name: str, m: int, seed: int, backend: str) -> None:
     torch.manual_seed(seed)
     layout = data.draw(st.sampled_from(["swizzled", "linear"]))
     args = list(arguments(name, m, "cpu", layout))
-    want = _outputs(name, tuple(args))
+    want = _outputs(name, tuple(args), backend)
     tensors = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]
     for index in data.draw(st.lists(st.sampled_from(tensors), max_size=3)):
         args[index] = data.draw(st.sampled_from(DISGUISES))(args[index])
-    for got, expected in zip(_outputs(name, tuple(args)), want, strict=True):
+    for got, expected in zip(_outputs(name, tuple(args), backend), want, strict=True):
         same_bits(got.detach(), expected)
     for index in data.draw(st.lists(st.integers(0, len(args) - 1), min_size=1, max_size=2)):
         value = args[index]
@@ -147,15 +184,15 @@ def test_disguised_and_hostile_arguments(data, name, m, seed):
                 args[index] = data.draw(st.sampled_from(HOSTILE))(value)
             else:
                 args[index] = data.draw(st.sampled_from(OTHERS))
-        except RuntimeError:
+        except (IndexError, RuntimeError):
             continue  # no such view of this tensor
     try:
-        got = _outputs(name, tuple(args))
+        got = _outputs(name, tuple(args), backend)
     except ValueError as error:
         assert str(error).startswith(f"nvfp4::{name}: "), error
     except RuntimeError as error:  # torch's own, for what the schema does not take
         assert f"nvfp4::{name}() Expected a value of type" in str(error), error
     else:  # then it is what the op takes: the same bits from plain tensors of these values
-        for one, other in zip(got, _outputs(name, tuple(map(_plain, args))), strict=True):
+        for one, other in zip(got, _outputs(name, tuple(map(_plain, args)), backend), strict=True):
             if one.device.type == "cpu":
                 same_bits(one.detach(), other)

@@ -25,6 +25,7 @@ from transformers import (
     AutoModelForCausalLM,
     DeepseekV3Config,
     GptOssConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MixtralConfig,
     PreTrainedModel,
@@ -47,6 +48,10 @@ CONFIGS = {
     ),
     "gpt_oss": lambda: GptOssConfig(
         **SIZES, intermediate_size=96, num_local_experts=4, num_experts_per_tok=2
+    ),
+    "llama4": lambda: Llama4TextConfig(
+        **SIZES, intermediate_size=96, intermediate_size_mlp=192, num_local_experts=4,
+        num_experts_per_tok=1,
     ),
     "llama": lambda: LlamaConfig(**SIZES, intermediate_size=192),
     "mixtral": lambda: MixtralConfig(

@@ -106,6 +106,7 @@ MAKERS = {
         ("modelopt-mixtral", "mixtral", mtq.NVFP4_DEFAULT_CFG),
         ("modelopt-deepseek-v3", "deepseek_v3", mtq.NVFP4_DEFAULT_CFG),
         ("modelopt-gpt-oss", "gpt_oss", mtq.NVFP4_DEFAULT_CFG),
+        ("modelopt-llama4", "llama4", mtq.NVFP4_DEFAULT_CFG),
         ("modelopt-experts-only", "qwen3_moe", mtq.NVFP4_EXPERTS_ONLY_CFG),
         ("modelopt-experts-w4a16", "qwen3_moe", mtq.W4A16_NVFP4_CFG),
         ("modelopt-shared-expert", "qwen2_moe", mtq.NVFP4_DEFAULT_CFG),

@@ -76,7 +76,7 @@ def test_is_linear_expert_by_expert(backend, device, pattern, dtype, form):
     assert (got.double() - want.double()).norm() <= 2 * unit * want.double().norm()
 
 
-def test_rows_longer_than_a_program_holds(interpreted, monkeypatch):
+def test_rows_longer_than_a_program_holds(interpreted, monkeypatch, device):
     """Each program then reads whole rows for their largest element."""
     monkeypatch.setattr("nvfp4.backends.triton.weight_only_moe.MAX_ROW_COLUMNS", 64)
     w13 = nvfp4.quantize_experts(torch.randn(2, 2 * 96, 160), segments=2, backend="reference")
@@ -84,8 +84,9 @@ def test_rows_longer_than_a_program_holds(interpreted, monkeypatch):
     x, ids = torch.randn(3, 160).bfloat16(), torch.tensor([[0], [1], [1]])
     x[:, 150] = 2.0**20  # in the last columns: without them float16 would overflow
     args = x, torch.ones(3, 1), ids, w13, w2
+    there = [a.to(device) for a in args]
     want = nvfp4.moe(*args, activation_format="bf16", backend="reference").double()
-    got = nvfp4.moe(*args, activation_format="bf16", backend="triton").double()
+    got = nvfp4.moe(*there, activation_format="bf16", backend="triton").double().cpu()
     assert (got - want).norm() <= 2**-7 * want.norm()
 
 

@@ -52,6 +52,37 @@ def test_every_number_of_tokens_finds_its_kernels(sm, experts, activation):
             assert _made_of(launch) in ahead, m
 
 
+@pytest.mark.parametrize("sm", [80, 90, 120])
+def test_a_fused_layer_with_a_static_scale_was_warmed_up_as_another_one(sm, monkeypatch):
+    """Kernels are specialized to one global scale of the weight, and to a static one of x."""
+    parts = [torch.nn.Linear(64, n, bias=False) for n in (32, 32, 32)]
+    layer = nvfp4.layers.Linear.fused(parts, input_global_scale=torch.tensor(0.1))
+    asked = []
+    monkeypatch.setattr("nvfp4.layers.linear.compile_ahead", lambda works, *_: asked.extend(works))
+    layer.warmup(5)
+    (work,) = asked
+    assert (work.segments, work.calibrated) == (3, True)
+    launches = warmup._linear(work, 5, torch.bfloat16, sm)
+    multiply = next(launch for launch in launches if "mm" in launch.kernel.fn.__name__)
+    names = multiply.kernel.arg_names
+    assert multiply.args[names.index("alpha")].shape == (1, 3)
+    rounds = next(launch for launch in warmup._linear(work, 5, torch.bfloat16, sm))
+    assert not rounds.constants.get("DYNAMIC", False)
+
+
+def test_one_kernel_of_several_shapes_was_compiled_for_each(monkeypatch, tmp_path):
+    def compile_share(sm, workloads, share, done):
+        for index in share:
+            done.put((str(index), "compiled"))
+        done.put(None)
+
+    monkeypatch.setattr(warmup, "_run_share", compile_share)
+    monkeypatch.setattr(warmup, "_mark", lambda launch, sm: tmp_path / launch)
+    launches = [("of one shape", "a"), ("of another", "a"), ("of another", "b")]
+    outcomes = list(warmup.compile_all(launches, [], 90, 2))
+    assert sorted(outcomes) == [("0", "compiled"), ("2", "compiled"), ("of another", "cached")]
+
+
 @pytest.mark.parametrize("sm", [80, 90, 100])
 def test_w4a16_was_warmed_up_as_w4a4(sm):
     work = Workload(256, 512, 4, activation_format="bf16")

@@ -60,5 +60,6 @@ def plan_splits(m: int, n: int, config: MmConfig, device: torch.device) -> Split
     if config.splits == 1:
         return Splits()
     tiles = cdiv(m, config.BM) * cdiv(n, config.BN)
-    partial_sums = torch.empty(tiles, config.splits, config.BN, config.BM, device=device)
+    shape = (tiles, config.splits, config.BN, config.BM)
+    partial_sums = torch.empty(shape, dtype=torch.float32, device=device)
     return Splits(partial_sums, torch.empty(tiles, dtype=torch.int32, device=device))

@@ -46,7 +46,8 @@ def make_schedule(m: int, n: int, k: int, config: HopperConfig, device: torch.de
     programs = min(config.per_sm * sms(device), steps)
     if steps * programs >= 2**31:
         raise ValueError(f"{config} has too many steps for 32 bits: {m} x {n} x {k}")
-    partials = torch.empty(programs, HOPPER_BN, config.BM, device=device)
+    shape = (programs, HOPPER_BN, config.BM)
+    partials = torch.empty(shape, dtype=torch.float32, device=device)
     return Schedule(programs, partials, torch.empty(2 * tiles, dtype=torch.int32, device=device))
 
 
