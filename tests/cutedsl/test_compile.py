@@ -181,16 +181,6 @@ def test_compiling_under_capture_names_warmup(monkeypatch):
         function_on(kernel_of(Tile(128, 192)), torch.device("cuda", 7))
 
 
-@compiles
-def test_warmup_in_a_process(tmp_path, monkeypatch):
-    monkeypatch.setenv(environment.CACHE_DIR, str(tmp_path))
-    done = nvfp4.warmup([(64, 256)], max_m=1, device="cpu", backend="cutedsl")
-    assert len(done) == 4 and all(line.endswith(": compiled") for line in done)
-    again = nvfp4.warmup([(64, 256)], max_m=1, device="cpu", backend="cutedsl")
-    assert sorted(line.replace("compiled", "cached") for line in done) == sorted(again)
-    assert nvfp4.warmup([(64, 256)], max_m=1, device="cpu", backend="reference") == []
-
-
 @pytest.mark.parametrize(
     "shapes, max_m, message",
     [([(64, 250)], 1, "K a positive multiple of 16"), ([(64, 256)], 0, "max_m needs a positive")],
