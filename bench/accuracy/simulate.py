@@ -40,8 +40,8 @@ class Simulated(nn.Module):
 
 def simulated(folder: Path, activation: str, device: str, scale_rule: str) -> Any:
     """Load a checkpoint as a model in float32; experts stay layers of this package."""
-    how = {"scale_rule": scale_rule, "activation": activation}
-    model = load_model(folder, device, torch.float32, **how)
+    floats = torch.float32
+    model = load_model(folder, device, floats, scale_rule=scale_rule, activation=activation)
     for path, layer in list(model.named_modules()):
         if isinstance(layer, Linear):
             model.set_submodule(path, Simulated(layer))

@@ -76,7 +76,8 @@ def mlp_cosines(
 
         def of(x: Tensor, want: Tensor) -> Projection:
             got = layer(x)
-            same = bf16.mlp(x, *(w.dequantize(x.dtype) for w in layer.packed()))
+            w13, w2 = (w.dequantize(x.dtype) for w in layer.packed())
+            same = bf16.mlp(x, w13, w2)
             return Projection(name, cosine(got, want), cosine(got, same))
 
         return of
