@@ -13,6 +13,9 @@ BATCH_INVARIANT = "NVFP4_BATCH_INVARIANT"
 TUNED = "NVFP4_TUNED"
 """Names a file of tiles that `python -m nvfp4 tune` measured on this machine."""
 
+VLLM_PLUGIN = "NVFP4_VLLM"
+"""With 0, the vLLM plugin adds nothing."""
+
 CACHE_DIR = "NVFP4_CACHE_DIR"
 """Names the folder that keeps compiled sm_100 kernels."""
 
@@ -30,6 +33,11 @@ def may_split_k() -> bool:
 def tuned_file() -> str:
     """The file of measured tiles; "" if there is none."""
     return os.environ.get(TUNED, "")
+
+
+def vllm_plugin() -> bool:
+    """Whether the vLLM plugin is on."""
+    return os.environ.get(VLLM_PLUGIN, "") != "0"
 
 
 def cache_folder() -> Path:

@@ -28,7 +28,10 @@ def measure(
     engines: str = ",".join(serving.ENGINES),
     again: bool = True,
 ) -> None:
-    """Start engines on FOLDER's checkpoints, measure them in turns, and write RESULT."""
+    """Start engines on FOLDER's checkpoints, measure them in turns, and write RESULT.
+
+    With --tensor-parallel, the GPUs also share out the experts of a mixture.
+    """
     setting = measuring.Setting(folder, result, tensor_parallel, patience)
     found = measuring.measure(setting, engines.split(","), rounds, again)
     measuring.write(found, result)

@@ -59,9 +59,13 @@ def _llm(engine: Engine, folder: Path, tensor_parallel: int, traces: Path | None
     from vllm import LLM
 
     options: dict[str, Any] = {}
+    config = json.loads((folder / engine.checkpoint / "config.json").read_text())
+    experts = "num_experts" in config
+    if experts and tensor_parallel > 1:
+        options["enable_expert_parallel"] = True
     if engine.kernels != "auto":
         options["linear_backend"] = engine.kernels
-        if "num_experts" in json.loads((folder / engine.checkpoint / "config.json").read_text()):
+        if experts:
             options["moe_backend"] = engine.kernels
     if traces is not None:
         options["profiler_config"] = {

@@ -13,28 +13,40 @@ register_linear_kernel. It changes no class of vLLM and no loaded model.
 import logging
 from functools import cache
 
-from nvfp4.backends.environment import prefer_batch_invariance
+from nvfp4.backends.environment import VLLM_PLUGIN, prefer_batch_invariance, vllm_plugin
 
 logger = logging.getLogger("vllm.nvfp4")  # a child of vLLM's logger, so that its handlers print it
 
 QUANTIZATION = "nvfp4"
 """The method's name, for --quantization."""
 
-SUPPORTED_VERSIONS = ("0.32",)
-"""The vLLM releases that the plugin was run with, because plugin classes change in releases."""
+TESTED_VERSIONS = ("0.28", "0.32")
+"""The vLLM releases that the plugin was run with. Plugin classes change in releases."""
 
 
 @cache
 def register() -> None:
     """Add the quantization method to this process's vLLM, and on a CPU also a linear kernel.
 
-    A second call changes nothing. In an unsupported release it logs that and adds nothing.
+    A second call changes nothing. An untested release is tried with a warning. Where the plugin
+    cannot be loaded into it, that is logged and vLLM starts without the plugin.
     """
+    if not vllm_plugin():
+        return
     from vllm import __version__
 
-    if refusal := unsupported(__version__):
-        logger.error(refusal)
-        return
+    if warning := untested(__version__):
+        logger.warning(warning)
+    try:
+        _add()
+    except (ImportError, AttributeError, TypeError) as error:  # what another release lacks
+        message = (
+            "nvfp4: the vLLM plugin cannot be loaded into vLLM %s and stays out of the way: %s"
+        )
+        logger.error(message, __version__, error)
+
+
+def _add() -> None:
     from vllm.model_executor.kernels.linear import register_linear_kernel
     from vllm.model_executor.layers.quantization import register_quantization_config
     from vllm.platforms import PlatformEnum
@@ -55,9 +67,12 @@ def adopt_settings() -> None:
         prefer_batch_invariance()
 
 
-def unsupported(version: str) -> str:
-    """The reason to refuse this release of vLLM; empty for a supported one."""
-    if ".".join(version.split(".")[:2]) in SUPPORTED_VERSIONS:
+def untested(version: str) -> str:
+    """A warning about a release of vLLM that the plugin was not run with; empty for the others."""
+    if ".".join(version.split(".")[:2]) in TESTED_VERSIONS:
         return ""
-    need = " or ".join(f"{release}.x" for release in SUPPORTED_VERSIONS)
-    return f"nvfp4: the vLLM plugin needs vLLM {need}, got {version}; it stays out of the way"
+    tested = " and ".join(f"{release}.x" for release in TESTED_VERSIONS)
+    return (
+        f"nvfp4: the vLLM plugin was tested with vLLM {tested}, not with {version}. "
+        f"If it fails, {VLLM_PLUGIN}=0 turns it off"
+    )

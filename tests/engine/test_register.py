@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import nvfp4.integrations.vllm as plugin
-from nvfp4.backends.environment import BATCH_INVARIANT, may_split_k
+from nvfp4.backends.environment import BATCH_INVARIANT, VLLM_PLUGIN, may_split_k
 from nvfp4.backends.workload import Workload
 from nvfp4.checkpoints import COMPRESSED_TENSORS, MODELOPT, Group, Scheme
-from nvfp4.integrations.vllm import QUANTIZATION, adopt_settings, register, unsupported
+from nvfp4.integrations.vllm import QUANTIZATION, adopt_settings, register, untested
 
 SCHEMES = [
     Scheme(format, (group,), ("lm_head",))
@@ -91,24 +91,39 @@ def test_other_formats_of_a_mixed_checkpoint_are_vllms(mixed, config):
     assert config.from_config(SCHEMES[0].config()).rest is None
 
 
-@pytest.mark.parametrize("version", ["0.32.0", "0.32.1", "0.32.0+cpu"])
-def test_a_supported_version(version):
-    assert unsupported(version) == ""
+@pytest.mark.parametrize("version", ["0.28.1", "0.32.0", "0.32.1", "0.32.0+cpu"])
+def test_a_tested_version(version):
+    assert untested(version) == ""
 
 
 @pytest.mark.parametrize("version", ["0.31.2", "0.33.0", "1.0", "0.3.2", "dev"])
-def test_an_unsupported_version_is_refused(version, monkeypatch):
-    """It says so once, and adds nothing."""
+def test_an_untested_version_was_refused(version, monkeypatch):
+    """The plugin warns once, and is loaded."""
     import vllm
+
+    said, added = [], []
+    monkeypatch.setattr(vllm, "__version__", version)
+    monkeypatch.setattr(plugin, "_add", lambda: added.append(True))
+    monkeypatch.setattr(plugin.logger, "warning", said.append)
+    register.__wrapped__()
+    assert said == [untested(version)] and added == [True]
+    assert f"not with {version}" in said[0]
+
+
+def test_vllm_starts_where_the_plugin_cannot_be_loaded(monkeypatch):
     from vllm.model_executor.layers import quantization
 
-    said: list[str] = []
-    monkeypatch.setattr(vllm, "__version__", version)
-    monkeypatch.setattr(quantization, "register_quantization_config", None)
-    monkeypatch.setattr(plugin.logger, "error", said.append)
+    said = []
+    monkeypatch.delattr(quantization, "register_quantization_config")
+    monkeypatch.setattr(plugin.logger, "error", lambda *args: said.append(args))
     register.__wrapped__()
-    assert said == [unsupported(version)]
-    assert f"needs vLLM 0.32.x, got {version}" in said[0]
+    assert "stays out of the way" in said[0][0]
+
+
+def test_a_variable_turns_the_plugin_off(monkeypatch):
+    monkeypatch.setenv(VLLM_PLUGIN, "0")
+    monkeypatch.setattr(plugin, "_add", None)
+    register.__wrapped__()
 
 
 def test_batch_invariance_is_asked_of_the_ops_too(monkeypatch):
