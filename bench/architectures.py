@@ -10,7 +10,8 @@ stands the model in float32 that was never saved. Into it go the weights of the 
 dequantized here by tables. A row has two numbers:
 
     weights  the largest relative error of a dequantized weight: about 0.1, or 1 if it is another's
-    logits   the relative error of the loaded model's logits
+    logits   the relative error of the loaded model's logits, that of the median token: rounding may
+             send a token of a mixture to another expert
 
 Inputs of linear layers and of experts are rounded to bfloat16 on both sides, as in W4A16. Between
 an expert's layers only the loaded model rounds.
@@ -102,12 +103,12 @@ def _compared(model: Any, loaded: Any) -> Row:
                 rows = torch.stack([_dequantized(part[e]) for e in range(module.experts)])
                 worst = max(worst, _replace(getattr(parent, name), _layouts(rows)))
             parent.register_forward_pre_hook(_round_input)
-    ours, theirs = _logits(loaded).float(), _logits(model).float()
+    ours, theirs = (_logits(each).float().flatten(0, -2) for each in (loaded, model))
     return {
         "linear layers": layers,
         "blocks of experts": experts,
         "weights": worst,
-        "logits": ((ours - theirs).norm() / theirs.norm()).item(),
+        "logits": ((ours - theirs).norm(dim=1) / theirs.norm(dim=1)).median().item(),
     }
 
 
@@ -167,17 +168,27 @@ def _record(rows: list[Row]) -> None:
     """Merge the rows with those of other parts."""
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
     by_kind = {(row["model_type"], row["task"]): row for row in [*found["rows"], *rows]}
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT
-    ).stdout.strip()
     content = {
         "command": "python -m nvfp4.bench.architectures",
-        "commit": commit,
+        "commit": _commit(),
         "machine": f"{platform.machine()} CPU, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in ("torch", "transformers", "safetensors")},
         "rows": [by_kind[key] for key in sorted(by_kind)],
     }
     RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _commit() -> str:
+    """The commit, and whether more than recorded results and the docs differ from it."""
+    outputs = ":!bench/results", ":!docs"
+    commit, changed = (
+        subprocess.run(["git", *command], capture_output=True, text=True, cwd=ROOT).stdout.strip()
+        for command in (
+            ("rev-parse", "--short", "HEAD"),
+            ("status", "--short", "--untracked-files=no", "--", ".", *outputs),
+        )
+    )
+    return f"{commit}-dirty" if changed else commit
 
 
 def table(rows: list[Row]) -> Iterator[str]:
@@ -196,8 +207,8 @@ def table(rows: list[Row]) -> Iterator[str]:
             f"| {row['weights']:.2f} | {row['logits']:.0e}{mark} |"
         )
     for key, title in (
-        ("failed", "These are refused, or left without a layer in NVFP4:"),
-        ("not made", "No small model was made of these:"),
+        ("failed", "These cannot be converted, or do not run after it:"),
+        ("not made", "No small model was made of these, or it does not run on text alone:"),
     ):
         if found := [row for row in rows if key in row]:
             yield from ("", title, "")
