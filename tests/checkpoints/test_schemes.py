@@ -94,7 +94,7 @@ def test_ignored(format, ignore, quantized, left):
 
 
 def test_a_pattern_of_modelopt_was_not_matched_in_another_process():
-    """vLLM's engine gets the scheme pickled; its format then is another object with equal values."""
+    """vLLM's engine gets the scheme pickled. Its format then is another object, and equal."""
     scheme = Scheme(MODELOPT, ignore=("*.mlp.gate", "lm_head"))
     there = pickle.loads(pickle.dumps(scheme))
     assert not there.quantizes("model.layers.0.mlp.gate")
