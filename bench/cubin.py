@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import tempfile
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,6 +80,7 @@ def _run(tool: str, cubin: bytes, *options: str) -> str:
     return done.stdout
 
 
+@lru_cache(maxsize=64)
 def _disassemble(cubin: bytes) -> tuple[dict[str, Any], dict[str, list[Instruction]]]:
     """The file's header; and by kernel its instructions, with those of the functions that it calls
     (`$…`, in its section) after its own.

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tile_problems import ALL, kernel_of
 
 import nvfp4
 from nvfp4.backends import cutedsl, environment
-from nvfp4.backends.cutedsl.gemm.choose import NARROW, SPLIT, TILES
+from nvfp4.backends.cutedsl.gemm.choose import SPLIT, TILES
 from nvfp4.backends.cutedsl.gemm.config import Alpha, Epilogue, Kernel, Tile
 from nvfp4.backends.cutedsl.gemm.launch import function_on, loadable
 from nvfp4.backends.cutedsl.runtime import cache
@@ -28,12 +29,8 @@ FULL_ROWS = Epilogue(torch.float32, Alpha.ROWS, True, True)
 CLUSTERS = (Tile(128, 128, 2, 2), Tile(256, 256, 4, 2))
 
 
-def kernel_of(tile: Tile, bias: bool = True) -> Kernel:
-    return Kernel(tile, Epilogue(bias=bias, tma_store=not tile.swapped))
-
-
 @compiles
-@pytest.mark.parametrize("tile", [*TILES, *NARROW, *SPLIT, *CLUSTERS], ids=str)
+@pytest.mark.parametrize("tile", ALL, ids=str)
 def test_nothing_spills(tile):
     code = compiled(kernel_of(tile), "sm_100a").cubin
     resources = cubin.resources(code)
@@ -182,16 +179,6 @@ def test_compiling_under_capture_names_warmup(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match=r"CUDA graph is captured; call nvfp4.warmup"):
         function_on(kernel_of(Tile(128, 192)), torch.device("cuda", 7))
-
-
-@compiles
-def test_warmup_in_a_process(tmp_path, monkeypatch):
-    monkeypatch.setenv(environment.CACHE_DIR, str(tmp_path))
-    done = nvfp4.warmup([(64, 256)], max_m=1, device="cpu", backend="cutedsl")
-    assert len(done) == 4 and all(line.endswith(": compiled") for line in done)
-    again = nvfp4.warmup([(64, 256)], max_m=1, device="cpu", backend="cutedsl")
-    assert sorted(line.replace("compiled", "cached") for line in done) == sorted(again)
-    assert nvfp4.warmup([(64, 256)], max_m=1, device="cpu", backend="reference") == []
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ import pytest
 import torch
 from bounds import gemm_bound
 from cases import Shape, activations, same_bits, skip_if_it_cannot
+from tile_problems import ALL, eighths, exact_operands, tile_call, tile_problem
 
 import nvfp4
-from nvfp4.backends.cutedsl.gemm.choose import B200_SMS, NARROW, SPLIT, TILES
+from nvfp4.backends.cutedsl.gemm.choose import B200_SMS
 from nvfp4.backends.cutedsl.gemm.config import Tile
 from nvfp4.backends.cutedsl.gemm.launch import plan, run_or_emulate
 from nvfp4.calls import Mm
@@ -41,41 +42,22 @@ SHAPES = [
     Shape(70, 132, 80),
     Shape(130, 33, 64),
 ]
-SERVED = [Shape(17, 6144, 3584), Shape(3, 7168, 2048)]
-"""Few tokens on the weights that the change log's serving project had."""
-
-CLUSTERS = [
-    Tile(128, 128, 2, 1),
-    Tile(128, 192, 1, 2),
-    Tile(128, 64, 4, 4),
-    Tile(128, 256, 2, 2),
-    Tile(256, 64, 2, 2),
-    Tile(256, 128, 4, 1),
-    Tile(256, 192, 2, 4),
-    Tile(256, 256, 4, 2),
-]
+SERVED = [Shape(17, 1536, 3584), Shape(3, 7168, 2048)]
+"""Few tokens on the weights that the change log's serving project had: a quarter of the first's
+rows, for more of them are the same tiles again.
+"""
 
 
 @cache
-def operands(shape: Shape, exact: bool) -> tuple[nvfp4.QuantizedTensor, nvfp4.QuantizedTensor]:
-    """With scales of 1/2, 1 and 2, so that every float32 sum is exact; or as quantized."""
+def quantized(shape: Shape) -> tuple[nvfp4.QuantizedTensor, nvfp4.QuantizedTensor]:
     torch.manual_seed(shape.m + shape.n + shape.k)
-    if not exact:
-        a = nvfp4.quantize_dynamic(activations(shape.m, shape.k), backend="reference")
-        return a, nvfp4.quantize(activations(shape.n, shape.k), backend="reference")
-
-    def operand(rows: int) -> nvfp4.QuantizedTensor:
-        data = torch.randint(0, 256, (rows, shape.k // 2), dtype=torch.uint8)
-        scales = torch.tensor([0.5, 1.0, 2.0])[torch.randint(0, 3, (rows, shape.k // 16))]
-        swizzled = nvfp4.swizzle_scales(scales.to(torch.float8_e4m3fn))
-        return nvfp4.QuantizedTensor(data, swizzled, torch.tensor(1.0))
-
-    return operand(shape.m), operand(shape.n)
+    a = nvfp4.quantize_dynamic(activations(shape.m, shape.k), backend="reference")
+    return a, nvfp4.quantize(activations(shape.n, shape.k), backend="reference")
 
 
 def run(backend: str, shape: Shape, exact: bool, alpha, bias=None, dtype=torch.bfloat16):
     skip_if_it_cannot(backend)
-    a, b = operands(shape, exact)
+    a, b = exact_operands(shape) if exact else quantized(shape)
     return OPS.mm(a.data, b.data, a.scales, b.scales, alpha, None, bias, dtype, backend)
 
 
@@ -97,7 +79,7 @@ def test_equal_at_served_shapes(shape):
 @others
 @pytest.mark.parametrize("shape, dtype", list(zip(SHAPES[::3], cycle(FLOAT_DTYPES))), ids=str)
 def test_within_the_bound_for_any_scales(other, shape, dtype):
-    a, b = operands(shape, False)
+    a, b = quantized(shape)
     alpha = torch.full((shape.m, 1), 1e-4)
     x = decode(a.data, a.linear_scales()).double()
     w = decode(b.data, b.linear_scales()).double()
@@ -116,44 +98,36 @@ FORMS = {
 }
 
 
-def eighths(*shape: int) -> torch.Tensor:
-    return torch.randint(1, 9, shape) / 8
-
-
 @emulated
-@pytest.mark.parametrize("tokens", [9, 150])
-@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-@pytest.mark.parametrize("form", FORMS)
-def test_every_epilogue(form, dtype, tokens):
+@pytest.mark.parametrize(
+    "form, tokens, dtype",
+    [
+        (form, tokens, FLOAT_DTYPES[(i + j) % 3])
+        for i, form in enumerate(FORMS)
+        for j, tokens in enumerate((9, 150))
+    ],
+    ids=str,
+)
+def test_every_epilogue(form, tokens, dtype):
+    """Stored by elements and by TMA, in each dtype."""
     shape = Shape(tokens, 264, 320)
     alpha, bias = FORMS[form](shape.m, shape.n), eighths(shape.n).to(dtype)
     want = run("reference", shape, True, alpha, bias, dtype)
     same_bits(run("cutedsl", shape, True, alpha, bias, dtype), want)
 
 
-def tile_problem(tile: Tile) -> Shape:
-    """Ragged, with more tiles than clusters, and as many stages as split-K needs."""
-    rows, columns = tile.cluster_tile
-    if tile.swapped:
-        return Shape(tile.columns - 1, 264, max(320, 256 * tile.split_k + 32))
-    return Shape(rows + 72, columns + 72, 576)
-
-
-def run_tile(tile: Tile, shape: Shape, row_scale: bool, sms: int) -> None:
-    a, b = operands(shape, True)
-    alpha, bias = eighths(1, 1), eighths(shape.n)
-    scale = eighths(shape.m) if row_scale else None
-    call = Mm(a.data, b.data, a.scales, b.scales, alpha, scale, bias)
+def run_tile(tile: Tile, shape: Shape, sms: int) -> None:
+    call = tile_call(tile, shape)
     got = torch.empty(shape.m, shape.n, dtype=torch.bfloat16)
     run_or_emulate(plan(call, got, tile, sms))
-    folded = alpha if scale is None else alpha * scale.view(-1, 1)
-    same_bits(got, run("reference", shape, True, folded, bias))
+    folded = call.alpha if call.row_scale is None else call.alpha * call.row_scale.view(-1, 1)
+    same_bits(got, run("reference", shape, True, folded, call.bias))
 
 
 @emulated
-@pytest.mark.parametrize("tile", [*TILES, *CLUSTERS, *NARROW, *SPLIT], ids=str)
+@pytest.mark.parametrize("tile", ALL, ids=str)
 def test_every_tile(tile):
-    run_tile(tile, tile_problem(tile), tile.columns != 128, sms=2 * tile.cluster)
+    run_tile(tile, tile_problem(tile), sms=2 * tile.cluster)
 
 
 @emulated
@@ -163,7 +137,7 @@ def test_tiles_are_rasterized_in_groups_of_rows(tile, group_m):
     """Five rows of tiles, in groups that divide them or not; each tile once."""
     rows, columns = tile.cluster_tile
     shape = Shape(5 * rows - 8, 2 * columns + 8, 64)
-    a, b = operands(shape, True)
+    a, b = exact_operands(shape)
     alpha, got = torch.tensor([[0.5]]), torch.empty(shape.m, shape.n, dtype=torch.bfloat16)
     launch = plan(Mm(a.data, b.data, a.scales, b.scales, alpha), got, tile, 2 * tile.cluster)
     run_or_emulate(launch._replace(sizes=(*launch.sizes[:-1], group_m)))
@@ -175,7 +149,7 @@ def test_batch_invariance_can_be_asked_for(monkeypatch):
     """A token alone, among 8 and among 80, with scales for which the order of summation shows."""
     monkeypatch.setenv("NVFP4_BATCH_INVARIANT", "1")
     shape = Shape(80, 128, 4096)
-    a, b = operands(shape, False)
+    a, b = quantized(shape)
 
     def tokens(m: int) -> torch.Tensor:
         alpha, scales = torch.full((m, 1), 1e-4), nvfp4.swizzle_scales(a.linear_scales()[:m])
@@ -209,5 +183,5 @@ def test_one_compiled_kernel_serves_any_allocation_and_size(monkeypatch, tmp_pat
     keep = []
     for m, n, k in ((130, 264, 288), (7, 136, 1040), (515, 72, 64)):
         keep.append(torch.empty(4096 * len(keep) + 7, dtype=torch.uint8))  # other addresses
-        run_tile(Tile(128, 128), Shape(m, n, k), False, sms=3)
+        run_tile(Tile(128, 128), Shape(m, n, k), sms=3)
     assert len(compilations) == 1

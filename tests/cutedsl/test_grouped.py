@@ -10,6 +10,7 @@ import pytest
 import torch
 from cases import same_bits
 from grouped_problems import (
+    FUSED,
     MIXED,
     PAIR,
     POISON,
@@ -23,7 +24,6 @@ from grouped_problems import (
     runs,
 )
 
-from nvfp4.backends.cutedsl import FUSED_ACTIVATIONS
 from nvfp4.backends.cutedsl.gemm.choose import (
     GLU,
     GROUPED,
@@ -61,7 +61,7 @@ def check(
     tile: Tile | None = SQUARE,
     segments: int = 1,
     row_scale: bool = False,
-    bias: bool = False,
+    bias: torch.dtype | None = None,
     dtype: torch.dtype = torch.bfloat16,
     sms: int = 4,
 ) -> None:
@@ -69,7 +69,7 @@ def check(
     experts = len(routing.counts)
     alpha = eighths(experts, segments)
     factor = eighths(routing.rows) if row_scale else None
-    added = eighths(experts, n).to(dtype) if bias else None
+    added = None if bias is None else eighths(experts, n).to(bias)
     out = torch.full((routing.rows, n), POISON, dtype=dtype)
     call = GroupedMm(
         *(x.a, x.b, x.a_scales, x.b_scales, alpha, x.offsets, factor, added),
@@ -85,8 +85,10 @@ def check(
 @runs
 @pytest.mark.parametrize("tile", GROUPED, ids=str)
 def test_every_tile(tile):
-    """More tiles than clusters, K in three stages, of which the last is ragged."""
-    check(MIXED, 328, 576, tile, segments=2, row_scale=tile.columns != 128, sms=3)
+    """More tiles than clusters, K in three stages, of which the last is ragged. The kernels are
+    those that must not spill.
+    """
+    check(MIXED, 328, 576, tile, segments=2, row_scale=True, bias=torch.float32, sms=3)
 
 
 @runs
@@ -97,11 +99,13 @@ def test_every_routing(tile, routing):
 
 
 @runs
-@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-@pytest.mark.parametrize("tile", [PAIR, Tile(128, 64, swapped=True)], ids=str)
-def test_every_epilogue(tile, dtype):
-    for segments, row_scale, bias in ((1, False, True), (2, True, False), (4, True, True)):
-        check(MIXED, 136, 80, tile, segments, row_scale, bias, dtype)
+@pytest.mark.parametrize("form", [(1, False, True), (2, True, False), (4, True, True)], ids=str)
+@pytest.mark.parametrize("tile", [PAIR, SWAPPED], ids=str)
+def test_every_epilogue(tile, form):
+    """Stored by TMA and by elements, in each dtype."""
+    segments, row_scale, bias = form
+    dtype = FLOAT_DTYPES[(segments // 2 + tile.swapped) % 3]
+    check(MIXED, 136, 80, tile, segments, row_scale, dtype if bias else None, dtype)
 
 
 @runs
@@ -113,7 +117,7 @@ def test_short_and_ragged_k(k):
 @runs
 @pytest.mark.parametrize("n", [8, 33, 132])
 def test_outputs_that_tma_cannot_write(n):
-    check(MIXED, n, 64, bias=True)
+    check(MIXED, n, 64, bias=torch.bfloat16)
 
 
 @runs
@@ -169,14 +173,13 @@ def test_one_compiled_kernel_serves_any_routing_and_allocation(monkeypatch, tmp_
 
 
 def every_kernel() -> list[Kernel]:
-    """The fullest of each tile."""
+    """The fullest of each tile; fused ones with and without a limit."""
     full = [
         grouped_kernel_of(tile, torch.bfloat16, True, True, torch.float32, True) for tile in GROUPED
     ]
     fused = [
-        glu_kernel_of(tile, torch.float32, True, activation, True)
-        for tile in GLU
-        for activation in FUSED_ACTIVATIONS
+        glu_kernel_of(tile, torch.float32, True, activation, limit is not None)
+        for tile, activation, limit in FUSED
     ]
     return [*full, *fused]
 

@@ -10,6 +10,7 @@ import torch
 from cases import same_bits
 from grouped_problems import (
     BYTE,
+    FUSED,
     MIXED,
     PAIR,
     POISON,
@@ -24,7 +25,6 @@ from grouped_problems import (
 from torch import Tensor
 
 from nvfp4.backends import cutedsl
-from nvfp4.backends.cutedsl import FUSED_ACTIVATIONS
 from nvfp4.backends.cutedsl.gemm.choose import GLU
 from nvfp4.backends.cutedsl.gemm.config import Tile
 from nvfp4.backends.cutedsl.gemm.launch import run_or_emulate
@@ -43,7 +43,7 @@ from nvfp4.bench import cubin
 from nvfp4.calls import GroupedMm, GroupedMmGluQuantize, Quantized
 from nvfp4.emulator import Options
 from nvfp4.spec.format import FLOAT_DTYPES
-from nvfp4.spec.glu import EXP2_COEFFICIENTS, GELU_TANH, SILU, glu
+from nvfp4.spec.glu import EXP2_COEFFICIENTS, SILU, glu
 from nvfp4.spec.grouped import expert_of_rows, swizzle_grouped_scales
 from nvfp4.spec.quantize import quantize_rows
 
@@ -108,20 +108,12 @@ def check_glu(routing: Routing, case: GluCase, sms: int = 3) -> None:
 
 
 @runs
-@pytest.mark.parametrize(
-    "tile, activation, limit",
-    [
-        (GLU[0], SILU, None),
-        (GLU[0], GELU_TANH, 3.0),
-        (GLU[1], SILU, 3.0),
-        (GLU[1], GELU_TANH, None),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("tile, activation, limit", FUSED, ids=str)
 def test_fused_equals_unfused(tile, activation, limit):
     """Several tiles of rows and of columns, more than clusters; K in two stages."""
     routing = Routing("fused", (5, 0, 290, 33), 3)
-    check_glu(routing, GluCase(256, 320, tile, 2, limit, activation, scale_each=True))
+    case = GluCase(256, 320, tile, 2, limit, activation, torch.float32, scale_each=True)
+    check_glu(routing, case)
 
 
 @runs
@@ -200,12 +192,12 @@ def test_what_the_fused_kernel_cannot_do_is_said():
 
 
 @runs
-@pytest.mark.parametrize("activation", FUSED_ACTIVATIONS)
-def test_no_product_is_contracted_into_a_sum(activation):
+@pytest.mark.parametrize("tile, activation, limit", FUSED, ids=str)
+def test_no_product_is_contracted_into_a_sum(tile, activation, limit):
     """ptxas 12.9 makes one fused multiply-add of mul.rn.f32x2 and add.rn.f32x2, which the emulator,
     running PTX, cannot see.
     """
-    kernel = glu_kernel_of(GLU[0], torch.float32, True, activation, True)
+    kernel = glu_kernel_of(tile, torch.float32, True, activation, limit is not None)
     sass = cubin.sass(compiled(kernel, "sm_100a").cubin)
     layout, terms = layout_of(kernel), len(EXP2_COEFFICIENTS)
     pairs = layout.subtile // layout.column_parts // 2

@@ -6,6 +6,7 @@ side of an arrival. What has to be in order is read from the SASS here.
 
 import re
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -56,6 +57,7 @@ WORDS = {
 """The instructions whose order matters."""
 
 
+@cache
 def flow(name: str) -> str:
     """A kernel's instructions in their order, as the words above."""
     code = cubin.sass(compiled((KERNELS | CONSTANT)[name], "sm_100a").cubin)

@@ -3,6 +3,7 @@ it is installed.
 """
 
 import json
+from functools import cache
 from importlib.util import find_spec
 
 import pytest
@@ -99,12 +100,21 @@ def test_demo_on_an_emulated_gpu(small_model):
     assert report["perplexity_nvfp4"] == pytest.approx(expected, rel=1e-2)
 
 
+@pytest.fixture
+def read_once(monkeypatch):
+    """The GGUF file and its names of tensors are parsed once, and not for each part of a model."""
+    import gguf
+
+    for name in ("GGUFReader", "get_tensor_name_map"):
+        monkeypatch.setattr(gguf, name, cache(getattr(gguf, name)))
+
+
 @pytest.mark.slow
 @needs_transformers
 @pytest.mark.skipif(
     find_spec(WEIGHTS_PACKAGE) is None, reason=f"needs the package {WEIGHTS_PACKAGE}"
 )
-def test_demo_on_the_real_model():
+def test_demo_on_the_real_model(read_once):
     result = CliRunner().invoke(app, ["demo", "--max-tokens", "96", "--new-tokens", "2", "--json"])
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)

@@ -107,8 +107,7 @@ ALPHAS = {
 }
 
 
-@pytest.mark.parametrize("form", ALPHAS)
-@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("form, with_bias", list(zip(ALPHAS, cycle([False, True]), strict=False)))
 def test_every_form_of_alpha(backend, device, form, with_bias):
     shape = Shape(20, 72, 96)
     a, b = _operands(shape)
@@ -234,7 +233,9 @@ def test_a_nan_block_makes_its_row_nan_and_no_other(backend, device):
 
 
 @pytest.mark.op("linear")
-@BY_SHAPE
+@pytest.mark.parametrize(
+    "shape, dtype", list(zip(GEMM_SHAPES[::2], cycle(FLOAT_DTYPES), strict=False)), ids=str
+)
 def test_linear_is_quantize_and_mm(backend, device, shape, dtype):
     x = activations(shape.m, shape.k, dtype)
     w = nvfp4.quantize(activations(shape.n, shape.k), backend="reference").to(device)

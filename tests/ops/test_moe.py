@@ -24,7 +24,6 @@ from nvfp4.tensors import ExpertRows, ExpertWeights
 OPS = torch.ops.nvfp4
 H, INTERMEDIATE = 80, 128
 BY_PATTERN = pytest.mark.parametrize("pattern", PATTERNS, ids=str)
-BY_FEW = pytest.mark.parametrize("pattern", FEW, ids=str)
 
 
 @cache
@@ -179,8 +178,7 @@ def test_grouped_mm_equal_where_sums_are_exact(backend, device, pattern):
 
 
 @pytest.mark.op("grouped_mm")
-@BY_FEW
-@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("pattern, dtype", list(zip(FEW, FLOAT_DTYPES, strict=True)), ids=str)
 def test_grouped_mm_with_a_bias(backend, device, pattern, dtype):
     rows, _ = dispatched(pattern, exact=True)
     weights = exact_experts(pattern.experts, 132, H)
@@ -190,8 +188,7 @@ def test_grouped_mm_with_a_bias(backend, device, pattern, dtype):
 
 
 @pytest.mark.op("grouped_mm")
-@BY_FEW
-@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize("pattern, dtype", list(zip(FEW, FLOAT_DTYPES, strict=True)), ids=str)
 def test_grouped_mm_within_the_bound_for_any_scales(backend, device, pattern, dtype):
     rows, _ = dispatched(pattern, exact=False)
     weights = nvfp4.quantize_experts(torch.randn(pattern.experts, 96, H) / 1024)

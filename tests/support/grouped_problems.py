@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from nvfp4.backends.cutedsl.gemm.choose import GLU
 from nvfp4.backends.cutedsl.gemm.config import Tile
+from nvfp4.spec.glu import GELU_TANH, SILU
 from nvfp4.spec.grouped import swizzle_grouped_scales
 from nvfp4.spec.quantize import decode
 from nvfp4.spec.swizzle import swizzle_scales
@@ -16,6 +18,13 @@ runs = pytest.mark.usefixtures("emulated")
 
 POISON = 7.25
 BYTE = 0x5A
+FUSED = (
+    (GLU[0], SILU, None),
+    (GLU[0], GELU_TANH, 3.0),
+    (GLU[1], SILU, 3.0),
+    (GLU[1], GELU_TANH, None),
+)
+"""Each tile of a fused kernel with each activation: the tile, the activation, a limit."""
 SQUARE, SWAPPED, PAIR = Tile(128, 128), Tile(128, 64, swapped=True), Tile(256, 256, 2)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from cases import same_bits
 from instructions import check_instructions
-from kernel_forms import FORMS, SMALL, Form, Outputs, forms_on, one_nan
+from kernel_forms import SMALL, Form, Outputs, forms_on, one_nan
 from launches import planned, ran
 from paths import ROOT
 
@@ -26,8 +26,34 @@ pytestmark = [pytest.mark.emulated, pytest.mark.compiles]
 ARCHITECTURES = (80, 89, 90, 100, 120)
 """Architectures whose PTX differs."""
 
+IN_EVERY_FORM = (80, 100)
+"""Architectures that run all forms: without hardware conversions of 8 and 4 bits, and with both."""
+
 TWINS = {86: 80, 103: 100, 110: 100, 121: 120}
 """Architectures that compile to another's PTX."""
+
+
+def multiplies(form: Form) -> bool:
+    return form.name.startswith(("mm", "grouped_mm", "linear", "moe W4A16"))
+
+
+def chosen(sm: int) -> list[Form]:
+    """Every GEMM, and the other kernels in a form each where not in every form.
+
+    Other dtypes and scales of these run the same instructions. So do the GEMMs of sm_89, which
+    multiplies as sm_80 does and converts as sm_90 does.
+    """
+    return [
+        form
+        for form in forms_on(sm)
+        if sm in IN_EVERY_FORM or form.name in SMALL or (multiplies(form) and sm != 89)
+    ]
+
+
+def chosen_of_a_twin(sm: int) -> list[Form]:
+    """Each GEMM, and a quantizer: the other kernels have no instruction besides theirs."""
+    small = [form for form in forms_on(sm) if form.name in SMALL]
+    return [form for form in small if multiplies(form) or form.name.startswith("quantize ")]
 
 
 @pytest.fixture(autouse=True)
@@ -59,11 +85,7 @@ def execute(form: Form, sm: int) -> list[tuple[str, Ptx]]:
 
 @pytest.mark.parametrize(
     "sm, form",
-    [
-        pytest.param(sm, form, id=f"sm_{sm}: {form}")
-        for sm in ARCHITECTURES
-        for form in forms_on(sm)
-    ],
+    [pytest.param(sm, form, id=f"sm_{sm}: {form}") for sm in ARCHITECTURES for form in chosen(sm)],
 )
 def test_a_form_of_a_kernel_gives_the_references_bits(sm, form):
     skip_if_refused(sm)
@@ -71,13 +93,16 @@ def test_a_form_of_a_kernel_gives_the_references_bits(sm, form):
         check_instructions(kernel, ptx.text, sm, decodes="W4A16" in form.name)
 
 
-@pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("sm", TWINS)
-def test_a_twin_compiles_to_the_same_ptx_or_gives_the_same_bits(sm, name):
+@pytest.mark.parametrize(
+    "sm, form",
+    [
+        pytest.param(sm, form, id=f"sm_{sm}: {form}")
+        for sm in TWINS
+        for form in chosen_of_a_twin(sm)
+    ],
+)
+def test_a_twin_compiles_to_the_same_ptx_or_gives_the_same_bits(sm, form):
     skip_if_refused(sm)
-    form = next(each for each in FORMS if each.name == name)
-    if not form.on(sm):
-        pytest.skip(f"sm_{sm} has no {name}")
     if not form.on(TWINS[sm]) or ptx_without_target(form, sm) != ptx_without_target(
         form, TWINS[sm]
     ):
@@ -104,11 +129,17 @@ def test_every_kernel_has_a_form():
     written = {
         name for file in files for name in re.findall(r"def (_\w+_kernel)\(", file.read_text())
     }
-    assert set().union(*(kernels(forms_on(sm), sm) for sm in ARCHITECTURES)) == written
+    assert set().union(*(kernels(chosen(sm), sm) for sm in ARCHITECTURES)) == written
+
+
+@pytest.mark.parametrize("sm", ARCHITECTURES)
+def test_every_kernel_of_an_architecture_is_executed(sm):
+    skip_if_refused(sm)
+    assert kernels(chosen(sm), sm) == kernels(forms_on(sm), sm)
 
 
 @pytest.mark.parametrize("sm", TWINS)
-def test_every_kernel_of_a_twin_is_compiled(sm):
+def test_every_gemm_of_a_twin_is_compiled(sm):
     skip_if_refused(sm)
-    chosen = [form for form in forms_on(sm) if form.name in SMALL]
-    assert kernels(chosen, sm) == kernels(forms_on(sm), sm)
+    gemms = [form for form in forms_on(sm) if multiplies(form)]
+    assert kernels(chosen_of_a_twin(sm), sm) >= kernels(gemms, sm)

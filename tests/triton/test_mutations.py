@@ -30,6 +30,8 @@ class Schedule(NamedTuple):
     delay: int
 
 
+MOST_STEPS = 400_000
+"""Several times what any kernel without a fault takes: a spin that never ends is noticed then."""
 SCHEDULES = [Schedule(seed, delay) for seed, delay in enumerate((0, 30, 300))]
 
 
@@ -61,7 +63,7 @@ def outcome(subject: Subject, ptx: Ptx, schedule: Schedule) -> str:
     # Counters that the kernel before zeroes.
     emulated.run(launches[:-1], subject.sm)
     *before, last = launches
-    options = replace(emulated.options_of(last, before), **schedule._asdict(), max_steps=2_000_000)
+    options = replace(emulated.options_of(last, before), **schedule._asdict(), max_steps=MOST_STEPS)
     with mock.patch.object(emulated, "compiled", return_value=ptx):
         try:
             emulated.run_one(last, subject.sm, options)

@@ -80,7 +80,8 @@ def _compile(kernel: Kernel, arch: str) -> cache.Entry:
         host, arguments = gemm, signature(kernel.epilogue)
         if kernel.grouped:
             host, arguments = grouped_gemm, grouped_signature(kernel.epilogue)
-        function = cute.compile(host, *arguments, layout, options=options)
+        # Nothing here calls the function: an engine that could costs a third of the time.
+        function = cute.compile(host, *arguments, layout, options=options, no_jit_engine=True)
         path = Path(folder) / "kernel.o"
         function.export_to_c(object_file_path=str(path), function_name=FUNCTION)
         artifacts = function.artifacts
