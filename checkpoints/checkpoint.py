@@ -1,6 +1,5 @@
 """An NVFP4 checkpoint on disk, read layer by layer into checked tensors for the ops."""
 
-import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
@@ -41,8 +40,8 @@ class Checkpoint:
 
     The checkpoint's scheme says what happens to activations. In W4A4 they are quantized, with a
     scale per token where the layer has no input scale. In W4A16 only weights are quantized, and
-    activations stay in 16 bits. Gated MLPs have no W4A16 yet: they quantize activations and warn.
-    `activation` overrides the scheme for all layers, with "nvfp4" (W4A4) or "bf16" (W4A16).
+    activations stay in 16 bits. `activation` overrides the scheme for all layers, with "nvfp4"
+    (W4A4) or "bf16" (W4A16).
     """
 
     def __init__(self, folder: Path | str, activation: str | None = None) -> None:
@@ -275,18 +274,20 @@ class Checkpoint:
     ) -> SwiGLUMLP:
         """Make the MLP of that name from gate_proj, up_proj and down_proj (or w1, w3, w2).
 
-        With relu2 there is no gate_proj. It runs W4A4. It warns if the scheme says W4A16.
+        With relu2 there is no gate_proj. It runs W4A4 or W4A16, as the scheme says.
         """
         first, down = self._layers(module, activation)
-        self._warn_of_activation([*first, down])
+        activation_format = self._one_activation([*first, down])
+        quantizes = activation_format == W4A4
         return SwiGLUMLP(
             concatenate([self.weight(each) for each in first]),
             self.weight(down),
-            self._largest_input_scale(first),
-            self.input_global_scale(down),
+            self._largest_input_scale(first) if quantizes else None,
+            self.input_global_scale(down) if quantizes else None,
             self._bias_of(first),
             self.bias(down),
             swiglu_limit=swiglu_limit,
+            activation_format=activation_format,
             activation=activation,
             backend=backend,
         )
@@ -341,17 +342,6 @@ class Checkpoint:
             need = f"one activation to be fused, got {' and '.join(sorted(activations))}"
             raise ValueError(f"{self.folder}: {_some(modules)} need {need}")
         return activations.pop()
-
-    def _warn_of_activation(self, modules: Sequence[str]) -> None:
-        """Warn that a gated MLP quantizes activations which the scheme leaves in 16 bits."""
-        if any(self.activation_of(module) == W4A16 for module in modules):
-            said = "was asked for" if self.activation else "is what the checkpoint says"
-            warnings.warn(
-                f"{self.folder}: W4A16 {said}, but gated MLPs (nvfp4.layers.SwiGLUMLP) "
-                "have no such mode yet. They run W4A4: their activations are quantized to NVFP4. "
-                f"activation={W4A4!r} asks for that, without this warning.",
-                stacklevel=3,
-            )
 
     def _bias_of(self, modules: Sequence[str]) -> Tensor | None:
         """The biases of layers that run as one, one after the other; all have one, or none."""

@@ -237,7 +237,7 @@ class Plan:
             parent = module.rpartition(".")[0]
             if expert := expert_of(module):
                 found.add(expert.experts)  # engines ask for it: all experts are one layer to them
-                if self.format is MODELOPT:  # whose names mean what is below them too
+                if self.format == MODELOPT:  # whose names mean what is below them too
                     continue
             elif module + WEIGHT in stacks and parent not in quantized:
                 found.add(parent)  # likewise: the block of experts

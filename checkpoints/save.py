@@ -94,11 +94,14 @@ def contents(model: Any, format: Format, own_names: bool) -> Contents:
         if isinstance(layer, Linear):
             dense |= _linear(name, layer, format)
             activations[_original(model, name)] = layer.activation
-        else:
+        elif isinstance(layer, SwiGLUMLP | MoE):
             parts = _parts(model, name, layer)
             experts |= _gated(parts, layer, format)
-            kind = layer.activation_format if isinstance(layer, MoE) else W4A4
+            kind = layer.activation_format
             activations |= {module: kind for each in parts for module in (*each.first, each.down)}
+        else:
+            need, got = "a layer that checkpoints know", type(layer).__name__
+            raise ValueError(f"save_model: {name} needs to be {need}, got {got}")
     tensors = (dense if own_names else _renamed(model, dense)) | experts
     ignored = [_original(model, n) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     calibrated = any(name.endswith(f".{format.input_global_scale}") for name in tensors)
@@ -217,11 +220,8 @@ def _split(w13: QuantizedTensor, count: int) -> Iterator[QuantizedTensor]:
         yield QuantizedTensor(data, block_scales, p, LINEAR).swizzled()
 
 
-def _parts(model: Any, name: str, layer: nn.Module) -> list[Parts]:
+def _parts(model: Any, name: str, layer: SwiGLUMLP | MoE) -> list[Parts]:
     """The names that a checkpoint gives to the linear layers of a gated module."""
-    if not isinstance(layer, SwiGLUMLP | MoE):
-        need, got = "a layer that checkpoints know", type(layer).__name__
-        raise ValueError(f"save_model: {name} needs to be {need}, got {got}")
     kinds = (GATE, UP) if columns_per_output(layer.activation) == 2 else (UP,)
     if isinstance(layer, SwiGLUMLP):
         return [_named(name, kinds)]

@@ -202,11 +202,11 @@ class Scheme:
         return self._names(self.ignore)
 
     def _names(self, patterns: tuple[str, ...]) -> Names:
-        return Names(patterns, in_parts=self.format is MODELOPT)
+        return Names(patterns, in_parts=self.format == MODELOPT)
 
     def config(self) -> dict[str, Any]:
         """The quantization_config of config.json."""
-        if self.format is MODELOPT:
+        if self.format == MODELOPT:
             return self._modelopt_config()
         groups = {
             f"group_{index}": {
@@ -254,7 +254,7 @@ class Scheme:
 
     def hf_quant_config(self) -> dict[str, Any] | None:
         """The content of hf_quant_config.json; None in a format without that file."""
-        if self.format is not MODELOPT:
+        if self.format != MODELOPT:
             return None
         return {
             "producer": _producer(),

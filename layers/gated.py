@@ -25,6 +25,7 @@ class GatedModule(PackedModule):
     h_global_scale: Tensor | None
     w13_bias: Tensor | None
     w2_bias: Tensor | None
+    activation_format: str
 
     def __init__(
         self,

@@ -8,17 +8,22 @@ from torch import Tensor, nn
 from nvfp4.ahead.warmup import compile_ahead, run_once, workload_of
 from nvfp4.layers.gated import GatedModule
 from nvfp4.ops.quantize import quantize_weight
-from nvfp4.spec.glu import SILU
+from nvfp4.spec.format import W4A4, W4A16
+from nvfp4.spec.glu import SILU, activate
 from nvfp4.tensors import QuantizedTensor, concatenate
 
 
 class SwiGLUMLP(GatedModule):
-    """An MLP with NVFP4 weights (W4A4): x [..., H] to [..., N] in x's dtype.
+    """An MLP with NVFP4 weights: x [..., H] to [..., N] in x's dtype.
 
     It computes (act(x gate^T) * (x up^T)) down^T by torch.ops.nvfp4.swiglu_mlp.
     w13 holds gate and up, [2I, H]: first the rows of gate, then those of up, as in checkpoints.
     Where they alternate, layers.deinterleave_gate_up sorts them at load. With relu2 there is no
     gate, and w13 is up's [I, H].
+
+    `activation_format` is an attribute that may be set later: "nvfp4" quantizes x and
+    act(gate) * up on the way (W4A4). "bf16" leaves both in 16 bits (W4A16): the layer calls
+    torch.ops.nvfp4.linear twice, and computes the activation in float32 between.
 
     Buffers:
         w13: uint8 [2I, H/2].
@@ -40,13 +45,18 @@ class SwiGLUMLP(GatedModule):
         w13_bias: Tensor | None = None,
         w2_bias: Tensor | None = None,
         swiglu_limit: float | None = None,
+        activation_format: str = W4A4,
         activation: str = SILU,
         backend: str = "",
     ) -> None:
         w13, w2 = w13.swizzled(), w2.swizzled()
         scales = x_global_scale, h_global_scale
         super().__init__(w13, w2, scales, (w13_bias, w2_bias), swiglu_limit, activation, backend)
-        self._check(torch.empty(0, w13.shape[-1], dtype=torch.bfloat16))
+        self.activation_format = W4A4
+        x = torch.empty(0, w13.shape[-1], dtype=torch.bfloat16)
+        self._check(x)  # what W4A4 refuses is wrong for W4A16 too
+        self.activation_format = activation_format
+        self._check(x)
 
     @classmethod
     def from_float(
@@ -57,6 +67,7 @@ class SwiGLUMLP(GatedModule):
         x_global_scale: Tensor | None = None,
         h_global_scale: Tensor | None = None,
         swiglu_limit: float | None = None,
+        activation_format: str = W4A4,
         activation: str = SILU,
         backend: str = "",
     ) -> "SwiGLUMLP":
@@ -81,6 +92,7 @@ class SwiGLUMLP(GatedModule):
             torch.cat(biases) if biases else None,
             None if down.bias is None else down.bias.detach(),
             swiglu_limit,
+            activation_format,
             activation,
             backend,
         )
@@ -93,8 +105,25 @@ class SwiGLUMLP(GatedModule):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.activation_format != W4A4:
+            return self._weight_only(x)
         options = self.swiglu_limit, self.activation, self.backend
         return torch.ops.nvfp4.swiglu_mlp(x, *self._tensors(), *options)
+
+    def _weight_only(self, x: Tensor) -> Tensor:
+        w13, w2 = self.packed()
+        gate_up = self._linear(x, w13, self.x_global_scale, self.w13_bias)
+        h = activate(gate_up.float(), self.swiglu_limit, self.activation).to(x.dtype)
+        return self._linear(h, w2, self.h_global_scale, self.w2_bias)
+
+    def _linear(
+        self, x: Tensor, w: QuantizedTensor, p: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        return torch.ops.nvfp4.linear(
+            *(x, w.data, w.scales, w.global_scale, p, bias),
+            activation=self.activation_format,
+            backend=self.backend,
+        )
 
     def warmup(
         self, max_tokens: int, dtypes: Iterable[torch.dtype] = (torch.bfloat16,)
@@ -112,6 +141,7 @@ class SwiGLUMLP(GatedModule):
                     *(w.shape[0], 2 * w.shape[1], max_tokens, dtypes),
                     bias=None if b is None else b.dtype,
                     segments=weight_scale.numel(),
+                    activation_format=self.activation_format,
                     calibrated=p is not None,
                 )
                 for w, b, weight_scale, p in (
@@ -129,7 +159,8 @@ class SwiGLUMLP(GatedModule):
         n, half_intermediate = self.w2.shape
         sizes = f"hidden={2 * self.w13.shape[1]}, intermediate={2 * half_intermediate}"
         sizes += "" if n == 2 * self.w13.shape[1] else f", out_features={n}"
-        return f"{sizes}, {glu_repr(self)}"
+        w4a16 = f", activation_format={W4A16}" if self.activation_format == W4A16 else ""
+        return f"{sizes}, {glu_repr(self)}{w4a16}"
 
 
 def glu_repr(layer: nn.Module) -> str:

@@ -119,6 +119,7 @@ def measure(setting: Setting, names: list[str], rounds: int, again: bool) -> dic
     }
     for engine in started:
         engine.end()
+    write(found, setting.result)  # what follows takes minutes
     if again:
         found |= _once_more(setting, [engine.name for engine in started])
     return found

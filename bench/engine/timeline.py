@@ -22,8 +22,8 @@ def steps_of(trace: Path) -> dict[str, Any]:
     """Measure the decode steps in a trace of vLLM's torch profiler.
 
     A step lasts from the first kernel of a graph launch to that of the next one. Returns the
-    medians in microseconds of a step and of its time without work on the GPU, and the work of one
-    step.
+    medians in microseconds of a step and of its time without work on the GPU, and one step: the
+    kernels that take longest, and when all of them begin and how long they run ("begin+duration").
     """
     opened = gzip.open if trace.suffix == ".gz" else open
     with opened(trace, "rt") as file:
@@ -51,11 +51,20 @@ def steps_of(trace: Path) -> dict[str, Any]:
         "step us": median(lengths),
         "idle us": median(idle),
         "graph launches": len(begins),
-        "one step": [
-            [round(s.begin - times[middle], 2), round(s.duration, 2), s.name[:60]]
-            for s in steps[middle]
-        ],
+        "kernels": _longest(steps[middle]),
+        "one step": " ".join(
+            f"{s.begin - times[middle]:.2f}+{s.duration:.2f}" for s in steps[middle]
+        ),
     }
+
+
+def _longest(step: Sequence[Span], most: int = 12) -> dict[str, Any]:
+    """The kernels on which a step spends most of its time: how many, and how long together."""
+    found: dict[str, list[float]] = {}
+    for span in step:
+        found.setdefault(span.name[:60], []).append(span.duration)
+    ordered = sorted(found.items(), key=lambda item: -sum(item[1]))[:most]
+    return {name: {"count": len(all_), "us": round(sum(all_), 1)} for name, all_ in ordered}
 
 
 def busy(spans: Sequence[Span]) -> float:
@@ -79,7 +88,7 @@ def plot(result: Path) -> None:
     lines = found["decode steps of one sequence"]
     figure, axis = pyplot.subplots(figsize=(12, 1 + 0.7 * len(lines)))
     for row, step in enumerate(lines.values()):
-        spans = [(begin, length) for begin, length, _ in step["one step"]]
+        spans = [tuple(map(float, span.split("+"))) for span in step["one step"].split()]
         axis.broken_barh(spans, (row - 0.35, 0.7))
         end = step["step us"]
         axis.plot([end, end], [row - 0.45, row + 0.45], color="black")

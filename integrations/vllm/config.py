@@ -54,7 +54,7 @@ class NvFp4Config(QuantizationConfig):
         scheme = parse(config)
         if not scheme.others:
             return cls(scheme)
-        name = VLLM_MIXED if scheme.format is MODELOPT else COMPRESSED_TENSORS.name
+        name = VLLM_MIXED if scheme.format == MODELOPT else COMPRESSED_TENSORS.name
         return cls(scheme, get_quantization_config(name).from_config(config))
 
     @classmethod

@@ -28,7 +28,8 @@ def test_a_step_is_from_one_graph_launch_to_the_next(tmp_path):
     (tmp_path / "trace.json").write_text(json.dumps({"traceEvents": events}))
     found = timeline.steps_of(tmp_path / "trace.json")
     assert (found["step us"], found["idle us"]) == (100, 50)
-    assert [name for _, _, name in found["one step"]] == ["gemm", "norm", "Memcpy DtoH"]
+    assert found["one step"] == "0.00+30.00 20.00+20.00 60.00+10.00"
+    assert found["kernels"]["gemm"] == {"count": 1, "us": 30}
 
 
 @pytest.mark.parametrize("experts", [0, 4])

@@ -133,7 +133,7 @@ def test_what_the_scheme_says_of_activations_runs(tmp_path, source):
 
 @pytest.mark.parametrize("format", ["modelopt", "compressed-tensors"])
 def test_w4a16_experts_ran_w4a4(tmp_path, source, format):
-    """Experts run what the scheme says, or what is asked for; gated MLPs by themselves warn."""
+    """Experts run what the scheme says, or what is asked for, and so do gated MLPs."""
     text = tmp_path / "text.txt"
     text.write_text("once upon a time in the small village")
     convert(source("mixtral"), tmp_path / "alone", Options(format), no_bar)
@@ -150,5 +150,10 @@ def test_w4a16_experts_ran_w4a4(tmp_path, source, format):
         assert {layer.x_global_scale is not None for layer in layers} == {static}
         assert torch.isfinite(model(torch.arange(1, 5)[None]).logits).all()
     experts = "model.layers.0.block_sparse_moe.experts"
-    with pytest.warns(UserWarning, match=r"gated MLPs \(nvfp4.layers.SwiGLUMLP\) have no such"):
-        Checkpoint(tmp_path / "alone").swiglu_mlp(f"{experts}.0")
+    for folder, activation, want, static in (
+        ("alone", None, "bf16", False),
+        ("both", None, "nvfp4", True),
+        ("both", "bf16", "bf16", False),
+    ):
+        mlp = Checkpoint(tmp_path / folder, activation).swiglu_mlp(f"{experts}.0")
+        assert mlp.activation_format == want and (mlp.h_global_scale is not None) == static

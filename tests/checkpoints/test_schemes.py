@@ -1,6 +1,7 @@
 """The configurations of both formats: written and read again, as others write them, and refused."""
 
 import json
+import pickle
 
 import pytest
 
@@ -90,6 +91,14 @@ def test_as_others_write_them(config, calibrated, activation):
 def test_ignored(format, ignore, quantized, left):
     scheme = Scheme(format, ignore=(ignore,))
     assert scheme.quantizes(quantized) and not scheme.quantizes(left)
+
+
+def test_a_pattern_of_modelopt_was_not_matched_in_another_process():
+    """vLLM's engine gets the scheme pickled. Its format then is another object, and equal."""
+    scheme = Scheme(MODELOPT, ignore=("*.mlp.gate", "lm_head"))
+    there = pickle.loads(pickle.dumps(scheme))
+    assert not there.quantizes("model.layers.0.mlp.gate")
+    assert there.config() == scheme.config()
 
 
 def test_targets():

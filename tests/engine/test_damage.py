@@ -164,5 +164,5 @@ def test_a_file_that_is_cut_short(said):
 
 @pytest.mark.parametrize("algorithm", ["NVFP4_SVD", "W4A4_NVFP4X"])
 def test_an_unknown_algorithm(algorithm, said):
-    need = "quant_algo needs one of NVFP4, NVFP4_AWQ, W4A16_NVFP4"
+    need = "quant_algo needs one of NVFP4, NVFP4_AWQ, W4A16_NVFP4, MIXED_PRECISION"
     assert f"{need}, got '{algorithm}'" in said[algorithm]

@@ -256,6 +256,38 @@ def test_swiglu_mlp_is_its_op(device):
     assert "activation=gelu_tanh, x_scale=dynamic, h_scale=dynamic" in repr(gelu)
 
 
+@pytest.mark.parametrize("activation", ["swiglu_oai", "relu2"])
+def test_a_w4a16_mlp_ran_w4a4(device, activation):
+    """It computes what a mixture of one expert in W4A16 computes."""
+    x, parts = torch.randn(2, 5, H, device=device).bfloat16(), 1 if activation == "relu2" else 2
+    w13 = nvfp4.quantize_experts(torch.randn(1, parts * INTER, H, device=device), segments=parts)
+    w2 = nvfp4.quantize_experts(torch.randn(1, H, INTER, device=device))
+    limit = 2.0 if parts == 2 else None
+    biases = torch.randn(1, parts * INTER, device=device), torch.randn(1, H, device=device)
+    options = dict(activation_format="bf16", activation=activation, backend="reference")
+    mlp = SwiGLUMLP(w13[0], w2[0], None, None, *(b[0] for b in biases), limit, **options)
+    moe = MoE(w13, w2, None, None, *biases, swiglu_limit=limit, **options)
+    first = torch.zeros(10, 1, dtype=torch.int64, device=device)
+    same_bits(mlp(x).flatten(0, 1), moe(x.flatten(0, 1), torch.ones_like(first).float(), first))
+    assert "activation_format=bf16" in repr(mlp)
+    mlp.activation_format = "nvfp4"
+    same_bits(
+        mlp(x),
+        SwiGLUMLP(
+            w13[0],
+            w2[0],
+            None,
+            None,
+            *(b[0] for b in biases),
+            limit,
+            activation=activation,
+            backend="reference",
+        )(x),
+    )
+    with pytest.raises(ValueError, match="x_global_scale needs to be None"):
+        SwiGLUMLP(w13[0], w2[0], torch.ones((), device=device), **options)
+
+
 def test_scales_of_checkpoints_are_swizzled_at_construction(device):
     weights = [torch.randn(2 * INTER, H, device=device), torch.randn(H, INTER, device=device)]
     linear, ready = (
