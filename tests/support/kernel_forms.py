@@ -203,7 +203,8 @@ def _(backend: str) -> Outputs:
 
 @form("quantize by four_over_six")
 def _(backend: str) -> Outputs:
-    x = torch.cat([specials(), close_blocks()[:48].view(-1, 64)])
+    x = specials()
+    x = torch.cat([x, close_blocks()[:48].view(-1, 64).to(x.device)])
     return OPS.quantize(x, torch.ones(1), "linear", "four_over_six", backend)
 
 
