@@ -16,6 +16,7 @@ from nvfp4.ops.moe import moe
 from nvfp4.ops.quantize import quantize_weight
 from nvfp4.spec.format import DATA_DTYPE, SCALE_DTYPE, SWIZZLED, W4A4, W4A16
 from nvfp4.spec.glu import SILU, columns_per_output
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 from nvfp4.spec.swizzle import scales_shape
 from nvfp4.tensors import ExpertWeights
 
@@ -26,6 +27,7 @@ def warmup(
     dtypes: Iterable[torch.dtype] = (torch.bfloat16,),
     bias: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    scale_rule: str = AMAX_OVER_SIX,
     activation_format: str = W4A4,
     segments: int = 1,
     calibrated: bool = False,
@@ -41,6 +43,7 @@ def warmup(
         dtypes: of the activations, and so of the outputs.
         bias: the biases' dtype, None for none.
         device: default the current GPU if there is one, else the CPU.
+        scale_rule: as in the calls of linear.
         activation_format: "nvfp4" for W4A4 calls, and for mm; "bf16" for W4A16 calls.
         segments: global scales of each weight, one for each of its fused parts.
         calibrated: the calls have a static x_global_scale.
@@ -52,7 +55,11 @@ def warmup(
     where = _device(device)
     dtypes = tuple(dtypes)
     workloads = [
-        workload_of(n, k, max_m, dtypes, bias, activation_format, segments, calibrated)
+        workload_of(
+            *(n, k, max_m, dtypes, bias, scale_rule, activation_format),
+            segments=segments,
+            calibrated=calibrated,
+        )
         for n, k in shapes
     ]
     done = compile_ahead(workloads, where, backend)
@@ -70,6 +77,7 @@ def warmup_moe(
     calibrated: bool = False,
     swiglu_limit: float | None = None,
     device: torch.device | str | None = None,
+    scale_rule: str = AMAX_OVER_SIX,
     activation: str = SILU,
     backend: str = "",
 ) -> list[str]:
@@ -81,7 +89,7 @@ def warmup_moe(
         max_m: the most tokens.
         dtypes: of the activations.
         calibrated: the calls have x_global_scale and h_global_scale.
-        swiglu_limit, activation: as in the calls.
+        swiglu_limit, scale_rule, activation: as in the calls.
 
     Returns and raises as nvfp4.warmup. A layer that exists already warms up better: layers.MoE's
     own warmup runs exactly its calls.
@@ -92,7 +100,11 @@ def warmup_moe(
         work
         for experts, hidden, intermediate in shapes
         for work in moe_workloads(
-            experts, hidden, intermediate, max_m, top_k, dtypes, calibrated, activation
+            *(experts, hidden, intermediate, max_m, top_k),
+            dtypes,
+            calibrated,
+            scale_rule,
+            activation,
         )
     ]
     done = compile_ahead(workloads, where, backend)
@@ -107,6 +119,7 @@ def warmup_moe(
                 return moe(
                     *(x, weights, ids, w13, w2, scale, scale),
                     swiglu_limit=swiglu_limit,
+                    scale_rule=scale_rule,
                     activation=activation,
                     backend=backend,
                 )
@@ -124,6 +137,7 @@ def workload_of(
     max_m: int,
     dtypes: Iterable[torch.dtype],
     bias: torch.dtype | None = None,
+    scale_rule: str = AMAX_OVER_SIX,
     activation_format: str = W4A4,
     segments: int = 1,
     calibrated: bool = False,
@@ -141,6 +155,7 @@ def workload_of(
         raise ValueError(f"nvfp4.warmup: segments needs {need}, got {segments}")
     return Workload(
         *(n, k, max_m, tuple(dtypes), bias),
+        scale_rule=scale_rule,
         activation_format=activation_format,
         segments=segments,
         calibrated=calibrated and activation_format == W4A4,
@@ -155,6 +170,7 @@ def moe_workloads(
     top_k: int,
     dtypes: Iterable[torch.dtype],
     glu: bool,
+    scale_rule: str = AMAX_OVER_SIX,
     activation: str = "",
     biases: tuple[torch.dtype | None, torch.dtype | None] = (None, None),
 ) -> tuple[Workload, Workload]:
@@ -172,7 +188,7 @@ def moe_workloads(
     rows, dtypes = max_m * top_k, tuple(dtypes)
     n = intermediate * (columns_per_output(activation) if activation else 2)
     return (
-        Workload(n, hidden, rows, dtypes, biases[0], experts, glu, activation),
+        Workload(n, hidden, rows, dtypes, biases[0], experts, glu, scale_rule, activation),
         Workload(hidden, intermediate, rows, dtypes, biases[1], experts),
     )
 
@@ -272,7 +288,8 @@ def _linear_of_zeros(
     bias = None if work.bias is None else torch.zeros(work.n, dtype=work.bias, device=device)
     packed = weight.data, weight.scales, weight.global_scale.expand(work.segments).contiguous()
     p = weight.global_scale if work.calibrated else None
-    return lambda x: linear(x, *packed, p, bias, work.activation_format, backend)
+    how = work.scale_rule, work.activation_format
+    return lambda x: linear(x, *packed, p, bias, *how, backend)
 
 
 def _zeros(experts: int, n: int, k: int, segments: int, device: torch.device) -> ExpertWeights:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 
 from nvfp4.spec.format import W4A4, W4A16
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 
 TOKEN_STEP = 128
 """Up to so many tokens, each number may have a kernel of its own; beyond, each step of so many."""
@@ -29,6 +30,8 @@ class Workload(NamedTuple):
     """0 for mm and linear. Else grouped_mm with so many experts, where M counts all their rows."""
     glu: bool = False
     """Whether the n columns go into grouped_mm_glu_quantize with a known global scale."""
+    scale_rule: str = AMAX_OVER_SIX
+    """How block scales are chosen: of the activations in `linear`, and with `glu` of its result."""
     activation: str = ""
     """With `glu`, the activation that follows; "" is each of them."""
     activation_format: str = W4A4

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import nvfp4
 from nvfp4.bench import humming
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 from nvfp4.tuning.sweep import largest_column_error
 from nvfp4.tuning.timing import Call
 
@@ -67,19 +68,24 @@ def bare_launch(device: str) -> Call:
 
 
 def quantizer(op: str, rows: int, k: int, device: str) -> Case:
-    """Make the case of a memory-bound op on [rows, k] bf16, checked bit for bit."""
+    """Make the case of a memory-bound op on [rows, k] bf16, checked bit for bit.
+
+    op: its name, and " by RULE" where its scale rule is not the default.
+    """
+    name, _, given = op.partition(" by ")
+    rule = given or AMAX_OVER_SIX
     copies = _copies(rows * k * 2, device)
     width = 2 * k if op == "silu_mul_quantize" else k
     xs = [torch.randn(rows, width, device=device, dtype=torch.bfloat16) for _ in range(copies)]
-    p = nvfp4.global_scale(xs[0])
+    p = nvfp4.global_scale(xs[0], rule)
     quantized = [OPS.quantize(x, p) for x in xs] if op == "dequantize" else []
     packed_bytes = rows * k // 2 + rows * k // 16
 
     def run(index: int, backend: str = "") -> tuple[Tensor, ...]:
-        if op == "quantize":
-            return OPS.quantize(xs[index], p, backend=backend)
-        if op == "quantize_dynamic":
-            return OPS.quantize_dynamic(xs[index], backend=backend)
+        if name == "quantize":
+            return OPS.quantize(xs[index], p, scale_rule=rule, backend=backend)
+        if name == "quantize_dynamic":
+            return OPS.quantize_dynamic(xs[index], scale_rule=rule, backend=backend)
         if op == "silu_mul_quantize":
             return OPS.silu_mul_quantize(xs[index], p, backend=backend)
         return (OPS.dequantize(*quantized[index], p, backend=backend),)

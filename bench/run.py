@@ -18,7 +18,14 @@ from nvfp4.bench.moe import Sizes, moe
 from nvfp4.dispatch.explain import explain
 from nvfp4.tuning.timing import Call, compare, host_seconds
 
-QUANTIZERS = ("quantize", "quantize_dynamic", "silu_mul_quantize", "dequantize")
+QUANTIZERS = (
+    "quantize",
+    "quantize_dynamic",
+    "quantize by four_over_six",
+    "quantize_dynamic by four_over_six",
+    "silu_mul_quantize",
+    "dequantize",
+)
 OPS = (*QUANTIZERS, "linear", "moe")
 GPU_ROWS = ((8192, 7168), (64, 7168), (1, 7168))
 GPU_WEIGHTS = ((6144, 3584), (9216, 3584), (7168, 2048), (4096, 7168), (16384, 7168), (8192, 8192))
@@ -205,7 +212,7 @@ def _measure(case: cases.Case, device: str, rounds: int, ceilings: dict[str, flo
     return Row(
         op=case.op,
         shape=case.shape,
-        backend=explain(case.op, device).backend,
+        backend=explain(case.op.partition(" by ")[0], device).backend,
         configuration=configuration_of(case.variants["nvfp4"][0]),
         microseconds=ours.median * 1e6,
         least=ours.least * 1e6,

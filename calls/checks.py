@@ -25,6 +25,7 @@ from nvfp4.spec.format import (
 )
 from nvfp4.spec.glu import ACTIVATIONS, GATED, columns_per_output
 from nvfp4.spec.grouped import MAX_EXPERTS, grouped_scales_shape
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX, SCALE_RULES
 from nvfp4.spec.swizzle import scales_shape
 
 PACKED_DTYPES = (DATA_DTYPE, torch.float4_e2m1fn_x2)
@@ -71,6 +72,10 @@ class Checker:
     def layout(self, scale_layout: str) -> None:
         if scale_layout not in SCALE_LAYOUTS:
             self.fail("scale_layout", " or ".join(map(repr, SCALE_LAYOUTS)), repr(scale_layout))
+
+    def scale_rule(self, scale_rule: str) -> None:
+        if scale_rule not in SCALE_RULES:
+            self.fail("scale_rule", " or ".join(map(repr, SCALE_RULES)), repr(scale_rule))
 
     def scales(
         self, argument: str, scales: Tensor, shape: Sequence[int], scale_layout: str
@@ -130,15 +135,23 @@ class Checker:
             self.fail("swiglu_limit", f"to be None with activation={activation!r}", swiglu_limit)
 
     def activation_format(
-        self, argument: str, activation_format: str, **static_scales: Tensor | None
+        self,
+        argument: str,
+        activation_format: str,
+        scale_rule: str,
+        **static_scales: Tensor | None,
     ) -> None:
-        """W4A4 or W4A16; W4A16 has no static scales of what it does not quantize."""
+        """W4A4 or W4A16. W4A16 quantizes nothing: it has no static scales, and no other rule."""
+        self.scale_rule(scale_rule)
         if activation_format not in (W4A4, W4A16):
             self.fail(argument, f"{W4A4!r} or {W4A16!r}", repr(activation_format))
         for name, p in static_scales.items():
             if activation_format == W4A16 and p is not None:
                 need = f"to be None with {argument}={W4A16!r}, which quantizes nothing"
                 self.fail(name, need, f"shape {list(p.shape)}")
+        if activation_format == W4A16 and scale_rule != AMAX_OVER_SIX:
+            need = f"{AMAX_OVER_SIX!r} with {argument}={W4A16!r}, which quantizes nothing"
+            self.fail("scale_rule", need, repr(scale_rule))
 
     def mlp(self, hidden: int, n: int, k: int, intermediate: int, activation: str) -> None:
         """w13 [n, k] and w2's I fit x's H and each other: n is 2I, or I without a gate."""

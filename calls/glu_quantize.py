@@ -11,6 +11,7 @@ from nvfp4.calls.grouped import zero_grouped
 from nvfp4.calls.outputs import Packed, Quantized, empty_packed
 from nvfp4.spec.format import BLOCK, SWIZZLED
 from nvfp4.spec.glu import SILU, columns_per_output
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 
 
 class GluQuantize(NamedTuple):
@@ -25,7 +26,7 @@ class GluQuantize(NamedTuple):
     """
     global_scale: Tensor | None = None
     """The result's scale: float32 [], [1], [M] for M rows, or [E] with offsets. None gives each
-    row its own, amax_row / 2688.
+    row its own, amax_row / 2688, or amax_row / 1536 with four_over_six.
     """
     offsets: Tensor | None = None
     """int32 [E + 1], where each expert's rows begin; the scales are then grouped."""
@@ -33,6 +34,8 @@ class GluQuantize(NamedTuple):
     """A limit L: gate becomes min(gate, L) before the activation, up is clamped to [-L, L]."""
     scale_layout: str = SWIZZLED
     """"swizzled" or "linear"."""
+    scale_rule: str = AMAX_OVER_SIX
+    """A rule that Quantize takes."""
     activation: str = SILU
     """"silu" (SwiGLU), "gelu_tanh" (GeGLU), "swiglu_oai" (gpt-oss) or "relu2" (no gate)."""
     backend: str = ""
@@ -41,6 +44,7 @@ class GluQuantize(NamedTuple):
         gate_up, offsets = self.gate_up, self.offsets
         check = Checker(self)
         check.layout(self.scale_layout)
+        check.scale_rule(self.scale_rule)
         check.glu(self.swiglu_limit, self.activation)
         parts = columns_per_output(self.activation)
         rows, columns = check.floats("gate_up", gate_up, multiple=parts * BLOCK)

@@ -13,6 +13,7 @@ from nvfp4.calls.outputs import Quantized
 from nvfp4.spec.format import BLOCK
 from nvfp4.spec.glu import SILU, columns_per_output
 from nvfp4.spec.packing import as_bytes
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 
 
 class GroupedMm(NamedTuple):
@@ -82,6 +83,8 @@ class GroupedMmGluQuantize(NamedTuple):
     gate_up_dtype: torch.dtype | None = None
     """What gate and up are rounded to: bfloat16 (also by default), float16 or float32."""
     expected_rows: int = 0
+    scale_rule: str = AMAX_OVER_SIX
+    """A rule that Quantize takes."""
     activation: str = SILU
     """A name that GluQuantize takes."""
     backend: str = ""
@@ -89,6 +92,7 @@ class GroupedMmGluQuantize(NamedTuple):
     def outputs(self) -> Quantized:
         check = Checker(self)
         rows, experts, n = _check_operands(check, self)
+        check.scale_rule(self.scale_rule)
         check.glu(self.swiglu_limit, self.activation)
         parts = columns_per_output(self.activation)
         if n % (parts * BLOCK):

@@ -8,6 +8,7 @@ from nvfp4.calls.checks import Checker
 from nvfp4.calls.forms import contiguous, matrix, vector
 from nvfp4.spec.format import W4A4
 from nvfp4.spec.packing import as_bytes
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 
 
 class Linear(NamedTuple):
@@ -22,11 +23,13 @@ class Linear(NamedTuple):
     weight_global_scale: Tensor
     """float32 [], [1], or [S] for S equal segments of N (fused parts)."""
     x_global_scale: Tensor | None = None
-    """A static scale, float32 [] or [1]. None quantizes each row by its own, amax_row / 2688, so
-    that a token's output does not depend on its neighbours.
+    """A static scale, float32 [] or [1]. None quantizes each row by its own (quantize_dynamic),
+    so that a token's output does not depend on its neighbours.
     """
     bias: Tensor | None = None
     """[N] bfloat16, float16 or float32, added in float32."""
+    scale_rule: str = AMAX_OVER_SIX
+    """A rule that Quantize takes, for x."""
     activation: str = W4A4
     """"nvfp4" (W4A4) quantizes x. "bf16" (W4A16) multiplies x as it is, float32 rounded to
     bfloat16, by the same weights.
@@ -43,7 +46,8 @@ class Linear(NamedTuple):
             check.fail("weight", f"x's K = {k}, that is {k // 2} bytes a row", f"K = {weight_k}")
         if self.x_global_scale is not None:
             check.global_scale("x_global_scale", self.x_global_scale, m)
-        check.activation_format("activation", self.activation, x_global_scale=self.x_global_scale)
+        x_scale = {"x_global_scale": self.x_global_scale}
+        check.activation_format("activation", self.activation, self.scale_rule, **x_scale)
         check.bias("bias", self.bias, n)
         return x.new_empty((*x.shape[:-1], n))
 

@@ -12,6 +12,7 @@ from nvfp4.calls.outputs import Dispatched, Quantized
 from nvfp4.spec.format import W4A4
 from nvfp4.spec.glu import SILU
 from nvfp4.spec.packing import as_bytes
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 
 
 class MoeDispatch(NamedTuple):
@@ -33,6 +34,8 @@ class MoeDispatch(NamedTuple):
     """A static scale, float32 [] or [1]; None gives each token its own."""
     expert_offset: int = 0
     """The id of the first expert that is here."""
+    scale_rule: str = AMAX_OVER_SIX
+    """A rule that Quantize takes."""
     backend: str = ""
 
     def outputs(self) -> Dispatched:
@@ -40,6 +43,7 @@ class MoeDispatch(NamedTuple):
         m, k = _check_tokens(check, self.x, self.topk_ids)
         check.experts("num_experts", self.num_experts)
         check.static_scale("x_global_scale", self.x_global_scale)
+        check.scale_rule(self.scale_rule)
         rows = m * self.topk_ids.shape[1]
         return self._with_routing(zero_grouped(self.x, rows, self.num_experts, k))
 
@@ -145,6 +149,8 @@ class Moe(NamedTuple):
     """
     swiglu_limit: float | None = None
     """A limit L: gate becomes min(gate, L) before the activation, up is clamped to [-L, L]."""
+    scale_rule: str = AMAX_OVER_SIX
+    """A rule that Quantize takes, for x and for act(gate) * up."""
     activation_format: str = W4A4
     """"nvfp4" (W4A4) quantizes x and act(gate) * up. "bf16" (W4A16) multiplies both in x's dtype,
     float32 rounded to bfloat16, by the same weights.
@@ -173,6 +179,7 @@ class Moe(NamedTuple):
         check.activation_format(
             "activation_format",
             self.activation_format,
+            self.scale_rule,
             x_global_scale=self.x_global_scale,
             h_global_scale=self.h_global_scale,
         )

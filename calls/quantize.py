@@ -10,6 +10,7 @@ from nvfp4.calls.forms import matrix, vector
 from nvfp4.calls.outputs import Packed, Quantized, empty_packed
 from nvfp4.spec.format import SWIZZLED
 from nvfp4.spec.packing import as_bytes
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 
 
 class Quantize(NamedTuple):
@@ -21,12 +22,17 @@ class Quantize(NamedTuple):
     """The decode multiplier p: float32 [], [1], or [M], one for each row."""
     scale_layout: str = SWIZZLED
     """"swizzled" (what GEMMs read) or "linear" (what checkpoints hold)."""
+    scale_rule: str = AMAX_OVER_SIX
+    """"amax_over_six" puts each block's largest magnitude at 6. "four_over_six" puts it at 6 or at
+    4, whichever has the smaller squared error (spec/scale_rules.py).
+    """
     backend: str = ""
 
     def outputs(self) -> Packed:
         check = Checker(self)
         rows, k = check.floats("x", self.x)
         check.layout(self.scale_layout)
+        check.scale_rule(self.scale_rule)
         check.global_scale("global_scale", self.global_scale, rows)
         return empty_packed(self.x, self.x.shape[:-1], k, self.scale_layout)
 
@@ -36,18 +42,23 @@ class Quantize(NamedTuple):
 
 
 class QuantizeDynamic(NamedTuple):
-    """Quantize x, each of its M rows by a global scale of its own, amax_row / 2688."""
+    """Quantize x, each of its M rows by a global scale of its own: amax_row / 2688, or amax_row /
+    1536 with four_over_six.
+    """
 
     x: Tensor
     """[..., K] bfloat16, float16 or float32, K a multiple of 16."""
     scale_layout: str = SWIZZLED
     """"swizzled" or "linear"."""
+    scale_rule: str = AMAX_OVER_SIX
+    """A rule that Quantize takes."""
     backend: str = ""
 
     def outputs(self) -> Quantized:
         check = Checker(self)
         rows, k = check.floats("x", self.x)
         check.layout(self.scale_layout)
+        check.scale_rule(self.scale_rule)
         packed = empty_packed(self.x, self.x.shape[:-1], k, self.scale_layout)
         return Quantized(*packed, self.x.new_empty((rows,), dtype=torch.float32))
 

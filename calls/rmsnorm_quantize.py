@@ -10,6 +10,7 @@ from nvfp4.calls.forms import contiguous, matrix, vector
 from nvfp4.calls.outputs import Normalized, empty_packed
 from nvfp4.spec.format import SWIZZLED
 from nvfp4.spec.rmsnorm import SMALLEST_EPS
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 
 
 class RmsnormQuantize(NamedTuple):
@@ -25,10 +26,12 @@ class RmsnormQuantize(NamedTuple):
     """It has x's shape and dtype. The sum, rounded to that dtype, is normalized and returned."""
     global_scale: Tensor | None = None
     """The normalized rows' scale: float32 [], [1] or [M] for M rows. None gives each row its own,
-    amax_row / 2688.
+    amax_row / 2688, or amax_row / 1536 with four_over_six.
     """
     scale_layout: str = SWIZZLED
     """"swizzled" or "linear"."""
+    scale_rule: str = AMAX_OVER_SIX
+    """A rule that Quantize takes."""
     backend: str = ""
 
     def outputs(self) -> Normalized:
@@ -40,6 +43,7 @@ class RmsnormQuantize(NamedTuple):
         if not SMALLEST_EPS <= self.eps < float("inf"):
             check.fail("eps", "a finite number of at least 2^-126", self.eps)
         check.layout(self.scale_layout)
+        check.scale_rule(self.scale_rule)
         if residual is not None:
             check.tensor("residual", residual, (x.dtype,))
             check.shape("residual", residual, x.shape, "x's shape")

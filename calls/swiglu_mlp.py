@@ -6,6 +6,7 @@ from torch import Tensor
 
 from nvfp4.calls.checks import Checker
 from nvfp4.spec.glu import SILU
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 
 
 class SwigluMlp(NamedTuple):
@@ -35,6 +36,8 @@ class SwigluMlp(NamedTuple):
     """[N], as w13_bias."""
     swiglu_limit: float | None = None
     """A limit L: gate becomes min(gate, L) before the activation, up is clamped to [-L, L]."""
+    scale_rule: str = AMAX_OVER_SIX
+    """A rule that Quantize takes, for x and for act(gate) * up."""
     activation: str = SILU
     """A name that GluQuantize takes."""
     backend: str = ""
@@ -45,6 +48,7 @@ class SwigluMlp(NamedTuple):
         _, hidden = check.floats("x", x)
         first, k = check.weight("w13", self.w13, self.w13_scales, self.w13_global_scale)
         n, intermediate = check.weight("w2", self.w2, self.w2_scales, self.w2_global_scale)
+        check.scale_rule(self.scale_rule)
         check.glu(self.swiglu_limit, self.activation)
         check.mlp(hidden, first, k, intermediate, self.activation)
         check.bias("w13_bias", self.w13_bias, first)

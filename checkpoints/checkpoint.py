@@ -27,6 +27,7 @@ from nvfp4.checkpoints.storage import NVFP4, FloatTensors
 from nvfp4.layers import Linear, MoE, SwiGLUMLP
 from nvfp4.spec.format import BLOCK, LINEAR, W4A4, W4A16
 from nvfp4.spec.glu import GATED, SILU
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX, SCALE_RULES
 from nvfp4.tensors import QuantizedTensor, concatenate, stack_experts
 
 
@@ -41,14 +42,24 @@ class Checkpoint:
     The checkpoint's scheme says what happens to activations. In W4A4 they are quantized, with a
     scale per token where the layer has no input scale. In W4A16 only weights are quantized, and
     activations stay in 16 bits. `activation` overrides the scheme for all layers, with "nvfp4"
-    (W4A4) or "bf16" (W4A16).
+    (W4A4) or "bf16" (W4A16). `scale_rule` is for the layers that quantize activations, as
+    nvfp4.quantize takes it.
     """
 
-    def __init__(self, folder: Path | str, activation: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        activation: str | None = None,
+        scale_rule: str = AMAX_OVER_SIX,
+    ) -> None:
         if activation not in (None, W4A4, W4A16):
             need = f"{W4A4!r}, {W4A16!r} or None"
             raise ValueError(f"Checkpoint: activation needs {need}, got {activation!r}")
+        if scale_rule not in SCALE_RULES:
+            need = " or ".join(map(repr, SCALE_RULES))
+            raise ValueError(f"Checkpoint: scale_rule needs {need}, got {scale_rule!r}")
         self.folder = Path(folder)
+        self.scale_rule = scale_rule
         self.activation = activation
         if not self.folder.is_dir():
             raise ValueError(f"{self.folder} needs to be a checkpoint's folder, got none")
@@ -261,8 +272,9 @@ class Checkpoint:
             self._bias_of(modules),
             self._largest_input_scale(modules) if activation == W4A4 else None,
             pre_quant_scale,
-            activation,
-            backend,
+            scale_rule=self.scale_rule if activation == W4A4 else AMAX_OVER_SIX,
+            activation=activation,
+            backend=backend,
         )
 
     def swiglu_mlp(
@@ -287,6 +299,7 @@ class Checkpoint:
             self._bias_of(first),
             self.bias(down),
             swiglu_limit=swiglu_limit,
+            scale_rule=self.scale_rule if activation_format == W4A4 else AMAX_OVER_SIX,
             activation_format=activation_format,
             activation=activation,
             backend=backend,
@@ -330,6 +343,7 @@ class Checkpoint:
             None if w2_bias is None else w2_bias.unflatten(0, (count, -1)),
             expert_offset=first,
             swiglu_limit=swiglu_limit,
+            scale_rule=self.scale_rule if quantizes else AMAX_OVER_SIX,
             activation_format=activation_format,
             activation=activation,
             backend=backend,

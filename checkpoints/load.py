@@ -24,6 +24,7 @@ from nvfp4.checkpoints.schemes import BIAS, PRE_QUANT_SCALE, is_cache_scale
 from nvfp4.checkpoints.skeleton import Skeleton, is_plain_linear, without_quantization
 from nvfp4.checkpoints.storage import FLOAT_DTYPE
 from nvfp4.layers import MoE
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 
 
 class Experts(nn.Module):
@@ -66,6 +67,7 @@ def load_model(
     device: str = "cpu",
     dtype: torch.dtype = torch.bfloat16,
     step: Step = lambda title, total: lambda: None,
+    scale_rule: str = AMAX_OVER_SIX,
     activation: str | None = None,
     backend: str = "",
 ) -> Any:
@@ -76,6 +78,8 @@ def load_model(
     has another kind of layer; a warning counts them. The rest is as transformers' from_pretrained
     loads it with this `dtype`. Tensors are read layer by layer. `step` opens a progress bar.
 
+    scale_rule: how block scales of activations are chosen where they are quantized, as
+        nvfp4.quantize takes it. It is no property of a checkpoint.
     activation: the form of activations in NVFP4 layers. None takes what the checkpoint says; after
         `convert` without calibration, that is W4A16. "nvfp4" (W4A4) quantizes them, with a scale
         per token unless the checkpoint has one. "bf16" (W4A16) leaves them in 16 bits.
@@ -85,7 +89,7 @@ def load_model(
     """
     from transformers import AutoConfig, GenerationConfig
 
-    checkpoint = Checkpoint(folder, activation)
+    checkpoint = Checkpoint(folder, activation, scale_rule)
     config = without_quantization(AutoConfig.from_pretrained(folder))
     loader = Loader(checkpoint, Skeleton(config, dtype), device, backend)
     model = loader.loaded(step)

@@ -22,12 +22,17 @@ from nvfp4.checkpoints.names import WEIGHT, is_router, matches
 from nvfp4.checkpoints.skeleton import is_kept_in_float32, is_plain_linear
 from nvfp4.layers import Linear, MoE
 from nvfp4.spec.format import BLOCK, FLOAT_DTYPES, W4A4, W4A16
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def quantize_model(
-    model: Model, exclude: Sequence[str] = (), activation: str = W4A4, backend: str = ""
+    model: Model,
+    exclude: Sequence[str] = (),
+    scale_rule: str = AMAX_OVER_SIX,
+    activation: str = W4A4,
+    backend: str = "",
 ) -> Model:
     """Replace a model's linear layers by nvfp4.layers.Linear, and its experts by layers.MoE.
 
@@ -42,6 +47,7 @@ def quantize_model(
         model: any torch module that holds nn.Linear layers, on any device.
         exclude: layers to leave in floats, as wildcards of their names ("*.o_proj") or as parts of
             names between dots ("self_attn").
+        scale_rule: of the activations' block scales, as nvfp4.quantize takes it.
         activation: "nvfp4" (W4A4) with one scale per token, or "bf16" (W4A16).
         backend: a backend's name, or "" to choose at each call.
 
@@ -66,15 +72,15 @@ def quantize_model(
         layer = layers.pop(name)
         made: nn.Module
         if isinstance(layer, nn.Linear):
-            made = Linear.from_float(layer, None, activation, backend)
+            made = Linear.from_float(layer, None, scale_rule, activation, backend)
         else:
-            made = _experts(layer, activation, backend)
+            made = _experts(layer, scale_rule, activation, backend)
         made.train(layer.training)
         model.set_submodule(name, made)
     return model
 
 
-def _experts(layer: Any, form: str, backend: str) -> Experts | SortedExperts:
+def _experts(layer: Any, rule: str, form: str, backend: str) -> Experts | SortedExperts:
     """Quantize a module of experts that transformers has made."""
     limit, activation = activation_of(layer)
     w13, w2, w13_bias, w2_bias = stacks_of(layer)
@@ -86,6 +92,7 @@ def _experts(layer: Any, form: str, backend: str) -> Experts | SortedExperts:
         w13_bias=w13_bias,
         w2_bias=w2_bias,
         swiglu_limit=limit,
+        scale_rule=rule,
         activation_format=form,
         activation=activation,
         backend=backend,

@@ -44,6 +44,13 @@ def bench(
     calibrate_tokens: Annotated[
         int, typer.Option(min=1, help="With --accuracy: how much of the other text to use.")
     ] = 4096,
+    scale_rule: Annotated[
+        str,
+        typer.Option(
+            help="With --accuracy: how block scales of activations are chosen, amax_over_six or "
+            "four_over_six."
+        ),
+    ] = "amax_over_six",
     op: Annotated[str, typer.Option(help="One op; default all.")] = "",
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of each measurement.")] = 15,
     out: Annotated[Path | None, typer.Option(help="A folder for NAME.json and NAME.md.")] = None,
@@ -60,7 +67,7 @@ def bench(
     if accuracy:
         _accuracy(
             model, text, calibration, methods, checkpoint, max_tokens, calibrate_tokens,
-            out, name, commit, as_json,
+            scale_rule, out, name, commit, as_json,
         )  # fmt: skip
         return
     with user_errors(), steps() as step:
@@ -83,6 +90,7 @@ def _accuracy(
     checkpoints: list[Path] | None,
     max_tokens: int,
     calibrate_tokens: int,
+    scale_rule: str,
     out: Path | None,
     name: str,
     commit: str,
@@ -104,6 +112,7 @@ def _accuracy(
             tuple(checkpoints or ()),
             tokens=max_tokens,
             calibration_tokens=calibrate_tokens,
+            scale_rule=scale_rule,
         )
 
         def keep(results: benchmark.Results) -> None:

@@ -78,7 +78,8 @@ def warmup(
         added = _dtype("bias", bias) if bias else None
         workloads = [
             workload_of(
-                *(*weight_shape(text), max_m, dtypes, added, activation_format),
+                *(*weight_shape(text), max_m, dtypes, added),
+                activation_format=activation_format,
                 segments=segments,
                 calibrated=calibrated,
             )

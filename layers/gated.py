@@ -34,12 +34,14 @@ class GatedModule(PackedModule):
         scales: tuple[Tensor | None, Tensor | None],
         biases: tuple[Tensor | None, Tensor | None],
         swiglu_limit: float | None,
+        scale_rule: str,
         activation: str,
         backend: str,
     ) -> None:
         """Register the weights, the static scales of x and of act(gate) * up, and the biases."""
         super().__init__(backend)
         self.swiglu_limit = swiglu_limit
+        self.scale_rule = scale_rule
         self.activation = activation
         self._register(
             w13=w13.data,

@@ -9,6 +9,7 @@ from nvfp4.ahead.warmup import compile_ahead, run_once, workload_of
 from nvfp4.layers.module import PackedModule
 from nvfp4.ops.quantize import quantize_weight
 from nvfp4.spec.format import LINEAR, W4A4
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 from nvfp4.tensors import QuantizedTensor, concatenate
 
 
@@ -16,7 +17,8 @@ class Linear(PackedModule):
     """A linear layer with NVFP4 weights: y = x W^T + bias, x [..., K] to [..., N] in x's dtype.
 
     It calls torch.ops.nvfp4.linear. `activation` is an attribute that may be set later:
-    "nvfp4" quantizes x on the way (W4A4), and "bf16" leaves x in 16 bits (W4A16).
+    "nvfp4" quantizes x on the way (W4A4), and "bf16" leaves x in 16 bits (W4A16). So is
+    `scale_rule`, how x's block scales are chosen: "amax_over_six" or "four_over_six".
 
     Buffers:
         weight: uint8 [N, K/2].
@@ -40,10 +42,12 @@ class Linear(PackedModule):
         bias: Tensor | None = None,
         input_global_scale: Tensor | None = None,
         pre_quant_scale: Tensor | None = None,
+        scale_rule: str = AMAX_OVER_SIX,
         activation: str = W4A4,
         backend: str = "",
     ) -> None:
         super().__init__(backend)
+        self.scale_rule = scale_rule
         self.activation = activation
         weight = weight.swizzled()
         self._register(
@@ -64,13 +68,14 @@ class Linear(PackedModule):
         cls,
         linear: nn.Linear,
         input_global_scale: Tensor | None = None,
+        scale_rule: str = AMAX_OVER_SIX,
         activation: str = W4A4,
         backend: str = "",
     ) -> "Linear":
         """Quantize an nn.Linear whose in_features is a multiple of 16."""
         weight = quantize_weight(linear.weight.detach(), backend=backend)
         bias = None if linear.bias is None else linear.bias.detach()
-        return cls(weight, bias, input_global_scale, None, activation, backend)
+        return cls(weight, bias, input_global_scale, None, scale_rule, activation, backend)
 
     @classmethod
     def from_packed(
@@ -138,6 +143,7 @@ class Linear(PackedModule):
             self.weight_global_scale,
             self.input_global_scale,
             self.bias,
+            self.scale_rule,
             self.activation,
             self.backend,
         )
@@ -153,7 +159,7 @@ class Linear(PackedModule):
         n, half_k = self.weight.shape
         bias = None if self.bias is None else self.bias.dtype
         work = workload_of(
-            *(n, 2 * half_k, max_tokens, dtypes, bias, self.activation),
+            *(n, 2 * half_k, max_tokens, dtypes, bias, self.scale_rule, self.activation),
             segments=self.weight_global_scale.numel(),
             calibrated=self.input_global_scale is not None,
         )
@@ -165,7 +171,8 @@ class Linear(PackedModule):
         n, half_k = self.weight.shape
         scale = "dynamic" if self.input_global_scale is None else "static"
         shape = f"in_features={2 * half_k}, out_features={n}"
-        return f"{shape}, bias={self.bias is not None}, input_scale={scale}"
+        rule = "" if self.scale_rule == AMAX_OVER_SIX else f", scale_rule={self.scale_rule}"
+        return f"{shape}, bias={self.bias is not None}, input_scale={scale}{rule}"
 
 
 def _biases(parts: Sequence[nn.Linear], bias: Tensor | None) -> Tensor | None:

@@ -12,6 +12,7 @@ from nvfp4.ops.quantize import quantize_weight
 from nvfp4.ops.quantize_experts import quantize_experts
 from nvfp4.spec.format import W4A4, W4A16
 from nvfp4.spec.glu import SILU
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 from nvfp4.tensors import ExpertWeights, concatenate, stack_experts
 
 
@@ -24,7 +25,8 @@ class MoE(GatedModule):
     gate, and w13 is up's [E, I, H].
 
     `activation_format` is an attribute that may be set later: "nvfp4" quantizes tokens and
-    act(gate) * up on the way (W4A4), and "bf16" leaves both in 16 bits (W4A16).
+    act(gate) * up on the way (W4A4), and "bf16" leaves both in 16 bits (W4A16). So is `scale_rule`,
+    how the block scales of both are chosen: "amax_over_six" or "four_over_six".
 
     Buffers:
         w13: uint8 [E, 2I, H/2].
@@ -53,12 +55,14 @@ class MoE(GatedModule):
         expert_offset: int = 0,
         global_num_experts: int = 0,
         swiglu_limit: float | None = None,
+        scale_rule: str = AMAX_OVER_SIX,
         activation_format: str = W4A4,
         activation: str = SILU,
         backend: str = "",
     ) -> None:
-        scales = x_global_scale, h_global_scale
-        super().__init__(w13, w2, scales, (w13_bias, w2_bias), swiglu_limit, activation, backend)
+        scales, biases = (x_global_scale, h_global_scale), (w13_bias, w2_bias)
+        how = swiglu_limit, scale_rule, activation, backend
+        super().__init__(w13, w2, scales, biases, *how)
         self.expert_offset = expert_offset
         self.global_num_experts = global_num_experts
         self.activation_format = activation_format
@@ -77,6 +81,7 @@ class MoE(GatedModule):
         w2_bias: Tensor | None = None,
         expert_offset: int = 0,
         swiglu_limit: float | None = None,
+        scale_rule: str = AMAX_OVER_SIX,
         activation_format: str = W4A4,
         activation: str = SILU,
         backend: str = "",
@@ -109,6 +114,7 @@ class MoE(GatedModule):
             expert_offset,
             0,
             swiglu_limit,
+            scale_rule,
             activation_format,
             activation,
             backend,
@@ -145,6 +151,7 @@ class MoE(GatedModule):
             self.expert_offset + first,
             self.global_num_experts or self.experts,
             self.swiglu_limit,
+            self.scale_rule,
             self.activation_format,
             self.activation,
             self.backend,
@@ -166,6 +173,7 @@ class MoE(GatedModule):
             self.expert_offset,
             self.global_num_experts,
             self.swiglu_limit,
+            self.scale_rule,
             self.activation_format,
             self.activation,
             self.backend,
@@ -184,7 +192,7 @@ class MoE(GatedModule):
         known = self.h_global_scale is not None
         biases = _dtype(self.w13_bias), _dtype(self.w2_bias)
         sizes = self.experts, hidden, intermediate, max_tokens, top_k
-        works = moe_workloads(*sizes, dtypes, known, self.activation, biases)
+        works = moe_workloads(*sizes, dtypes, known, self.scale_rule, self.activation, biases)
         # W4A16 has other kernels, which the calls below compile.
         done = compile_ahead(works, device, self.backend) if self.activation_format == W4A4 else []
         call = routed(self, self.experts, top_k, self.expert_offset)

@@ -10,6 +10,7 @@ from nvfp4.layers.gated import GatedModule
 from nvfp4.ops.quantize import quantize_weight
 from nvfp4.spec.format import W4A4, W4A16
 from nvfp4.spec.glu import SILU, activate
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 from nvfp4.tensors import QuantizedTensor, concatenate
 
 
@@ -23,7 +24,8 @@ class SwiGLUMLP(GatedModule):
 
     `activation_format` is an attribute that may be set later: "nvfp4" quantizes x and
     act(gate) * up on the way (W4A4). "bf16" leaves both in 16 bits (W4A16): the layer calls
-    torch.ops.nvfp4.linear twice, and computes the activation in float32 between.
+    torch.ops.nvfp4.linear twice, and computes the activation in float32 between. So is
+    `scale_rule`, how the block scales of both are chosen: "amax_over_six" or "four_over_six".
 
     Buffers:
         w13: uint8 [2I, H/2].
@@ -45,13 +47,15 @@ class SwiGLUMLP(GatedModule):
         w13_bias: Tensor | None = None,
         w2_bias: Tensor | None = None,
         swiglu_limit: float | None = None,
+        scale_rule: str = AMAX_OVER_SIX,
         activation_format: str = W4A4,
         activation: str = SILU,
         backend: str = "",
     ) -> None:
         w13, w2 = w13.swizzled(), w2.swizzled()
-        scales = x_global_scale, h_global_scale
-        super().__init__(w13, w2, scales, (w13_bias, w2_bias), swiglu_limit, activation, backend)
+        scales, biases = (x_global_scale, h_global_scale), (w13_bias, w2_bias)
+        how = swiglu_limit, scale_rule, activation, backend
+        super().__init__(w13, w2, scales, biases, *how)
         self.activation_format = W4A4
         x = torch.empty(0, w13.shape[-1], dtype=torch.bfloat16)
         self._check(x)  # what W4A4 refuses is wrong for W4A16 too
@@ -67,6 +71,7 @@ class SwiGLUMLP(GatedModule):
         x_global_scale: Tensor | None = None,
         h_global_scale: Tensor | None = None,
         swiglu_limit: float | None = None,
+        scale_rule: str = AMAX_OVER_SIX,
         activation_format: str = W4A4,
         activation: str = SILU,
         backend: str = "",
@@ -92,6 +97,7 @@ class SwiGLUMLP(GatedModule):
             torch.cat(biases) if biases else None,
             None if down.bias is None else down.bias.detach(),
             swiglu_limit,
+            scale_rule,
             activation_format,
             activation,
             backend,
@@ -107,7 +113,7 @@ class SwiGLUMLP(GatedModule):
     def forward(self, x: Tensor) -> Tensor:
         if self.activation_format != W4A4:
             return self._weight_only(x)
-        options = self.swiglu_limit, self.activation, self.backend
+        options = self.swiglu_limit, self.scale_rule, self.activation, self.backend
         return torch.ops.nvfp4.swiglu_mlp(x, *self._tensors(), *options)
 
     def _weight_only(self, x: Tensor) -> Tensor:
@@ -121,6 +127,7 @@ class SwiGLUMLP(GatedModule):
     ) -> Tensor:
         return torch.ops.nvfp4.linear(
             *(x, w.data, w.scales, w.global_scale, p, bias),
+            scale_rule=self.scale_rule,
             activation=self.activation_format,
             backend=self.backend,
         )
@@ -140,6 +147,7 @@ class SwiGLUMLP(GatedModule):
                 workload_of(
                     *(w.shape[0], 2 * w.shape[1], max_tokens, dtypes),
                     bias=None if b is None else b.dtype,
+                    scale_rule=self.scale_rule,
                     segments=weight_scale.numel(),
                     activation_format=self.activation_format,
                     calibrated=p is not None,
@@ -171,4 +179,5 @@ def glu_repr(layer: nn.Module) -> str:
         "dynamic" if scale is None else "static"
         for scale in (layer.x_global_scale, layer.h_global_scale)
     )
-    return f"activation={layer.activation}{limit}{bias}, x_scale={x}, h_scale={h}"
+    rule = "" if layer.scale_rule == AMAX_OVER_SIX else f", scale_rule={layer.scale_rule}"
+    return f"activation={layer.activation}{limit}{bias}, x_scale={x}, h_scale={h}{rule}"

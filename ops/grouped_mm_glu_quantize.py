@@ -13,6 +13,7 @@ from nvfp4.dispatch import fill, fuse
 from nvfp4.ops.library import define
 from nvfp4.spec.format import SWIZZLED
 from nvfp4.spec.glu import SILU
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 from nvfp4.tensors import ExpertRows, ExpertWeights
 
 
@@ -23,6 +24,7 @@ def grouped_mm_glu_quantize(
     global_scale: Tensor | None = None,
     swiglu_limit: float | None = None,
     gate_up_dtype: torch.dtype = torch.bfloat16,
+    scale_rule: str = AMAX_OVER_SIX,
     activation: str = SILU,
     backend: str = "",
 ) -> ExpertRows:
@@ -34,7 +36,7 @@ def grouped_mm_glu_quantize(
         bias: [E, 2I] or [E, I], added to gate and up; no kernel fuses it.
         global_scale: of the result, float32 [], [1] or [E] (one per expert), calibrated: what a
             fused kernel needs; None: each row's own.
-        swiglu_limit, activation: as nvfp4.glu_quantize.
+        swiglu_limit, scale_rule, activation: as nvfp4.glu_quantize.
         gate_up_dtype: what gate and up are rounded to, whether they are written or not.
 
     The same bits as grouped_mm, then grouped_glu_quantize.
@@ -42,7 +44,7 @@ def grouped_mm_glu_quantize(
     operands = rows.data, weights.data, rows.scales, weights.scales, weights.global_scale
     data, scales, p = torch.ops.nvfp4.grouped_mm_glu_quantize(
         *operands, rows.offsets, rows.row_scale, bias, global_scale, swiglu_limit, gate_up_dtype,
-        activation=activation, backend=backend,
+        scale_rule=scale_rule, activation=activation, backend=backend,
     )  # fmt: skip
     return ExpertRows(data, scales, p, rows.offsets)
 
@@ -57,8 +59,8 @@ def run(call: GroupedMmGluQuantize, out: Quantized) -> None:
     operands = call.a, call.b, call.a_scales, call.b_scales, call.alpha, call.offsets
     multiply = GroupedMm(*operands, call.row_scale, call.bias, dtype, call.expected_rows, backend)
     fill(multiply, gate_up, stage=True)
-    glu = call.global_scale, call.offsets, call.swiglu_limit, SWIZZLED, call.activation, backend
-    fill(GluQuantize(gate_up, *glu), out, stage=True)
+    glu = call.global_scale, call.offsets, call.swiglu_limit, SWIZZLED, call.scale_rule
+    fill(GluQuantize(gate_up, *glu, call.activation, backend), out, stage=True)
 
 
 define(GroupedMmGluQuantize, run)

@@ -16,6 +16,7 @@ from nvfp4.ops.grouped_mm_glu_quantize import run as run_first_layer
 from nvfp4.ops.library import define
 from nvfp4.spec.format import W4A4, W4A16
 from nvfp4.spec.glu import SILU
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 from nvfp4.tensors import ExpertWeights
 
 
@@ -32,6 +33,7 @@ def moe(
     expert_offset: int = 0,
     global_num_experts: int = 0,
     swiglu_limit: float | None = None,
+    scale_rule: str = AMAX_OVER_SIX,
     activation_format: str = W4A4,
     activation: str = SILU,
     backend: str = "",
@@ -52,6 +54,7 @@ def moe(
         h_global_scale: of act(gate) * up; [], [1] or [E]; None: each row its own.
         w13_bias, w2_bias: [E, 2I] (or [E, I]) and [E, H], added in float32.
         swiglu_limit, activation: as nvfp4.glu_quantize.
+        scale_rule: of the block scales of x and of act(gate) * up, as nvfp4.quantize.
         activation_format: "nvfp4" (W4A4), or "bf16" (W4A16): nothing is quantized on the way. x and
             act(gate) * up are multiplied as they are, in x's dtype (float32 rounded to bfloat16).
         global_num_experts: how many the router chooses from, over all ranks; 0: those here. Tiles
@@ -60,7 +63,8 @@ def moe(
     weights = w13.data, w13.scales, w13.global_scale, w2.data, w2.scales, w2.global_scale
     return torch.ops.nvfp4.moe(
         x, topk_weights, topk_ids, *weights, x_global_scale, h_global_scale, w13_bias, w2_bias,
-        expert_offset, global_num_experts, swiglu_limit, activation_format, activation, backend,
+        expert_offset, global_num_experts, swiglu_limit, scale_rule, activation_format, activation,
+        backend,
     )  # fmt: skip
 
 
@@ -70,7 +74,13 @@ def _run(call: Moe, out: Tensor) -> None:
         return
     x, backend, expected_rows = call.x, call.backend, call.expected_rows()
     dispatch = MoeDispatch(
-        x, call.topk_ids, call.w13.shape[0], call.x_global_scale, call.expert_offset, backend
+        x,
+        call.topk_ids,
+        call.w13.shape[0],
+        call.x_global_scale,
+        call.expert_offset,
+        call.scale_rule,
+        backend,
     )
     rows = dispatch.empty()
     fill(dispatch, rows, stage=True)
@@ -83,6 +93,7 @@ def _run(call: Moe, out: Tensor) -> None:
         swiglu_limit=call.swiglu_limit,
         gate_up_dtype=x.dtype,
         expected_rows=expected_rows,
+        scale_rule=call.scale_rule,
         activation=call.activation,
         backend=backend,
     )

@@ -8,27 +8,35 @@ from nvfp4.ops.library import define
 from nvfp4.quantization import GPTQ, METHODS, RTN, global_scale_of, quantize_matrix
 from nvfp4.spec import quantize as spec
 from nvfp4.spec.format import BLOCK, SWIZZLED
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 from nvfp4.spec.swizzle import swizzle_scales
 from nvfp4.tensors import QuantizedTensor
 
 
 def quantize(
-    x: Tensor, global_scale: Tensor | None = None, scale_layout: str = SWIZZLED, backend: str = ""
+    x: Tensor,
+    global_scale: Tensor | None = None,
+    scale_layout: str = SWIZZLED,
+    scale_rule: str = AMAX_OVER_SIX,
+    backend: str = "",
 ) -> QuantizedTensor:
     """Quantize x to NVFP4 along its last dimension.
 
     Args:
         x: [..., K] bfloat16, float16 or float32, K a multiple of 16.
         global_scale: the decode multiplier p, float32 [], [1] or [M] (one per row, M the product of
-            the leading dimensions). None: one for the whole tensor, amax / 2688.
+            the leading dimensions). None: one for the whole tensor, amax / 2688, or
+            amax / 1536 with four_over_six.
         scale_layout: "swizzled" (what the GEMMs read) or "linear" (what checkpoints hold).
+        scale_rule: how block scales are chosen. "amax_over_six" puts each block's largest magnitude
+            at 6. "four_over_six" puts it at 6 or at 4, whichever has the smaller squared error.
         backend: a backend's name, or "" to choose (see nvfp4.explain).
 
     Raises:
         ValueError: naming the argument, what it needs and what it got.
     """
-    p = spec.global_scale(x) if global_scale is None else global_scale
-    data, scales = torch.ops.nvfp4.quantize(x, p, scale_layout, backend)
+    p = spec.global_scale(x, scale_rule) if global_scale is None else global_scale
+    data, scales = torch.ops.nvfp4.quantize(x, p, scale_layout, scale_rule, backend)
     return QuantizedTensor(data, scales, p, scale_layout)
 
 
@@ -68,7 +76,7 @@ def quantize_weight(
         )
     w = w.T if k_dim in (0, -2) else w
     if method == RTN:
-        return quantize(w, global_scale, SWIZZLED, backend)
+        return quantize(w, global_scale, SWIZZLED, backend=backend)
     n, k = w.shape
     if k == 0 or k % BLOCK:
         raise ValueError(f"{where}: w needs K a multiple of {BLOCK}, got {k}")

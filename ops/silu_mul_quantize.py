@@ -9,7 +9,6 @@ from nvfp4.calls import GluQuantize, Packed, SiluMulQuantize
 from nvfp4.dispatch import fill
 from nvfp4.ops.library import define
 from nvfp4.spec.format import SWIZZLED
-from nvfp4.spec.glu import SILU
 from nvfp4.tensors import QuantizedTensor
 
 
@@ -37,8 +36,8 @@ def silu_mul_quantize(
 
 
 def _run(call: SiluMulQuantize, out: Packed) -> None:
-    glu = call.global_scale, None, call.swiglu_limit, call.scale_layout, SILU, call.backend
-    fill(GluQuantize(call.gate_up, *glu), out)
+    glu = call.global_scale, None, call.swiglu_limit, call.scale_layout
+    fill(GluQuantize(call.gate_up, *glu, backend=call.backend), out)
 
 
 define(SiluMulQuantize, _run)

@@ -10,7 +10,9 @@ from nvfp4.dispatch import fill
 from nvfp4.spec.format import SWIZZLED
 
 
-def quantize_rows(x: Tensor, global_scale: Tensor | None, backend: str) -> Quantized:
+def quantize_rows(
+    x: Tensor, global_scale: Tensor | None, scale_rule: str, backend: str
+) -> Quantized:
     """Quantize x [..., K] as a matrix [M, K].
 
     Returns data [M, K/2], swizzled scales, and row_scale: the static global scale [1], or [M], each
@@ -21,8 +23,8 @@ def quantize_rows(x: Tensor, global_scale: Tensor | None, backend: str) -> Quant
     packed = empty_packed(x, (m,), k, SWIZZLED)
     if global_scale is None:
         out = Quantized(*packed, x.new_empty((m,), dtype=torch.float32))
-        fill(QuantizeDynamic(x, SWIZZLED, backend), out, stage=True)
+        fill(QuantizeDynamic(x, SWIZZLED, scale_rule, backend), out, stage=True)
         return out
     p = vector(global_scale)
-    fill(Quantize(x, p, SWIZZLED, backend), packed, stage=True)
+    fill(Quantize(x, p, SWIZZLED, scale_rule, backend), packed, stage=True)
     return Quantized(*packed, p)

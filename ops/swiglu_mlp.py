@@ -14,6 +14,7 @@ from nvfp4.ops.library import define
 from nvfp4.ops.stages import quantize_rows
 from nvfp4.spec.format import SWIZZLED
 from nvfp4.spec.glu import SILU
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 from nvfp4.tensors import QuantizedTensor
 
 
@@ -26,6 +27,7 @@ def swiglu_mlp(
     w13_bias: Tensor | None = None,
     w2_bias: Tensor | None = None,
     swiglu_limit: float | None = None,
+    scale_rule: str = AMAX_OVER_SIX,
     activation: str = SILU,
     backend: str = "",
 ) -> Tensor:
@@ -41,17 +43,19 @@ def swiglu_mlp(
             None: each row its own.
         w13_bias, w2_bias: of w13's and of w2's rows, added in float32.
         swiglu_limit, activation: as nvfp4.glu_quantize.
+        scale_rule: of the block scales of x and of act(gate) * up, as nvfp4.quantize.
     """
     w13, w2 = w13.swizzled(), w2.swizzled()
     return torch.ops.nvfp4.swiglu_mlp(
         x, w13.data, w13.scales, w13.global_scale, w2.data, w2.scales, w2.global_scale,
-        x_global_scale, h_global_scale, w13_bias, w2_bias, swiglu_limit, activation, backend,
+        x_global_scale, h_global_scale, w13_bias, w2_bias, swiglu_limit, scale_rule, activation,
+        backend,
     )  # fmt: skip
 
 
 def _run(call: SwigluMlp, out: Tensor) -> None:
     x, backend = call.x, call.backend
-    a = quantize_rows(x, call.x_global_scale, backend)
+    a = quantize_rows(x, call.x_global_scale, call.scale_rule, backend)
     m, intermediate = a.data.shape[0], 2 * call.w2.shape[1]
     gate_up = x.new_empty((m, call.w13.shape[0]))
     p = vector(call.w13_global_scale)[None]
@@ -61,8 +65,8 @@ def _run(call: SwigluMlp, out: Tensor) -> None:
 
     packed = empty_packed(x, (m,), intermediate, SWIZZLED)
     h = Quantized(*packed, x.new_empty((m,), dtype=torch.float32))
-    glu = call.h_global_scale, None, call.swiglu_limit, SWIZZLED, call.activation, backend
-    fill(GluQuantize(gate_up, *glu), h, stage=True)
+    glu = call.h_global_scale, None, call.swiglu_limit, SWIZZLED, call.scale_rule
+    fill(GluQuantize(gate_up, *glu, call.activation, backend), h, stage=True)
 
     p = vector(call.w2_global_scale)[None]
     second = h.data, call.w2, h.scales, call.w2_scales, p, h.row_scale

@@ -8,6 +8,9 @@ the global scale p:
     inv  = 0 if sf == 0 else min(1 / (sf * p), FLT_MAX)
     code = e2m1(x * inv)
 
+This is the default rule for the block scales; scale_rules.py has the other, with the same `inv` and
+`code`.
+
 The order of the multiplications is that of TransformerEngine, cuBLAS and CUTLASS. Another order
 changes 0.1 to 0.5 % of the scale bytes. A NaN in x makes its block NaN (scale 0x7F, codes 0x7).
 +-Inf saturates its block (scale 448, code +-6).
@@ -32,7 +35,7 @@ from nvfp4.spec.rounding import from_e2m1, from_e4m3, round_to_e2m1, to_e2m1
 from nvfp4.spec.scale_rules import (
     AMAX_OVER_SIX,
     GLOBAL_SCALE_DIVISORS,
-    amax_over_six,
+    RULES,
     inverse_scale,
 )
 
@@ -74,7 +77,9 @@ def global_scale(x: Tensor, scale_rule: str = AMAX_OVER_SIX) -> Tensor:
     return global_scale_of_amax(amax, scale_rule)
 
 
-def row_global_scales_of(rows_of: Callable[[slice], Tensor], like: Tensor, k: int) -> Tensor:
+def row_global_scales_of(
+    rows_of: Callable[[slice], Tensor], like: Tensor, k: int, scale_rule: str = AMAX_OVER_SIX
+) -> Tensor:
     """One global scale per row, float32 [M], of a tensor [M, k] that `rows_of` makes row by row.
 
     M and the device are those of `like`.
@@ -82,12 +87,12 @@ def row_global_scales_of(rows_of: Callable[[slice], Tensor], like: Tensor, k: in
     amax = torch.empty(like.shape[0], dtype=torch.float32, device=like.device)
     for rows in row_chunks(like.shape[0], k):
         amax[rows] = _finite_magnitude(rows_of(rows)).amax(dim=1)
-    return global_scale_of_amax(amax)
+    return global_scale_of_amax(amax, scale_rule)
 
 
-def row_global_scales(x: Tensor) -> Tensor:
+def row_global_scales(x: Tensor, scale_rule: str = AMAX_OVER_SIX) -> Tensor:
     """One global scale per row of x [M, K]: float32 [M]."""
-    return row_global_scales_of(lambda rows: x[rows], x, x.shape[1])
+    return row_global_scales_of(lambda rows: x[rows], x, x.shape[1], scale_rule)
 
 
 def encode(x: Tensor, scales: Tensor, p: Tensor) -> Tensor:
@@ -101,13 +106,15 @@ def encode(x: Tensor, scales: Tensor, p: Tensor) -> Tensor:
     return pack(codes.view(x.shape))
 
 
-def _quantize_chunk(x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+def _quantize_chunk(x: Tensor, p: Tensor, scale_rule: str) -> tuple[Tensor, Tensor]:
     """Quantize float32 [m, K] with p [m or 1, 1]: data uint8 [m, K/2], scales E4M3 [m, K/16]."""
-    scales = amax_over_six(x.view(x.shape[0], -1, BLOCK), p)
+    scales = RULES[scale_rule](x.view(x.shape[0], -1, BLOCK), p)
     return encode(x, scales, p), scales
 
 
-def quantize_rows(rows_of: Callable[[slice], Tensor], p: Tensor, data: Tensor) -> Tensor:
+def quantize_rows(
+    rows_of: Callable[[slice], Tensor], p: Tensor, data: Tensor, scale_rule: str = AMAX_OVER_SIX
+) -> Tensor:
     """Quantize a tensor [M, K] of any float dtype that `rows_of` makes row by row.
 
     p is float32 [1] or [M]. Writes data uint8 [M, K/2], and returns the linear scales float8_e4m3fn
@@ -119,13 +126,13 @@ def quantize_rows(rows_of: Callable[[slice], Tensor], p: Tensor, data: Tensor) -
     for chunk in row_chunks(rows, k):
         p_chunk = p if p.shape[0] == 1 else p[chunk]
         x = rows_of(chunk).float().contiguous()
-        data[chunk], scales[chunk] = _quantize_chunk(x, p_chunk)
+        data[chunk], scales[chunk] = _quantize_chunk(x, p_chunk, scale_rule)
     return scales
 
 
-def quantize(x: Tensor, p: Tensor, data: Tensor) -> Tensor:
+def quantize(x: Tensor, p: Tensor, data: Tensor, scale_rule: str = AMAX_OVER_SIX) -> Tensor:
     """Quantize x [M, K] into data [M, K/2] and return the linear scales; see quantize_rows."""
-    return quantize_rows(lambda rows: x[rows], p, data)
+    return quantize_rows(lambda rows: x[rows], p, data, scale_rule)
 
 
 @functools.cache
@@ -164,15 +171,15 @@ def rounded(x: Tensor, scales: Tensor, p: Tensor) -> Tensor:
     return values.mul_(sf.unsqueeze(-1)).view(x.shape).mul_(p)
 
 
-def round_trip(x: Tensor, p: Tensor | None = None) -> Tensor:
+def round_trip(x: Tensor, p: Tensor | None = None, scale_rule: str = AMAX_OVER_SIX) -> Tensor:
     """Quantize float32 x [M, K] and decode it again: float32 [M, K].
 
     p is float32 [] or [1]; None quantizes each row by its own global scale.
     """
-    p = (row_global_scales(x) if p is None else p).view(-1, 1)
+    p = (row_global_scales(x, scale_rule) if p is None else p).view(-1, 1)
     out = torch.empty_like(x)
     for rows in row_chunks(*x.shape):
         part, p_part = x[rows].contiguous(), p if len(p) == 1 else p[rows]
-        scales = amax_over_six(part.view(part.shape[0], -1, BLOCK), p_part)
+        scales = RULES[scale_rule](part.view(part.shape[0], -1, BLOCK), p_part)
         out[rows] = rounded(part, scales, p_part)
     return out

@@ -13,8 +13,14 @@ second grid. With the global scale p, all in float32, each operation rounded onc
     e    = (the sum of the 16 d * d, added in pairs of neighbours) * (sf * sf)
     sf   = four if e(four) < e(six) else six
 
-The sum is ((d0 + d1) + (d2 + d3)) + ... of the squares: a tree over neighbours. So a tie takes
-`six`, and so does a block whose `six` rounds to zero, because both its errors count as zero.
+The sum is ((d0 + d1) + (d2 + d3)) + ... of the squares: a tree over neighbours. A tie takes `six`.
+A block whose `six` rounds to zero keeps it, because its error counts as zero. A NaN or an infinity
+takes `six` too: its errors are NaN or infinite, and no error is less than those.
+
+Every machine gets the same bits. y and d are exact or rounded once, and the order of the sum is
+fixed. |d| does not depend on how e2m1 breaks ties. Only a contraction to a fused multiply-add would
+change it. The error is measured on the scaled values because a kernel has these in registers:
+that of x itself would take p, and two more roundings an element.
 """
 
 import torch
@@ -27,7 +33,12 @@ AMAX_OVER_SIX, FOUR_OVER_SIX = "amax_over_six", "four_over_six"
 SCALE_RULES = (AMAX_OVER_SIX, FOUR_OVER_SIX)
 
 FOUR_OVER_SIX_CEILING = 256.0
-"""The scale of a tensor's largest block by its `six`; its `four` is then 384, which E4M3 holds."""
+"""The scale of a tensor's largest block by its `six`; its `four` is then 384.
+
+It is the largest E4M3 value whose 3/2 is one too. 448 * 2/3 is 298.7, and 288 * 3/2 = 432 is no
+E4M3 value. A static global scale may be smaller, as amax / 2688 is. Then the `four` of the largest
+blocks saturates at 448.
+"""
 
 GLOBAL_SCALE_DIVISORS = {
     AMAX_OVER_SIX: GLOBAL_SCALE_DIVISOR,

@@ -17,12 +17,12 @@ def glu_quantize(call: GluQuantize, out: Packed | Quantized) -> None:
         return activate(gate_up[:rows][chunk].float(), call.swiglu_limit, call.activation)
 
     if p is None:
-        p = spec.row_global_scales_of(product, data, 2 * data.shape[1])
+        p = spec.row_global_scales_of(product, data, 2 * data.shape[1], call.scale_rule)
     elif offsets is not None and p.numel() > 1:
         p = p[expert_of_rows(offsets, rows)]
     if isinstance(out, Quantized):
         out.row_scale[:rows] = p
-    linear = spec.quantize_rows(product, p, data)
+    linear = spec.quantize_rows(product, p, data, call.scale_rule)
     if offsets is None:
         store_scales(linear, call.scale_layout, out.scales)
     else:

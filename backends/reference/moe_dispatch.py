@@ -13,9 +13,9 @@ def moe_dispatch(call: MoeDispatch, out: Dispatched) -> None:
     out.offsets.copy_(offsets)
     out.positions.copy_(positions)
     static = call.x_global_scale
-    p = spec.row_global_scales(x) if static is None else static.expand(len(x))
+    p = spec.row_global_scales(x, call.scale_rule) if static is None else static.expand(len(x))
     tokens = torch.empty(x.shape[0], x.shape[1] // 2, dtype=out.data.dtype, device=x.device)
-    linear = spec.quantize(x, p, tokens).view(torch.uint8)
+    linear = spec.quantize(x, p, tokens, call.scale_rule).view(torch.uint8)
 
     flat = out.positions.flatten()
     choice = torch.nonzero(flat >= 0).squeeze(1)  # the host waits for their number

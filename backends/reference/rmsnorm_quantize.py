@@ -17,6 +17,7 @@ def rmsnorm_quantize(call: RmsnormQuantize, out: Normalized) -> None:
 
     p = call.global_scale
     if p is None:
-        p = spec.row_global_scales_of(normalized, h, h.shape[1])
+        p = spec.row_global_scales_of(normalized, h, h.shape[1], call.scale_rule)
     out.row_scale.copy_(p)
-    store_scales(spec.quantize_rows(normalized, p, out.data), call.scale_layout, out.scales)
+    linear = spec.quantize_rows(normalized, p, out.data, call.scale_rule)
+    store_scales(linear, call.scale_layout, out.scales)

@@ -83,9 +83,9 @@ def activated(
 def _glu_quantize_kernel(
     gate_up, global_scale, group_offsets, limit, data, scales, row_scales, M, E, K, stride,
     all_scale_rows, scale_columns,
-    ACTIVATION: tl.constexpr, LIMITED: tl.constexpr, SWIZZLED: tl.constexpr, SCALE_OF: tl.constexpr,
-    KEEP_ROW_SCALE: tl.constexpr, EXPERTS: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
-    SM: tl.constexpr,
+    ACTIVATION: tl.constexpr, LIMITED: tl.constexpr, SWIZZLED: tl.constexpr,
+    SCALE_RULE: tl.constexpr, SCALE_OF: tl.constexpr, KEEP_ROW_SCALE: tl.constexpr,
+    EXPERTS: tl.constexpr, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * R + tl.arange(0, R)
     column = tl.program_id(1) * C
@@ -109,14 +109,14 @@ def _glu_quantize_kernel(
         in_scales = rows < all_scale_rows
     values = activated(gate_up, rows, row_mask, column, K, stride, limit, ACTIVATION, LIMITED, R, C)
     if SCALE_OF == ROW_FOUND:
-        p = row_global_scale(values)
+        p = row_global_scale(values, SCALE_RULE)
     elif SCALE_OF == ROW:
         p = tl.load(global_scale + rows, mask=row_mask, other=1.0)
     else:
         p = tl.load(global_scale + tl.zeros_like(rows) + (expert if SCALE_OF == EXPERT else 0))
     if KEEP_ROW_SCALE and column == 0:
         tl.store(row_scales + rows, p, mask=row_mask)
-    words, sf = quantize_tile(values, p, R, C, SM)
+    words, sf = quantize_tile(values, p, SCALE_RULE, SM)
     store_words(words, data, rows, row_mask, column, K, C)
     store_scales(sf, scales, scale_row, in_scales, column, scale_columns, SWIZZLED, C)
 
@@ -124,7 +124,7 @@ def _glu_quantize_kernel(
 @triton.jit
 def _glu_row_scales_kernel(
     gate_up, limit, row_scales, K, stride, ACTIVATION: tl.constexpr, LIMITED: tl.constexpr,
-    C: tl.constexpr,
+    SCALE_RULE: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) + tl.arange(0, 1)
     amax = tl.zeros((1,), tl.float32)
@@ -133,7 +133,7 @@ def _glu_row_scales_kernel(
             gate_up, rows, rows >= 0, start, K, stride, limit, ACTIVATION, LIMITED, 1, C
         )
         amax = tl.maximum(amax, largest_of_row(values))
-    tl.store(row_scales + rows, global_scale_of(amax))
+    tl.store(row_scales + rows, global_scale_of(amax, SCALE_RULE))
 
 
 def plan(
@@ -171,6 +171,7 @@ def plan(
             "ACTIVATION": call.activation,
             "LIMITED": call.swiglu_limit is not None,
             "SWIZZLED": call.scale_layout == SWIZZLED,
+            "SCALE_RULE": call.scale_rule,
             "SCALE_OF": (ScaleOf.ROW if scale_per_row else _scale_of(p, experts)).value,
             "KEEP_ROW_SCALE": row_scale is not None,
             "EXPERTS": experts_vector(experts) if experts else 0,
@@ -199,7 +200,12 @@ def plan_row_scales(call: GluQuantize, row_scale: Tensor) -> Launch:
     """The launch that computes row_scale [M] alone, for rows too long to hold."""
     gate_up, k = call.gate_up, columns_of_result(call)
     args = (gate_up, call.swiglu_limit or 0.0, row_scale, k, gate_up.stride(0))
-    constants = {"ACTIVATION": call.activation, "LIMITED": call.swiglu_limit is not None, "C": 4096}
+    constants = {
+        "ACTIVATION": call.activation,
+        "LIMITED": call.swiglu_limit is not None,
+        "SCALE_RULE": call.scale_rule,
+        "C": 4096,
+    }
     return Launch(_glu_row_scales_kernel, (gate_up.shape[0],), args, constants, num_warps=8)
 
 

@@ -31,7 +31,8 @@ from nvfp4.spec.format import DATA_DTYPE
 @triton.jit(do_not_specialize=["tiles", "M", "p_stride"])
 def _round_rows_kernel(
     x, global_scale, out, row_scale, tile_counters, tiles, M, K, x_stride, p_stride, out_stride,
-    DYNAMIC: tl.constexpr, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr,
+    DYNAMIC: tl.constexpr, SCALE_RULE: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+    SM: tl.constexpr,
 ):  # fmt: skip
     """Round x to NVFP4 values in out float16 [M, decoded_width(K)].
 
@@ -42,11 +43,11 @@ def _round_rows_kernel(
     rows = tl.program_id(0) * R + tl.arange(0, R)
     values = load_blocks(x, rows, rows < M, tl.program_id(1) * C, K, x_stride, R, C)
     if DYNAMIC:
-        p = row_global_scale(values)
+        p = row_global_scale(values, SCALE_RULE)
         tl.store(row_scale + rows, p, mask=rows < M)
     else:
         p = tl.load(global_scale + rows * p_stride, mask=rows < M, other=1.0)
-    store_for_gemm(round_tile(values, p, SM), out, rows, M, out_stride, R, C)
+    store_for_gemm(round_tile(values, p, SCALE_RULE, SM), out, rows, M, out_stride, R, C)
 
 
 def plan(
@@ -64,7 +65,7 @@ def plan(
     m, k = x.shape
     sm = gemm_architecture(sm)
     row_scale = p if p is not None else torch.empty(m, dtype=torch.float32, device=x.device)
-    rounding = partial(_plan_rounding, x, p, row_scale, sm, tile)
+    rounding = partial(_plan_rounding, x, p, row_scale, call.scale_rule, sm, tile)
     weight = Operand(call.weight, call.weight_scales.view(DATA_DTYPE))
     factors = Factors(call.weight_global_scale[None], row_scale, call.bias)
     return plan_decoded(rounding, weight, factors, out, k, sm, config)
@@ -74,6 +75,7 @@ def _plan_rounding(
     x: Tensor,
     p: Tensor | None,
     row_scale: Tensor,
+    scale_rule: str,
     sm: int,
     tile: Tile | None,
     tile_counters: Tensor | None,
@@ -91,6 +93,7 @@ def _plan_rounding(
         ),
         {
             "DYNAMIC": p is None,
+            "SCALE_RULE": scale_rule,
             "R": tile.rows,
             "C": tile.columns,
             "SM": sm,
@@ -106,6 +109,6 @@ def linear(call: Linear, out: Tensor) -> None:
     x = call.x
     if call.x_global_scale is None and x.shape[1] > LONGEST_ROW:
         row_scale = x.new_empty(x.shape[0], dtype=torch.float32)
-        run(plan_row_scales(x, row_scale))
+        run(plan_row_scales(x, row_scale, call.scale_rule))
         call = call._replace(x_global_scale=row_scale)
     run(*plan(call, out, target_of(x.device).sm))

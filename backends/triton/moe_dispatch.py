@@ -43,8 +43,8 @@ TILE_WORDS = tl.constexpr(swizzle.TILE_ROWS)
 def _quantize_tokens_kernel(
     x, global_scale, ids, offsets, positions, data, scales, row_scale, M, E, K, x_stride,
     p_stride, top_k, expert_offset, scale_columns, token_programs,
-    DYNAMIC: tl.constexpr, EXPERTS: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
-    SM: tl.constexpr,
+    DYNAMIC: tl.constexpr, SCALE_RULE: tl.constexpr, EXPERTS: tl.constexpr, R: tl.constexpr,
+    C: tl.constexpr, SM: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     column = tl.program_id(1) * C
@@ -55,10 +55,10 @@ def _quantize_tokens_kernel(
         tokens = program * R + tl.arange(0, R)
         values = load_blocks(x, tokens, tokens < M, column, K, x_stride, R, C)
         if DYNAMIC:
-            p = row_global_scale(values)
+            p = row_global_scale(values, SCALE_RULE)
         else:
             p = tl.load(global_scale + tokens * p_stride, mask=tokens < M, other=1.0)
-        words, sf = quantize_tile(values, p, R, C, SM)
+        words, sf = quantize_tile(values, p, SCALE_RULE, SM)
         for j in range(top_k):
             choice = tokens * top_k + j
             rows = tl.load(positions + choice, mask=tokens < M, other=-1)
@@ -109,6 +109,7 @@ def plan(call: MoeDispatch, out: Dispatched, sm: int, tile: Tile | None = None) 
         ),
         {
             "DYNAMIC": p is None,
+            "SCALE_RULE": call.scale_rule,
             "EXPERTS": experts_vector(experts),
             "R": tile.rows,
             "C": tile.columns,
@@ -124,6 +125,6 @@ def moe_dispatch(call: MoeDispatch, out: Dispatched) -> None:
     run(*route.plan(call.topk_ids, call.expert_offset, out.offsets, out.positions))
     if call.x_global_scale is None and x.shape[1] > LONGEST_ROW:
         row_scale = x.new_empty(x.shape[0], dtype=out.row_scale.dtype)
-        run(plan_row_scales(x, row_scale))
+        run(plan_row_scales(x, row_scale, call.scale_rule))
         call = call._replace(x_global_scale=row_scale)
     run(plan(call, out, target_of(x.device).sm))

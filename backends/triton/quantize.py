@@ -15,28 +15,17 @@ from nvfp4.spec.format import BLOCK, DATA_DTYPE, SWIZZLED
 @triton.jit(do_not_specialize=["M", "p_stride", "scale_rows"])
 def _quantize_kernel(
     x, global_scale, data, scales, M, K, x_stride, p_stride, scale_rows, scale_columns,
-    SWIZZLED: tl.constexpr, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr,
+    SWIZZLED: tl.constexpr, SCALE_RULE: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+    SM: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * R + tl.arange(0, R)
     column = tl.program_id(1) * C
     values = load_blocks(x, rows, rows < M, column, K, x_stride, R, C)
     p = tl.load(global_scale + rows * p_stride, mask=rows < M, other=1.0)
     store_quantized(
-        values,
-        p,
-        data,
-        scales,
-        rows,
-        column,
-        M,
-        K,
-        scale_rows,
-        scale_columns,
-        SWIZZLED,
-        R,
-        C,
-        SM,
-    )
+        values, p, data, scales, rows, column, M, K, scale_rows, scale_columns,
+        SWIZZLED, SCALE_RULE, C, SM,
+    )  # fmt: skip
 
 
 def plan(call: Quantize, out: Packed, sm: int, tile: Tile | None = None) -> Launch:
@@ -52,6 +41,7 @@ def plan(call: Quantize, out: Packed, sm: int, tile: Tile | None = None) -> Laun
         (x, p, out.data, scales, m, k, *strides, scale_rows, scale_columns),
         {
             "SWIZZLED": call.scale_layout == SWIZZLED,
+            "SCALE_RULE": call.scale_rule,
             "R": tile.rows,
             "C": tile.columns,
             "SM": sm,

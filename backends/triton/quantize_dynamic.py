@@ -23,25 +23,27 @@ from nvfp4.spec.format import DATA_DTYPE, SWIZZLED
 @triton.jit(do_not_specialize=["M", "scale_rows"])
 def _quantize_rows_kernel(
     x, data, scales, global_scale, M, K, x_stride, scale_rows, scale_columns,
-    SWIZZLED: tl.constexpr, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr,
+    SWIZZLED: tl.constexpr, SCALE_RULE: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+    SM: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * R + tl.arange(0, R)
     values = load_blocks(x, rows, rows < M, 0, K, x_stride, R, C)
-    p = row_global_scale(values)
+    p = row_global_scale(values, SCALE_RULE)
     tl.store(global_scale + rows, p, mask=rows < M)
     store_quantized(
-        values, p, data, scales, rows, 0, M, K, scale_rows, scale_columns, SWIZZLED, R, C, SM
-    )
+        values, p, data, scales, rows, 0, M, K, scale_rows, scale_columns,
+        SWIZZLED, SCALE_RULE, C, SM,
+    )  # fmt: skip
 
 
 @triton.jit
-def _row_scales_kernel(x, global_scale, K, x_stride, C: tl.constexpr):
+def _row_scales_kernel(x, global_scale, K, x_stride, SCALE_RULE: tl.constexpr, C: tl.constexpr):
     row = tl.program_id(0) + tl.arange(0, 1)
     amax = tl.zeros((1,), tl.float32)
     for start in range(0, K, C):
         values = load_blocks(x, row, row >= 0, start, K, x_stride, 1, C)
         amax = tl.maximum(amax, largest_of_row(values))
-    tl.store(global_scale + row, global_scale_of(amax))
+    tl.store(global_scale + row, global_scale_of(amax, SCALE_RULE))
 
 
 def plan(call: QuantizeDynamic, out: Quantized, sm: int, tile: Tile | None = None) -> Launch:
@@ -57,6 +59,7 @@ def plan(call: QuantizeDynamic, out: Quantized, sm: int, tile: Tile | None = Non
         (x, out.data, scales, out.row_scale, m, k, x.stride(0), scale_rows, scale_columns),
         {
             "SWIZZLED": call.scale_layout == SWIZZLED,
+            "SCALE_RULE": call.scale_rule,
             "R": tile.rows,
             "C": tile.columns,
             "SM": sm,
@@ -65,17 +68,18 @@ def plan(call: QuantizeDynamic, out: Quantized, sm: int, tile: Tile | None = Non
     )
 
 
-def plan_row_scales(x: Tensor, row_scale: Tensor) -> Launch:
+def plan_row_scales(x: Tensor, row_scale: Tensor, scale_rule: str) -> Launch:
     """The launch that computes row_scale [M] alone, for rows too long to hold."""
     args = (x, row_scale, x.shape[1], x.stride(0))
-    return Launch(_row_scales_kernel, (x.shape[0],), args, {"C": 8192}, num_warps=8)
+    constants = {"SCALE_RULE": scale_rule, "C": 8192}
+    return Launch(_row_scales_kernel, (x.shape[0],), args, constants, num_warps=8)
 
 
 @takes(QuantizeDynamic.prepared)
 def quantize_dynamic(call: QuantizeDynamic, out: Quantized) -> None:
     if call.x.shape[1] > LONGEST_ROW:
-        run(plan_row_scales(call.x, out.row_scale))
-        static = Quantize(call.x, out.row_scale, call.scale_layout)
+        run(plan_row_scales(call.x, out.row_scale, call.scale_rule))
+        static = Quantize(call.x, out.row_scale, call.scale_layout, call.scale_rule)
         quantize(static, Packed(out.data, out.scales))
     else:
         run(plan(call, out, target_of(call.x.device).sm))

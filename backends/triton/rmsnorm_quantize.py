@@ -89,8 +89,8 @@ def _store_sum(h, total, rows, row_mask, column, K, C: tl.constexpr):
 def _rmsnorm_quantize_kernel(
     x, residual, weight, global_scale, eps, data, scales, row_scales, total, M, K, x_stride,
     residual_stride, p_stride, scale_rows, scale_columns,
-    ADD: tl.constexpr, FIND: tl.constexpr, SWIZZLED: tl.constexpr, R: tl.constexpr,
-    C: tl.constexpr, LEVELS: tl.constexpr, SM: tl.constexpr,
+    ADD: tl.constexpr, FIND: tl.constexpr, SWIZZLED: tl.constexpr, SCALE_RULE: tl.constexpr,
+    R: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr, SM: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * R + tl.arange(0, R)
     if tl.program_id(0) * R >= M:
@@ -103,21 +103,23 @@ def _rmsnorm_quantize_kernel(
     inverse = _inverse_rms(_tree_sum((h * h).reshape(R, C), R, LEVELS), K, eps)
     values = _normalize(h, inverse, weight, row_mask, 0, K, C)
     if FIND:
-        p = row_global_scale(values)
+        p = row_global_scale(values, SCALE_RULE)
     else:
         p = tl.load(global_scale + rows * p_stride, mask=row_mask, other=1.0)
     tl.store(row_scales + rows, p, mask=row_mask)
     store_quantized(
-        values, p, data, scales, rows, 0, M, K, scale_rows, scale_columns, SWIZZLED, R, C, SM
-    )
+        values, p, data, scales, rows, 0, M, K, scale_rows, scale_columns,
+        SWIZZLED, SCALE_RULE, C, SM,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["M", "p_stride", "scale_rows"])
 def _rmsnorm_quantize_long_rows_kernel(
     x, residual, weight, global_scale, eps, data, scales, row_scales, total, M, K, x_stride,
     residual_stride, p_stride, scale_rows, scale_columns,
-    ADD: tl.constexpr, FIND: tl.constexpr, SWIZZLED: tl.constexpr, C: tl.constexpr,
-    LEVELS: tl.constexpr, CHUNKS: tl.constexpr, CHUNK_LEVELS: tl.constexpr, SM: tl.constexpr,
+    ADD: tl.constexpr, FIND: tl.constexpr, SWIZZLED: tl.constexpr, SCALE_RULE: tl.constexpr,
+    C: tl.constexpr, LEVELS: tl.constexpr, CHUNKS: tl.constexpr, CHUNK_LEVELS: tl.constexpr,
+    SM: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) + tl.arange(0, 1)
     if tl.program_id(0) >= M:
@@ -145,7 +147,7 @@ def _rmsnorm_quantize_long_rows_kernel(
             )
             values = _normalize(h, inverse, weight, row_mask, start, K, C)
             amax = tl.maximum(amax, largest_of_row(values))
-        p = global_scale_of(amax)
+        p = global_scale_of(amax, SCALE_RULE)
     else:
         p = tl.load(global_scale + row * p_stride, mask=row_mask, other=1.0)
     tl.store(row_scales + row, p, mask=row_mask)
@@ -156,8 +158,9 @@ def _rmsnorm_quantize_long_rows_kernel(
         )
         values = _normalize(h, inverse, weight, row_mask, start, K, C)
         store_quantized(
-            values, p, data, scales, row, start, M, K, scale_rows, scale_columns, SWIZZLED, 1, C, SM
-        )
+            values, p, data, scales, row, start, M, K, scale_rows, scale_columns,
+            SWIZZLED, SCALE_RULE, C, SM,
+        )  # fmt: skip
 
 
 def plan(
@@ -182,6 +185,7 @@ def plan(
         "ADD": residual is not None,
         "FIND": p is None,
         "SWIZZLED": call.scale_layout == SWIZZLED,
+        "SCALE_RULE": call.scale_rule,
         "C": tile.columns,
         "LEVELS": _levels(tile.columns),
         "SM": sm,

@@ -74,7 +74,8 @@ def _linear(work: Workload, m: int, dtype: torch.dtype, sm: int) -> Iterator[Lau
     weight_scales = _meta(*scales_shape((n, k), SWIZZLED), dtype=SCALE_DTYPE)
     out = _meta(m, n, dtype=dtype)
     weight_scale, p = _meta(work.segments), _meta(1) if work.calibrated else None
-    call = Linear(x, weight, weight_scales, weight_scale, p, bias, work.activation_format)
+    how = work.scale_rule, work.activation_format
+    call = Linear(x, weight, weight_scales, weight_scale, p, bias, *how)
     if work.activation_format == W4A16:
         yield from weight_only_linear.plan(call, out, sm)
         return
@@ -84,9 +85,10 @@ def _linear(work: Workload, m: int, dtype: torch.dtype, sm: int) -> Iterator[Lau
     scales = _meta(*scales_shape((m, k), SWIZZLED), dtype=SCALE_DTYPE)
     a = Quantized(_meta(m, k // 2, dtype=DATA_DTYPE), scales, _meta(m) if p is None else p)
     if p is not None:
-        yield quantize.plan(Quantize(x, p), Packed(a.data, a.scales), sm)
+        static = Quantize(x, p, SWIZZLED, work.scale_rule)
+        yield quantize.plan(static, Packed(a.data, a.scales), sm)
     elif k <= LONGEST_ROW:
-        yield quantize_dynamic.plan(QuantizeDynamic(x), a, sm)
+        yield quantize_dynamic.plan(QuantizeDynamic(x, SWIZZLED, work.scale_rule), a, sm)
     operands = a.data, weight, a.scales, weight_scales, weight_scale[None], a.row_scale
     yield from mm.plan(Mm(*operands, bias), out, sm)
 

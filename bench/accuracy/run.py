@@ -26,6 +26,7 @@ from nvfp4.checkpoints.convert import REPORT_FILE, Options, convert
 from nvfp4.checkpoints.float_model import load_float_model
 from nvfp4.demo.measure import Progress
 from nvfp4.spec.format import W4A4, W4A16
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 
 NAMES = {W4A16: "W4A16", W4A4: "W4A4"}
 
@@ -50,6 +51,8 @@ class Plan:
     tokens: int = 8192
     calibration_tokens: int = 4096
     window: int = 512
+    scale_rule: str = AMAX_OVER_SIX
+    """How block scales of activations are chosen, in W4A4."""
 
 
 class Row(NamedTuple):
@@ -130,7 +133,18 @@ def run(plan: Plan, commit: str, step: Step, keep: Callable[[Results], None]) ->
 
         for folder, seconds in _checkpoints(plan, Path(scratch), step):
             for activation in plan.activations:
-                rows.append(_row(folder, activation, seconds, windows, baseline, device, step))
+                rows.append(
+                    _row(
+                        folder,
+                        activation,
+                        plan.scale_rule,
+                        seconds,
+                        windows,
+                        baseline,
+                        device,
+                        step,
+                    )
+                )
                 keep(results())
         return results()
 
@@ -150,13 +164,14 @@ def _checkpoints(plan: Plan, scratch: Path, step: Step) -> Iterator[tuple[Path, 
 def _row(
     folder: Path,
     activation: str,
+    rule: str,
     seconds: float | None,
     windows: Sequence[Tensor],
     baseline: Predictions,
     device: str,
     step: Step,
 ) -> Row:
-    model = simulated(folder, activation, device)
+    model = simulated(folder, activation, device, rule)
     done = step(f"{folder.name}, {NAMES[activation]}", len(windows))
     found = compare(lambda _, w: log_probabilities(model, w), windows, baseline, done)
     report = folder / REPORT_FILE
@@ -172,6 +187,7 @@ def _facts(plan: Plan, commit: str, device: str, seconds: float) -> dict[str, An
         "window": plan.window,
         "calibration": _named(plan.calibration) if plan.calibration else None,
         "calibration_tokens": plan.calibration_tokens,
+        "scale_rule": plan.scale_rule,
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.machine() + " CPU",
         "torch": torch.__version__,
         "transformers": version_of("transformers"),

@@ -27,18 +27,21 @@ class Simulated(nn.Module):
         self.pre_quant_scale = layer.pre_quant_scale
         self.input_global_scale = layer.input_global_scale
         self.activation = layer.activation
+        self.scale_rule = layer.scale_rule
 
     def forward(self, x: Tensor) -> Tensor:
         if self.pre_quant_scale is not None:
             x = x * self.pre_quant_scale.to(x.dtype)
         if self.activation == W4A4:
-            x = round_trip(x.reshape(-1, x.shape[-1]), self.input_global_scale).view(x.shape)
+            rows = x.reshape(-1, x.shape[-1])
+            x = round_trip(rows, self.input_global_scale, self.scale_rule).view(x.shape)
         return F.linear(x, self.weight, None if self.bias is None else self.bias.float())
 
 
-def simulated(folder: Path, activation: str, device: str) -> Any:
+def simulated(folder: Path, activation: str, device: str, scale_rule: str) -> Any:
     """Load a checkpoint as a model in float32; experts stay layers of this package."""
-    model = load_model(folder, device, torch.float32, activation=activation)
+    floats = torch.float32
+    model = load_model(folder, device, floats, scale_rule=scale_rule, activation=activation)
     for path, layer in list(model.named_modules()):
         if isinstance(layer, Linear):
             model.set_submodule(path, Simulated(layer))

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nvfp4.bench.moe_accuracy.run import Report, plan_here, run
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 
 
 def main(
@@ -19,11 +21,14 @@ def main(
         typer.Option(help="A GGUF file or a Hugging Face folder; default SmolLM2-135M."),
     ] = None,
     backend: Annotated[str, typer.Option(help="A backend's name; default: chosen per op.")] = "",
+    scale_rule: Annotated[
+        str, typer.Option(help="How activations' block scales are chosen.")
+    ] = AMAX_OVER_SIX,
     out: Annotated[Path | None, typer.Option(help="A file for the result, in JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
 ) -> None:
     """Measure the accuracy of layers at real models' sizes, and the times of a mixture's stages."""
-    report = run(plan_here(), model, backend, _step)
+    report = run(replace(plan_here(), scale_rule=scale_rule), model, backend, _step)
     as_text = json.dumps(report.as_dict(), indent=2)
     if out is not None:
         out.write_text(as_text + "\n")

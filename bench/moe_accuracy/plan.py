@@ -5,12 +5,18 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from nvfp4.demo.measure import Progress
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 
 DYNAMIC = "dynamic"
 """The word for activation scales that are found in each call."""
 
 STATIC_H = "static h"
 """The word for a scale of act(gate) * up for each expert, calibrated on other tokens."""
+
+BEST_SCALES = "best of all scales"
+"""The word for activations that the best of all E4M3 scales of each block rounds: the bound of any
+rule that chooses a block's scale.
+"""
 
 REAL = "real model"
 """The word for a real model's weights, with activations on the demo's text."""
@@ -27,7 +33,7 @@ class Plan:
     linear: (N, K) of single projections.
     experts: the experts held here. experts_of: all experts, from which a router chooses top_k.
     tokens: tokens of the accuracy. timed: numbers of tokens that are timed, `rounds` times each.
-    real: the most tokens that the real model reads.
+    real: the most tokens that the real model reads. scale_rule: of activations' block scales.
     """
 
     moe: tuple[tuple[int, int], ...] = ((7168, 2048), (4096, 2048), (4096, 3072))
@@ -41,6 +47,7 @@ class Plan:
     rounds: int = 15
     real: int = 512
     seed: int = 0
+    scale_rule: str = AMAX_OVER_SIX
 
 
 ON_GPU = Plan()

@@ -35,9 +35,13 @@ def real_model_accuracy(
     tokens = tokens.to(device)
     linears, mlps = (len(list(each(model))) for each in (measure.block_linears, block_mlps))
     packed = measure.quantize_linears(model, backend, step("quantize a real model", linears))
+    for layer in packed.layers.values():
+        layer.scale_rule = plan.scale_rule
     done = step("compare its projections", linears)
     found = {"projections": measure.projection_cosines(model, packed.layers, tokens, done)}
-    found["MLPs"] = mlp_cosines(model, tokens, backend, step("compare its MLPs", mlps))
+    found["MLPs"] = mlp_cosines(
+        model, tokens, plan.scale_rule, backend, step("compare its MLPs", mlps)
+    )
     return name, [
         Accuracy(
             f"{len(found[what])} {what}, {word}",
@@ -61,15 +65,19 @@ def block_mlps(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 @torch.inference_mode()
-def mlp_cosines(model: Any, tokens: Tensor, backend: str, done: Progress) -> list[Projection]:
+def mlp_cosines(
+    model: Any, tokens: Tensor, rule: str, backend: str, done: Progress
+) -> list[Projection]:
     """Compare each block's gated MLP, as one SwiGLUMLP, with bf16 on the model's activations."""
 
     def compare(name: str, mlp: Any) -> Callable[[Tensor, Tensor], Projection]:
-        layer = SwiGLUMLP.from_float(mlp.gate_proj, mlp.up_proj, mlp.down_proj, backend=backend)
+        parts = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        layer = SwiGLUMLP.from_float(*parts, scale_rule=rule, backend=backend)
 
         def of(x: Tensor, want: Tensor) -> Projection:
             got = layer(x)
-            same = bf16.mlp(x, *(w.dequantize(x.dtype) for w in layer.packed()))
+            w13, w2 = (w.dequantize(x.dtype) for w in layer.packed())
+            same = bf16.mlp(x, w13, w2)
             return Projection(name, cosine(got, want), cosine(got, same))
 
         return of

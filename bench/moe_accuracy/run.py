@@ -76,7 +76,8 @@ def run(plan: Plan, weights: Path | None, backend: str, step: Step) -> Report:
             rows += shared_expert_accuracy(*size, plan, source, backend)
         done()
     for size in plan.linear:
-        rows += [projection_accuracy(*size, plan, source, backend) for source in sources]
+        for source in sources:
+            rows += projection_accuracy(*size, plan, source, backend)
         done()
     model, found = real_model_accuracy(weights, plan, device, backend, step)
     return Report(

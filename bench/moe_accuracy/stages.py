@@ -41,7 +41,7 @@ def stage_times(
     """Time each stage of layer(*inputs), then the fused first GEMM, then the whole."""
     x, topk_weights, topk_ids = inputs
     w13, w2 = layer.packed()
-    known, glu = layer.h_global_scale, (layer.swiglu_limit, layer.activation)
+    known, glu = layer.h_global_scale, (layer.scale_rule, layer.activation)
     ran = {stage.op: stage.backend for stage in explain("moe", x, layer.backend).stages}
     mm = ran["grouped_mm"]
 
@@ -52,14 +52,15 @@ def stage_times(
             layer.experts,
             layer.x_global_scale,
             layer.expert_offset,
-            ran["moe_dispatch"],
+            backend=ran["moe_dispatch"],
         )
 
     rows, positions = dispatch()
     gate_up = grouped_mm(rows, w13, None, x.dtype, mm)
 
     def activate() -> ExpertRows:
-        return grouped_glu_quantize(gate_up, rows.offsets, known, *glu, ran["glu_quantize"])
+        given = gate_up, rows.offsets, known, layer.swiglu_limit
+        return grouped_glu_quantize(*given, *glu, ran["glu_quantize"])
 
     h = activate()
     y = grouped_mm(h, w2, None, x.dtype, mm)
@@ -78,7 +79,9 @@ def stage_times(
             one_op,
             explain(one_op, x, layer.backend).backend,
             lambda: grouped_mm_glu_quantize(
-                rows, w13, None, known, layer.swiglu_limit, x.dtype, layer.activation, layer.backend
+                *(rows, w13, None, known, layer.swiglu_limit, x.dtype),
+                *glu,
+                layer.backend,
             ),
         ),
         ("moe", " + ".join(dict.fromkeys(ran.values())), lambda: layer(*inputs)),

@@ -8,6 +8,7 @@ from torchao.quantization.transform_module import register_quantize_module_handl
 
 from nvfp4.layers import Linear
 from nvfp4.spec.format import BLOCK, W4A4
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 
 __all__ = ["NvFp4Config"]
 
@@ -16,10 +17,12 @@ __all__ = ["NvFp4Config"]
 class NvFp4Config(AOBaseConfig):
     """Quantize a linear layer to NVFP4; one whose K is not a multiple of 16 stays as it is.
 
+    scale_rule: of the activations' block scales, as nvfp4.quantize takes it.
     activation: "nvfp4" (W4A4) with one scale per token, or "bf16" (W4A16).
     backend: a backend's name, or "" to choose at each call.
     """
 
+    scale_rule: str = AMAX_OVER_SIX
     activation: str = W4A4
     backend: str = ""
 
@@ -28,4 +31,5 @@ class NvFp4Config(AOBaseConfig):
 def _quantized(module: nn.Linear, config: NvFp4Config) -> nn.Module:
     if module.in_features % BLOCK:
         return module
-    return Linear.from_float(module, None, config.activation, config.backend)
+    how = config.scale_rule, config.activation, config.backend
+    return Linear.from_float(module, None, *how)

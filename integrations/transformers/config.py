@@ -7,6 +7,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from nvfp4.checkpoints.schemes import MODELOPT
 from nvfp4.spec.format import W4A4
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 
 METHOD = MODELOPT.name
 """The quant_method of ModelOpt's checkpoints."""
@@ -20,6 +21,7 @@ class NvFp4Config(QuantizationConfigMixin):
 
     Args:
         exclude: layers to leave in floats, as nvfp4.quantize_model takes them.
+        scale_rule: of the activations' block scales, as nvfp4.quantize takes it.
         activation: "nvfp4" (W4A4) or "bf16" (W4A16).
         backend: a backend's name, or "" to choose at each call.
         stored: the quantization_config of a checkpoint.
@@ -28,12 +30,14 @@ class NvFp4Config(QuantizationConfigMixin):
     def __init__(
         self,
         exclude: Sequence[str] = (),
+        scale_rule: str = AMAX_OVER_SIX,
         activation: str = W4A4,
         backend: str = "",
         **stored: Any,
     ) -> None:
         self.quant_method = METHOD
         self.exclude = tuple(exclude)
+        self.scale_rule = scale_rule
         self.activation = activation
         self.backend = backend
         self.stored = stored
@@ -42,5 +46,5 @@ class NvFp4Config(QuantizationConfigMixin):
         """The quantization_config of config.json."""
         if self.stored:
             return {"quant_method": METHOD} | self.stored
-        own = {"activation": self.activation, "backend": self.backend}
+        own = {name: getattr(self, name) for name in ("scale_rule", "activation", "backend")}
         return {"quant_method": METHOD, "exclude": list(self.exclude)} | own

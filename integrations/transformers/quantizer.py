@@ -77,7 +77,8 @@ class NvFp4Quantizer(HfQuantizer):
         """Put the NVFP4 layers in, or make them of the layers in floats."""
         config = self.quantization_config
         if self._loader is None:
-            return quantize_model(model, config.exclude, config.activation, config.backend)
+            how = config.scale_rule, config.activation, config.backend
+            return quantize_model(model, config.exclude, *how)
         unexpected, missing = self._patterns
         model._keys_to_ignore_on_load_unexpected = unexpected
         model._keys_to_ignore_on_load_missing = missing

@@ -150,7 +150,7 @@ class NvFp4LinearMethod(LinearMethodBase):
             layer.weight_global_scale,
             layer.input_global_scale,
             bias,
-            self.group.activation,
+            activation=self.group.activation,
         )
 
     def _stored(self) -> tuple[str, ...]:

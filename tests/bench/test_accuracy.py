@@ -49,9 +49,10 @@ def test_a_checkpoint_is_simulated_as_it_runs(tmp_path, source):
         convert(source("llama"), tmp_path / name, Options(text=given), no_bar)
         ids = torch.arange(1, 9)[None]
         with torch.no_grad():
-            model = simulated(tmp_path / name, "nvfp4", "cpu")
+            model = simulated(tmp_path / name, "nvfp4", "cpu", "four_over_six")
             layer = model.model.layers[0].mlp.down_proj
-            own = load_model(tmp_path / name, dtype=torch.float32, activation="nvfp4")
+            how = {"scale_rule": "four_over_six", "activation": "nvfp4"}
+            own = load_model(tmp_path / name, dtype=torch.float32, **how)
             x = torch.randn(5, layer.weight.shape[1]) * 0.01
             want = own.model.layers[0].mlp.down_proj(x)
             torch.testing.assert_close(layer(x), want, rtol=1e-5, atol=1e-6)

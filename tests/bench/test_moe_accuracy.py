@@ -43,8 +43,9 @@ def test_the_command(no_model, tmp_path):
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert report == json.loads(out.read_text())
-    # 2 sizes and a shared expert, each of 2 distributions, dynamic and static; a projection's 2.
-    assert len(report["accuracy"]) == (2 + 1) * 2 * 2 + 2
+    # 2 sizes and a shared expert, each of 2 distributions, dynamic, static and the bound; a
+    # projection has no static scale.
+    assert len(report["accuracy"]) == (2 + 1) * 2 * 3 + 2 * 2
     for row in report["accuracy"]:
         assert 0.95 < row["original_weights"] < row["same_weights"] < 0.9999, row
     assert {row["data"] for row in report["accuracy"]} == {"gaussian", "outliers"}

@@ -36,16 +36,22 @@ from nvfp4.backends.cutedsl.gemm.launch_grouped import (
 from nvfp4.backends.cutedsl.gemm.layouts import layout_of
 from nvfp4.backends.cutedsl.grouped_mm_glu_quantize import grouped_mm_glu_quantize
 from nvfp4.backends.cutedsl.runtime import emulated
-from nvfp4.backends.cutedsl.runtime.compile import compiled
+from nvfp4.backends.cutedsl.runtime.compile import FUNCTION, compiled
 from nvfp4.backends.problem import Problem
 from nvfp4.backends.target import Target
 from nvfp4.bench import cubin
 from nvfp4.calls import GroupedMm, GroupedMmGluQuantize, Quantized
-from nvfp4.emulator import Options
+from nvfp4.emulator import Options, load
 from nvfp4.spec.format import FLOAT_DTYPES
 from nvfp4.spec.glu import EXP2_COEFFICIENTS, SILU, glu
-from nvfp4.spec.grouped import expert_of_rows, swizzle_grouped_scales
+from nvfp4.spec.grouped import (
+    expert_of_rows,
+    swizzle_grouped_scales,
+    unswizzle_grouped_scales,
+)
 from nvfp4.spec.quantize import quantize_rows
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX, FOUR_OVER_SIX
+from nvfp4.spec.swizzle import swizzle_scales
 
 
 class GluCase(NamedTuple):
@@ -60,6 +66,7 @@ class GluCase(NamedTuple):
     exact: bool = True
     special: bool = False
     size: float = 2.0**-6
+    scale_rule: str = AMAX_OVER_SIX
 
 
 def check_glu(routing: Routing, case: GluCase, sms: int = 3) -> None:
@@ -90,14 +97,14 @@ def check_glu(routing: Routing, case: GluCase, sms: int = 3) -> None:
         gate, up = gate_up[:end][part].float().chunk(2, dim=1)
         return glu(gate, up, case.limit, case.activation)
 
-    linear = quantize_rows(product, row_p.contiguous(), data[:end])
+    linear = quantize_rows(product, row_p.contiguous(), data[:end], case.scale_rule)
     scales = swizzle_grouped_scales(linear, x.offsets, rows)
     global_scale = torch.full((rows,), POISON)
     global_scale[:end] = row_p
 
     got = [torch.full_like(data, BYTE), torch.zeros_like(scales.view(torch.uint8))]
     got = Quantized(got[0], got[1].view(scales.dtype), torch.full((rows,), POISON))
-    form = case.limit, case.dtype, rows, case.activation
+    form = case.limit, case.dtype, rows, case.scale_rule, case.activation
     call = GroupedMmGluQuantize(*inputs, None, p, *form)
     if case.tile is None:
         grouped_mm_glu_quantize(call, got)
@@ -136,6 +143,43 @@ def test_fused_rounds_as_unfused(dtype, exact):
 )
 def test_fused_with_nans_infinities_and_any_size(dtype, size):
     check_glu(MIXED, GluCase(dtype=dtype, special=True, size=size))
+
+
+@runs
+@pytest.mark.parametrize("special, size", [(False, 2.0**-6), (True, 1.0), (False, 2.0**-66)])
+def test_fused_by_four_over_six(special, size):
+    """Also with NaN and Inf, and where the squares of what is lost are subnormal."""
+    case = GluCase(256, 64, GLU[0], 2, dtype=torch.float32, special=special, size=size)
+    check_glu(MIXED, case._replace(scale_rule=FOUR_OVER_SIX))
+
+
+@runs
+def test_a_tie_of_the_fused_kernel_took_four():
+    """Every product is 64 * 6, which both scales hold exactly; with <= for < it would take 4."""
+    x = operands(Routing("five", (5,)), 256, 64)
+    x.a.zero_()[:, 0] = 0x02  # 1 at k = 0
+    x.b.zero_()[:, :, 0] = torch.tensor([0x06] * 128 + [0x07] * 128)  # a gate of 4, up of 6
+    x.a_scales.fill_(1.0)
+    b_scales = torch.tensor([16.0] * 128 + [1.0] * 128).view(1, 256, 1).expand(1, 256, 4)
+    b_scales = swizzle_scales(b_scales[0].to(x.b_scales.dtype))[None]
+    inputs = (x.a, x.b, x.a_scales, b_scales, torch.ones(1, 1), x.offsets)
+    call = GroupedMmGluQuantize(
+        *inputs,
+        row_scale=torch.ones(5),
+        global_scale=torch.ones(1),
+        gate_up_dtype=torch.float32,
+        scale_rule=FOUR_OVER_SIX,
+    )
+    out = call.outputs()
+    launch = plan_glu(call, out, GLU[0], 1)
+    launch.run()
+    scales = unswizzle_grouped_scales(out.scales, x.offsets, 5, 128).float()
+    assert (out.data == 0x77).all() and (scales == 64).all()
+    code = compiled(launch.kernel, "sm_100a")
+    ptx = code.ptx.replace("setp.lt.f32 less", "setp.le.f32 less")
+    load(code.object_code, FUNCTION, ptx)(*launch.args, 0, memory=launch.tensors, options=Options())
+    scales = unswizzle_grouped_scales(out.scales, x.offsets, 5, 128).float()
+    assert (out.data == 0x66).all() and (scales == 96).all()
 
 
 @runs
@@ -192,12 +236,16 @@ def test_what_the_fused_kernel_cannot_do_is_said():
 
 
 @runs
-@pytest.mark.parametrize("tile, activation, limit", FUSED, ids=str)
-def test_no_product_is_contracted_into_a_sum(tile, activation, limit):
+@pytest.mark.parametrize(
+    "tile, activation, limit, rule",
+    [*((*form, AMAX_OVER_SIX) for form in FUSED), (GLU[0], SILU, None, FOUR_OVER_SIX)],
+    ids=str,
+)
+def test_no_product_is_contracted_into_a_sum(tile, activation, limit, rule):
     """ptxas 12.9 makes one fused multiply-add of mul.rn.f32x2 and add.rn.f32x2, which the emulator,
     running PTX, cannot see.
     """
-    kernel = glu_kernel_of(tile, torch.float32, True, activation, limit is not None)
+    kernel = glu_kernel_of(tile, torch.float32, True, activation, limit is not None, rule)
     sass = cubin.sass(compiled(kernel, "sm_100a").cubin)
     layout, terms = layout_of(kernel), len(EXP2_COEFFICIENTS)
     pairs = layout.subtile // layout.column_parts // 2

@@ -141,7 +141,7 @@ def _compare_linear(rank: Rank, checkpoint: Checkpoint, layer: Any, modules: lis
         factor = None if factor is None else factor.chunk(rank.count)[rank.index]
         input_scale = checkpoint.input_global_scale(module)
         activation = checkpoint.activation_of(module)
-        want = Linear(part, None, input_scale, factor, activation)(x)
+        want = Linear(part, None, input_scale, factor, activation=activation)(x)
     else:
         sizes = [checkpoint.weight(module).rows for module in modules]
         whole = checkpoint.linear(*modules)(x).split(sizes, dim=1)

@@ -126,7 +126,7 @@ def test_quantize_dynamic(backend):
     x = _floats(TOKENS, K, seed=3)
     p = oracle.row_global_scale(x)
     codes, scales = oracle.quantize(x, p)
-    data, linear, row_scale = OPS.quantize_dynamic(torch.from_numpy(x), "linear", backend)
+    data, linear, row_scale = OPS.quantize_dynamic(torch.from_numpy(x), "linear", backend=backend)
     _same(data, oracle.pack(codes))
     _same(linear, scales)
     _same(row_scale, p)
@@ -136,7 +136,7 @@ def test_quantize_dynamic(backend):
 def test_rmsnorm_quantize(backend):
     x, residual, weight = _floats(TOKENS, K, 5), _floats(TOKENS, K, 6), _floats(1, K, 7)[0]
     rows, norm, added = (torch.from_numpy(each) for each in (x, weight, residual))
-    got = OPS.rmsnorm_quantize(rows, norm, 1e-6, added, None, "linear", backend)
+    got = OPS.rmsnorm_quantize(rows, norm, 1e-6, added, None, "linear", backend=backend)
     normalized = oracle.rms_norm(x + residual, weight, 1e-6)
     p = oracle.row_global_scale(normalized)
     codes, scales = oracle.quantize(normalized, p)
@@ -207,7 +207,9 @@ def test_swiglu_mlp(backend):
 @quantizers
 def test_moe_dispatch(backend):
     ids, p = torch.from_numpy(IDS), torch.tensor(P)
-    data, _, row_scale, offsets, positions = OPS.moe_dispatch(_x(), ids, EXPERTS, p, 0, backend)
+    data, _, row_scale, offsets, positions = OPS.moe_dispatch(
+        _x(), ids, EXPERTS, p, 0, backend=backend
+    )
     counts = [(expert == IDS).sum() for expert in range(EXPERTS)]
     _same(offsets, np.cumsum([0, *counts], dtype=np.int32))
     assert ((positions.numpy() == -1) == (IDS == -1)).all()

@@ -31,7 +31,7 @@ def dispatched(pattern: Pattern, exact: bool) -> tuple[ExpertRows, Tensor]:
     """A pattern's rows by the reference: with exact sums, or of very different sizes."""
     ids, _ = pattern.route()
     x = exact_tokens(pattern.tokens, H) if exact else activations(pattern.tokens, H)
-    return nvfp4.moe_dispatch(x, ids, pattern.experts, None, pattern.offset, "reference")
+    return nvfp4.moe_dispatch(x, ids, pattern.experts, None, pattern.offset, backend="reference")
 
 
 def edges(rows: ExpertRows) -> list[tuple[int, int]]:
@@ -49,7 +49,7 @@ def test_dispatch_is_what_a_loop_would_do():
         ids, _ = pattern.route()
         x = activations(pattern.tokens, H)
         rows, positions = nvfp4.moe_dispatch(
-            x, ids, pattern.experts, None, pattern.offset, "reference"
+            x, ids, pattern.experts, None, pattern.offset, backend="reference"
         )
         p = oracle.row_global_scale(x.float().numpy())
         codes, scales = oracle.quantize(x.float().numpy(), p)
@@ -81,12 +81,15 @@ def test_dispatch(backend, device, pattern, static):
     ids, _ = pattern.route()
     x = activations(pattern.tokens, H)
     p = torch.tensor(0.05) if static else None
-    args = (pattern.experts, moved(p, device), pattern.offset, backend)
-    rows, positions = nvfp4.moe_dispatch(x.to(device), ids.to(device), *args)
-    want, where = nvfp4.moe_dispatch(x, ids, pattern.experts, p, pattern.offset, "reference")
+    args = (pattern.experts, moved(p, device), pattern.offset)
+    rows, positions = nvfp4.moe_dispatch(x.to(device), ids.to(device), *args, backend=backend)
+    want, where = nvfp4.moe_dispatch(
+        x, ids, pattern.experts, p, pattern.offset, backend="reference"
+    )
     same_rows(rows, want)
     same_bits(positions, where)
-    same_bits(nvfp4.moe_dispatch(x.to(device), ids.to(device).long(), *args)[1], where)
+    of_long = nvfp4.moe_dispatch(x.to(device), ids.to(device).long(), *args, backend=backend)
+    same_bits(of_long[1], where)
 
 
 @pytest.mark.op("moe_dispatch")
@@ -114,13 +117,15 @@ def test_scale_tiles_that_experts_take_are_written_whole(backend, device, patter
     """The launchers get outputs full of NaN bytes; nobody's rows keep theirs."""
     ids, _ = pattern.route()
     x = activations(pattern.tokens, H).to(device)
-    want = OPS.moe_dispatch(x, ids.to(device), pattern.experts, None, pattern.offset, "reference")
+    want = OPS.moe_dispatch(
+        x, ids.to(device), pattern.experts, None, pattern.offset, backend="reference"
+    )
     rows, used = want[0].shape[0], tiles_taken(want[3].cpu())
     gate_up = activations(rows, 2 * H).to(device)
     h = OPS.glu_quantize(gate_up, None, want[3], backend="reference")
     for call, expected, routing in (
         (
-            MoeDispatch(x, ids.to(device), pattern.experts, None, pattern.offset, backend),
+            MoeDispatch(x, ids.to(device), pattern.experts, None, pattern.offset, backend=backend),
             Dispatched(*want),
             want[3:],
         ),
@@ -234,12 +239,13 @@ def test_grouped_glu_quantize(backend, device, pattern, form):
     rows, _ = dispatched(pattern, exact=True)
     gate_up = activations(rows.shape[0], columns_per_output(activation) * H)
     p, end = scales_of_h(kind, pattern.experts), edges(rows)[-1][1]
-    args = (moved(p, device), limit, activation, backend)
-    got = nvfp4.grouped_glu_quantize(gate_up.to(device), rows.offsets.to(device), *args)
+    args = (gate_up.to(device), rows.offsets.to(device), moved(p, device), limit)
+    got = nvfp4.grouped_glu_quantize(*args, activation=activation, backend=backend)
     of_row = p
     if kind == "expert":
         of_row = p.repeat_interleave(rows.offsets.diff())
-    dense = nvfp4.glu_quantize(gate_up[:end], of_row, limit, "linear", activation, "reference")
+    options = {"activation": activation, "backend": "reference"}
+    dense = nvfp4.glu_quantize(gate_up[:end], of_row, limit, "linear", **options)
     zeros = torch.zeros(rows.shape[0] - end, H // 2, dtype=torch.uint8)
     same_bits(got.data, torch.cat([dense.data, zeros]))
     same_bits(got.scales, swizzle_grouped_scales(dense.scales, rows.offsets, rows.shape[0]))
@@ -254,13 +260,15 @@ def test_glu_quantize(backend, device, dtype, layout, activation):
     """Each row's own scale: what quantize_dynamic finds in the product."""
     gate_up = activations(33, 192, dtype)
     for limit in (None, 0.5)[: columns_per_output(activation)]:  # relu2 has no limit
-        args = (None, None, limit, layout, activation)
-        want = OPS.glu_quantize(gate_up, *args, "reference")
-        for g, w in zip(OPS.glu_quantize(gate_up.to(device), *args, backend), want, strict=True):
-            same_bits(g, w)
+        args = (None, None, limit, layout)
+        want = OPS.glu_quantize(gate_up, *args, activation=activation, backend="reference")
+        there = gate_up.to(device)
+        got = OPS.glu_quantize(there, *args, activation=activation, backend=backend)
         product = activate(gate_up.float(), limit, activation)
-        for g, w in zip(OPS.quantize_dynamic(product, layout, "reference"), want, strict=True):
+        of_product = OPS.quantize_dynamic(product, layout, backend="reference")
+        for g, p, w in zip(got, of_product, want, strict=True):
             same_bits(g, w)
+            same_bits(p, w)
 
 
 @pytest.mark.op("glu_quantize")
@@ -276,8 +284,7 @@ def test_glu_quantize_of_rows_longer_than_a_program_holds(backend, device, monke
     got = nvfp4.glu_quantize(gate_up.to(device), backend=backend)
     same_bits(got.data, want.data)
     same_bits(got.scales, want.scales)
-    args = (offsets.to(device), None, None, "silu", backend)
-    grouped = nvfp4.grouped_glu_quantize(gate_up.to(device), *args)
+    grouped = nvfp4.grouped_glu_quantize(gate_up.to(device), offsets.to(device), backend=backend)
     same_bits(grouped.data[:3], want.data[:3])
     same_bits(grouped.linear_scales()[:3], want.linear_scales()[:3])
 

@@ -27,7 +27,7 @@ CASES: list[tuple[str, int, Change, str]] = [
     ("glu_quantize", 3, lambda _: 0.0, "swiglu_limit needs a finite positive number"),
     (
         "glu_quantize",
-        5,
+        6,
         lambda _: "relu",
         "activation needs one of 'silu', 'gelu_tanh', 'swiglu_oai', 'relu2', got 'relu'",
     ),
@@ -50,7 +50,8 @@ CASES: list[tuple[str, int, Change, str]] = [
     ("grouped_mm_glu_quantize", 8, lambda _: torch.ones(3), r"global_scale needs .* \[5\]"),
     ("grouped_mm_glu_quantize", 7, lambda _: torch.ones(5, 32), r"bias needs shape \[5, 64\]"),
     ("grouped_mm_glu_quantize", 9, lambda _: -1.0, "swiglu_limit needs"),
-    ("grouped_mm_glu_quantize", 12, lambda _: "", "activation needs"),
+    ("grouped_mm_glu_quantize", 12, lambda _: "", "scale_rule needs"),
+    ("grouped_mm_glu_quantize", 13, lambda _: "", "activation needs"),
     ("moe_dispatch", 0, lambda x: x[None], "x needs 2 dimensions"),
     ("moe_dispatch", 1, lambda i: i.short(), "topk_ids needs dtype int32 or int64, got int16"),
     ("moe_dispatch", 1, lambda i: i[:4], r"topk_ids needs shape \[6, top_k\]"),

@@ -11,7 +11,6 @@ from routing import NAN, PATTERNS, Pattern, exact_experts, exact_tokens, moved, 
 from torch import Tensor
 
 import nvfp4
-from nvfp4.spec.format import W4A4
 from nvfp4.spec.glu import glu
 from nvfp4.spec.quantize import decode
 
@@ -51,7 +50,7 @@ def test_the_sums_of_these_tests_are_exact(pattern):
     ids, _ = pattern.route()
     x = exact_tokens(pattern.tokens, H)
     w13, w2 = experts_of(pattern)
-    rows, _ = nvfp4.moe_dispatch(x, ids, pattern.experts, None, pattern.offset, "reference")
+    rows, _ = nvfp4.moe_dispatch(x, ids, pattern.experts, None, pattern.offset, backend="reference")
     for p in (None, torch.tensor(0.125)):
         h = nvfp4.grouped_mm_glu_quantize(rows, w13, None, p, swiglu_limit=7.0, backend="reference")
         for q, w in ((rows, w13), (h, w2)):
@@ -72,12 +71,12 @@ def test_moe_is_equal_on_every_backend(backend, device, pattern, static):
     x = exact_tokens(pattern.tokens, H)
     w13, w2 = experts_of(pattern)
     h_p = torch.tensor(0.125) if static else None
-    scales = (None, h_p, None, None, pattern.offset, 0, 7.0, W4A4, "silu")
-    want = nvfp4.moe(x, weights, ids, w13, w2, *scales, "reference")
+    scales = (None, h_p, None, None, pattern.offset, 0, 7.0)
+    want = nvfp4.moe(x, weights, ids, w13, w2, *scales, backend="reference")
     assert torch.isfinite(want).all() and (want.any() or pattern.name == "nobody")
     on_device = [moved(t, device) for t in (x, weights, ids, w13, w2)]
     scales = (None, moved(h_p, device), *scales[2:])
-    same_bits(nvfp4.moe(*on_device, *scales, backend), want)
+    same_bits(nvfp4.moe(*on_device, *scales, backend=backend), want)
 
 
 SMALL = [p for p in PATTERNS if p.name in ("uniform", "empty experts", "top 1")]
@@ -109,14 +108,14 @@ def test_moe_is_its_stages(backend, device, pattern, kind, activation, biased):
     w2_bias = torch.randn(experts, H, device=device) if biased else None
     rows, positions = nvfp4.moe_dispatch(x, ids, experts)
     gate_up = nvfp4.grouped_mm(rows, w13, bias, backend=backend)
-    h = nvfp4.grouped_glu_quantize(gate_up, rows.offsets, p, limit, activation)
+    h = nvfp4.grouped_glu_quantize(gate_up, rows.offsets, p, limit, activation=activation)
     options = {"activation": activation, "backend": backend}
     together = nvfp4.grouped_mm_glu_quantize(rows, w13, bias, p, limit, **options)
     same_rows(together, h)
     y = nvfp4.grouped_mm(h, w2, w2_bias, backend=backend)
     out = nvfp4.moe_combine(y, weights, positions)
-    scales = (None, p, bias, w2_bias, 0, 0, limit, W4A4, activation, backend)
-    same_bits(nvfp4.moe(x, weights, ids, w13, w2, *scales), out)
+    scales = (None, p, bias, w2_bias, 0, 0, limit)
+    same_bits(nvfp4.moe(x, weights, ids, w13, w2, *scales, **options), out)
 
 
 @pytest.mark.op("moe")

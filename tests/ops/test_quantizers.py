@@ -47,24 +47,24 @@ def test_quantize(backend, device, rows, k, layout, dtype):
     x = activations(rows, k, dtype)
     for per_row in (False, True):
         p = _static(x, per_row)
-        want = OPS.quantize(x, p, layout, "reference")
-        _same(OPS.quantize(x.to(device), p.to(device), layout, backend), want)
+        want = OPS.quantize(x, p, layout, backend="reference")
+        _same(OPS.quantize(x.to(device), p.to(device), layout, backend=backend), want)
 
 
 @IN_TURN
 def test_quantize_dynamic(backend, device, rows, k, layout, dtype):
     x = activations(rows, k, dtype)
     _same(
-        OPS.quantize_dynamic(x.to(device), layout, backend),
-        OPS.quantize_dynamic(x, layout, "reference"),
+        OPS.quantize_dynamic(x.to(device), layout, backend=backend),
+        OPS.quantize_dynamic(x, layout, backend="reference"),
     )
 
 
 def test_quantize_dynamic_of_rows_longer_than_a_program_holds(backend, device):
     x = activations(3, 65536 + 48)
     _same(
-        OPS.quantize_dynamic(x.to(device), "linear", backend),
-        OPS.quantize_dynamic(x, "linear", "reference"),
+        OPS.quantize_dynamic(x.to(device), "linear", backend=backend),
+        OPS.quantize_dynamic(x, "linear", backend="reference"),
     )
 
 
@@ -73,12 +73,12 @@ def test_specials(backend, device, layout):
     x = specials()
     p = torch.tensor(3e-4)
     _same(
-        OPS.quantize(x.to(device), p.to(device), layout, backend),
-        OPS.quantize(x, p, layout, "reference"),
+        OPS.quantize(x.to(device), p.to(device), layout, backend=backend),
+        OPS.quantize(x, p, layout, backend="reference"),
     )
     _same(
-        OPS.quantize_dynamic(x.to(device), layout, backend),
-        OPS.quantize_dynamic(x, layout, "reference"),
+        OPS.quantize_dynamic(x.to(device), layout, backend=backend),
+        OPS.quantize_dynamic(x, layout, backend="reference"),
     )
     gate_up = torch.cat([specials(), specials()], 1)
     want = OPS.silu_mul_quantize(gate_up, p, 5.0, layout, "reference")
@@ -100,7 +100,7 @@ def test_every_tie_of_the_codes(backend, device):
     x.view(-1, 16)[:, 0] = 6.0
     x.view(-1, 16)[: len(values), 1] = values
     p = torch.tensor(1.0)
-    data, scales = OPS.quantize(x.to(device), p.to(device), "linear", backend)
+    data, scales = OPS.quantize(x.to(device), p.to(device), "linear", backend=backend)
     codes, bytes_ = oracle.quantize(x.numpy(), np.ones(16))
     same_bits(data, from_numpy(oracle.pack(codes)))
     same_bits(scales.view(torch.uint8), from_numpy(bytes_))
@@ -114,7 +114,7 @@ def test_every_tie_of_the_scales(backend, device):
     x = torch.zeros(128, 16 * -(-len(amax) // 128))
     x.view(-1, 16)[: len(amax), 5] = from_numpy(amax)
     p = torch.tensor(1.0)
-    data, scales = OPS.quantize(x.to(device), p.to(device), "linear", backend)
+    data, scales = OPS.quantize(x.to(device), p.to(device), "linear", backend=backend)
     codes, bytes_ = oracle.quantize(x.numpy(), np.ones(128))
     same_bits(data, from_numpy(oracle.pack(codes)))
     same_bits(scales.view(torch.uint8), from_numpy(bytes_))
@@ -126,8 +126,8 @@ def test_bfloat16_subnormals(backend, device):
     assert x.abs().max() < torch.finfo(torch.bfloat16).tiny
     p = torch.tensor(2e-38)
     _same(
-        OPS.quantize(x.to(device), p.to(device), "linear", backend),
-        OPS.quantize(x, p, "linear", "reference"),
+        OPS.quantize(x.to(device), p.to(device), "linear", backend=backend),
+        OPS.quantize(x, p, "linear", backend="reference"),
     )
 
 
@@ -141,7 +141,7 @@ def test_silu_mul_quantize(backend, device, rows, k, layout, dtype):
 
 @IN_TURN
 def test_dequantize(backend, device, rows, k, layout, dtype):
-    data, scales, p = OPS.quantize_dynamic(activations(rows, k), layout, "reference")
+    data, scales, p = OPS.quantize_dynamic(activations(rows, k), layout, backend="reference")
     for scale in (p, p[:1]):
         want = OPS.dequantize(data, scales, scale, dtype, layout, "reference")
         got = OPS.dequantize(
@@ -176,12 +176,12 @@ def test_any_shape(backend, device, rows, blocks, seed):
         torch.randn(rows, blocks * 16, generator=generator)
         * torch.rand(rows, 1, generator=generator).exp()
     )
-    want = OPS.quantize_dynamic(x, "swizzled", "reference")
-    got = OPS.quantize_dynamic(x.to(device), "swizzled", backend)
+    want = OPS.quantize_dynamic(x, "swizzled", backend="reference")
+    got = OPS.quantize_dynamic(x.to(device), "swizzled", backend=backend)
     _same(got, want)
     _same(
-        OPS.quantize(x.to(device), got[2], "swizzled", backend),
-        OPS.quantize(x, want[2], "swizzled", "reference"),
+        OPS.quantize(x.to(device), got[2], "swizzled", backend=backend),
+        OPS.quantize(x, want[2], "swizzled", backend="reference"),
     )
 
 
@@ -191,8 +191,11 @@ def test_every_byte_of_the_outputs_is_written_and_padding_is_zero(backend, devic
     x = activations(rows, k).to(device)
     gate_up, p = torch.cat([x, x], 1), torch.full((1,), 1e-3, device=device)
     calls = (
-        (Quantize(x, p, backend=backend), OPS.quantize(x, p, "swizzled", "reference")),
-        (QuantizeDynamic(x, backend=backend), OPS.quantize_dynamic(x, "swizzled", "reference")),
+        (Quantize(x, p, backend=backend), OPS.quantize(x, p, "swizzled", backend="reference")),
+        (
+            QuantizeDynamic(x, backend=backend),
+            OPS.quantize_dynamic(x, "swizzled", backend="reference"),
+        ),
         (GluQuantize(gate_up, backend=backend), OPS.glu_quantize(gate_up, backend="reference")),
     )
     for call, want in calls:
@@ -207,14 +210,14 @@ def test_every_byte_of_the_outputs_is_written_and_padding_is_zero(backend, devic
 
 def test_signed_zero_keeps_its_sign(backend, device):
     x = torch.tensor([[0.0, -0.0] * 8], device=device)
-    data, scales, p = OPS.quantize_dynamic(x, "linear", backend)
+    data, scales, p = OPS.quantize_dynamic(x, "linear", backend=backend)
     assert data.tolist() == [[0x80] * 8] and scales.view(torch.uint8).item() == 0 and p.item() == 1
 
 
 def test_nan_surfaces_in_its_block_only(backend, device):
     x = torch.ones(1, 48, device=device)
     x[0, 20] = float("nan")
-    data, scales, _ = OPS.quantize_dynamic(x, "linear", backend)
+    data, scales, _ = OPS.quantize_dynamic(x, "linear", backend=backend)
     assert scales.view(torch.uint8)[0].tolist()[1] == 0x7F
     assert data[0, 8:16].tolist() == [0x77] * 8
     assert not scales.float()[0, [0, 2]].isnan().any()

@@ -20,8 +20,8 @@ BF16, F16, F32 = FLOAT_DTYPES
 def _same(x, weight, residual, p, layout, backend, device):
     arguments = (x, weight, EPS, residual, p, layout)
     there = [a.to(device) if isinstance(a, torch.Tensor) else a for a in arguments]
-    got = OPS.rmsnorm_quantize(*there, backend)
-    for g, w in zip(got, OPS.rmsnorm_quantize(*arguments, "reference"), strict=True):
+    got = OPS.rmsnorm_quantize(*there, backend=backend)
+    for g, w in zip(got, OPS.rmsnorm_quantize(*arguments, backend="reference"), strict=True):
         same_bits(one_nan(g).cpu(), one_nan(w))
 
 

@@ -27,7 +27,9 @@ def _weight(n: int, k: int) -> nvfp4.QuantizedTensor:
 def _linear(
     x: torch.Tensor, w: nvfp4.QuantizedTensor, bias=None, backend: str = ""
 ) -> torch.Tensor:
-    return OPS.linear(x, w.data, w.scales, w.global_scale, None, bias, "bf16", backend)
+    return OPS.linear(
+        x, w.data, w.scales, w.global_scale, None, bias, activation="bf16", backend=backend
+    )
 
 
 @pytest.mark.parametrize("shape, dtype", list(zip(SHAPES, cycle(FLOAT_DTYPES))), ids=str)
@@ -76,7 +78,7 @@ def test_nearer_to_the_unquantized_product_than_with_activations_quantized(backe
 
     def error(activation: str) -> float:
         args = (x.to(device), *(t.to(device) for t in (w.data, w.scales, w.global_scale)))
-        got = OPS.linear(*args, None, None, activation, backend)
+        got = OPS.linear(*args, activation=activation, backend=backend)
         return float((got.double() - exact).norm() / exact.norm())
 
     # Activations and weights err alike, and independently: without one of them 1 / sqrt(2) is left.

@@ -1,5 +1,7 @@
 """moe with activation_format="bf16" (W4A16): weights in NVFP4, activations as they are."""
 
+from functools import partial
+
 import pytest
 import torch
 from cases import activations, same_bits
@@ -13,7 +15,7 @@ from nvfp4.spec.glu import activate, columns_per_output
 
 pytestmark = pytest.mark.op("weight_only_moe")
 
-OPS = torch.ops.nvfp4
+_linear = partial(torch.ops.nvfp4.linear, activation="bf16", backend="reference")
 H, INTER = 80, 48
 
 
@@ -33,12 +35,10 @@ def _by_linear(x, weights, ids, w13, w2, b13, b2, limit, activation) -> Tensor:
         if 0 <= expert < len(w13.data):
             first, second = w13[expert], w2[expert]
             operands = first.data, first.scales, first.global_scale
-            args = (None, b13[expert], "bf16", "reference")
-            h = OPS.linear(x[token : token + 1], *operands, *args)
+            h = _linear(x[token : token + 1], *operands, bias=b13[expert])
             h = activate(h.float(), limit, activation).to(x.dtype)
             operands = second.data, second.scales, second.global_scale
-            args = (None, b2[expert], "bf16", "reference")
-            y = OPS.linear(h, *operands, *args)[0].float()
+            y = _linear(h, *operands, bias=b2[expert])[0].float()
             out[token] += weights[token, choice] * y
     return out.to(x.dtype)
 

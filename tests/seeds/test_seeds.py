@@ -167,7 +167,9 @@ def test_swiglu_gate_was_clamped_after_silu(device):
 @pytest.mark.parametrize("rows", [1, 127, 128, 129])
 def test_activation_scales_were_not_padded_to_128_rows(device, rows):
     for backend in ("reference", "triton"):
-        _, scales, _ = OPS.quantize_dynamic(activations(rows, 80).to(device), "swizzled", backend)
+        _, scales, _ = OPS.quantize_dynamic(
+            activations(rows, 80).to(device), "swizzled", backend=backend
+        )
         assert scales.shape == (128 if rows <= 128 else 256, 8)
 
 

@@ -21,12 +21,28 @@ APPROXIMATE = ("div.full", "div.approx", "rcp.approx")
 def names(ptx: str) -> Iterator[str]:
     """Names of instructions.
 
-    A multiply-add is "fma exact" where its product by a power of two leaves one rounding.
+    A multiply-add is "fma exact" where its factor is a power of two, or its addend zero: one
+    rounding is left.
     """
-    for name, operands in re.findall(r"^\s*(?:@!?%p\d+ )?([a-z][\w.:]+)(.*)", ptx, re.M):
-        factor = re.search(r", 0f([0-9A-F]{8}), ", operands)
-        exact = name == "fma.rn.f32" and factor and int(factor[1], 16) & 0x7FFFFF == 0
+    constants: dict[str, str] = {}
+    for line in re.findall(r"^\s*(?:@!?%p\d+ )?([a-z][\w.:]+[^;\n]*)", ptx, re.M):
+        name, *operands = re.split(r",?\s+", line)
+        halves = {operand.strip("{}") for operand in operands[1:]}
+        if name in ("mov.b32", "mov.b64") and len(halves) == 1:
+            constants[operands[0]] = halves.pop()
+        values = [_constant(constants, operand) for operand in operands[2:]]
+        exact = name.startswith("fma.rn.f32") and (
+            values[1] == 0 or (values[0] is not None and values[0] & 0x7FFFFF == 0)
+        )
         yield "fma exact" if exact else name
+
+
+def _constant(constants: dict[str, str], operand: str) -> int | None:
+    """The bits of a float32 that an operand is, or of each of two; None if it is not constant."""
+    while operand in constants:
+        operand = constants[operand]
+    number = re.fullmatch(r"0f([0-9A-F]{8})|(\d+)", operand)
+    return number and int(number[1] or number[2], 16 if number[1] else 10) & 0xFFFFFFFF
 
 
 def check_instructions(kernel: str, ptx: str, sm: int, decodes: bool) -> None:

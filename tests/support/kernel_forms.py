@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from cases import activations, specials
+from close_scales import close_blocks
 from torch import Tensor
 
 from nvfp4.backends.target import target_of
@@ -45,6 +46,7 @@ from nvfp4.calls import (
     Linear,
     Mm,
     Moe,
+    Packed,
     Quantize,
     QuantizeDynamic,
     RmsnormQuantize,
@@ -106,6 +108,10 @@ SMALL = (
     "moe W4A16, relu2",
 )
 """Names of forms that have every kernel of every architecture between them."""
+
+
+RULE_ALONE = (90, 120)
+"""Where a form that differs from another by its scale rule alone is executed."""
 
 
 def everywhere(sm: int) -> bool:
@@ -191,7 +197,29 @@ def _(backend: str) -> Outputs:
     if backend == "reference":
         return (OPS.quantize_dynamic(call.x, backend=backend)[2],)
     row_scale = torch.empty(3)
-    run(quantize_dynamic.plan_row_scales(call.x, row_scale))
+    run(quantize_dynamic.plan_row_scales(call.x, row_scale, call.scale_rule))
+    return (row_scale,)
+
+
+@form("quantize by four_over_six")
+def _(backend: str) -> Outputs:
+    x = specials()
+    x = torch.cat([x, close_blocks()[:48].view(-1, 64).to(x.device)])
+    return OPS.quantize(x, torch.ones(1), "linear", "four_over_six", backend)
+
+
+@form("quantize_dynamic by four_over_six")
+def _(backend: str) -> Outputs:
+    return OPS.quantize_dynamic(activations(21, 96, F16), "swizzled", "four_over_six", backend)
+
+
+@form("quantize_dynamic of long rows: scales for four_over_six", RULE_ALONE.__contains__)
+def _(backend: str) -> Outputs:
+    call = QuantizeDynamic(activations(3, 8192 + 48, F16), scale_rule="four_over_six")
+    if backend == "reference":
+        return (OPS.quantize_dynamic(*call[:3], backend=backend)[2],)
+    row_scale = torch.empty(3)
+    run(quantize_dynamic.plan_row_scales(call.x, row_scale, call.scale_rule))
     return (row_scale,)
 
 
@@ -224,7 +252,9 @@ def _(backend: str) -> Outputs:
 def _(backend: str) -> Outputs:
     gate_up = activations(5, 416, F16)
     p = torch.tensor(0.03)
-    return OPS.glu_quantize(gate_up, p, None, None, "linear", "gelu_tanh", backend=backend)
+    return OPS.glu_quantize(
+        gate_up, p, None, None, "linear", activation="gelu_tanh", backend=backend
+    )
 
 
 @form("glu_quantize fp32 with NaN and Inf, a scale a row")
@@ -240,6 +270,19 @@ def _(backend: str) -> Outputs:
     row_scale = torch.empty(2)
     run(glu_quantize.plan_row_scales(call, row_scale))
     return (row_scale,)
+
+
+@form("glu_quantize of long rows by four_over_six", RULE_ALONE.__contains__)
+def _(backend: str) -> Outputs:
+    call = GluQuantize(activations(2, 2 * (4096 + 48)), scale_rule="four_over_six")
+    if backend == "reference":
+        return OPS.glu_quantize(*call[:6], backend=backend)
+    out = call.outputs()
+    run(glu_quantize.plan_row_scales(call, out.row_scale))
+    static = call._replace(global_scale=out.row_scale)
+    sm, packed = target_of(out.data.device).sm, Packed(out.data, out.scales)
+    run(glu_quantize.plan(static, packed, sm, scale_per_row=True))
+    return out
 
 
 def _rmsnorm(x: Tensor, add: bool, p: Tensor | None, layout: str = "swizzled") -> RmsnormQuantize:
@@ -268,7 +311,7 @@ def _(backend: str) -> Outputs:
 def _rmsnorm_of_long_rows(backend: str, call: RmsnormQuantize) -> Outputs:
     """The kernel for rows that no program holds, on rows of a few parts."""
     if backend == "reference":
-        return OPS.rmsnorm_quantize(*call[:6], backend=backend)
+        return OPS.rmsnorm_quantize(*call[:7], backend=backend)
     out = call.outputs()
     sm = target_of(call.x.device).sm
     run(rmsnorm_quantize.plan(*call.prepared(out), sm, Tile(1, 64, 1), longest_held=0))
@@ -278,6 +321,18 @@ def _rmsnorm_of_long_rows(backend: str, call: RmsnormQuantize) -> Outputs:
 @form("rmsnorm_quantize of long rows, scales found")
 def _(backend: str) -> Outputs:
     return _rmsnorm_of_long_rows(backend, _rmsnorm(activations(3, 176), True, None))
+
+
+@form("rmsnorm_quantize by four_over_six", RULE_ALONE.__contains__)
+def _(backend: str) -> Outputs:
+    call = _rmsnorm(activations(5, 96), True, None)._replace(scale_rule="four_over_six")
+    return OPS.rmsnorm_quantize(*call[:7], backend=backend)
+
+
+@form("rmsnorm_quantize of long rows by four_over_six", RULE_ALONE.__contains__)
+def _(backend: str) -> Outputs:
+    call = _rmsnorm(activations(3, 176), True, None)._replace(scale_rule="four_over_six")
+    return _rmsnorm_of_long_rows(backend, call)
 
 
 @form("rmsnorm_quantize of long rows, one scale")
@@ -387,14 +442,15 @@ def _linear(
     config: MmConfig | None,
     static: bool = False,
     bias: bool = False,
+    rule: str = "amax_over_six",
 ) -> Outputs:
     m, n, k = shape
     x, (w, w_scales) = exact_rows(m, k, dtype), operand(n, k)
     b = torch.randint(-8, 9, (n,)).to(F32) if bias else None
     p = torch.tensor([2.0]) if static else None
-    call = Linear(x, w, w_scales, torch.tensor([2.0**-12]), p, b, activation)
+    call = Linear(x, w, w_scales, torch.tensor([2.0**-12]), p, b, rule, activation)
     if config is None or backend == "reference":
-        return OPS.linear(*call[:7], backend=backend)
+        return OPS.linear(*call[:8], backend=backend)
     out = call.outputs()
     plan = linear.plan if activation == "nvfp4" else weight_only_linear.plan
     run(*plan(*call.prepared(out), target_of(out.device).sm, config))
@@ -409,6 +465,12 @@ def _(backend: str) -> Outputs:
 @form("linear, one scale", decoding)
 def _(backend: str) -> Outputs:
     return _linear(backend, "nvfp4", (20, 80, 256), F32, TILE_32X64, static=True)
+
+
+@form("linear by four_over_six", decoding)
+def _(backend: str) -> Outputs:
+    rule = "four_over_six"
+    return _linear(backend, "nvfp4", (20, 80, 256), F32, TILE_32X64, static=True, rule=rule)
 
 
 @form("linear W4A16")
@@ -508,17 +570,29 @@ def _(backend: str) -> Outputs:
     return OPS.moe_dispatch(x, ids, 4, torch.tensor(0.03), 1, backend=backend)
 
 
+@form("moe_dispatch by four_over_six", RULE_ALONE.__contains__)
+def _(backend: str) -> Outputs:
+    x, ids = activations(9, 96), _ids(9, 2, torch.int32)
+    return OPS.moe_dispatch(x, ids, 4, None, 1, "four_over_six", backend)
+
+
 @form("moe_dispatch of several chunks of ids")
 def _(backend: str) -> Outputs:
     x, ids = activations(70, 16, F32), _ids(70, 8, torch.int32)
     return OPS.moe_dispatch(x, ids, 4, None, 0, backend=backend)
 
 
-def _grouped_glu(backend: str, dtype: torch.dtype, p: Tensor | None, activation: str) -> Outputs:
+def _grouped_glu(
+    backend: str,
+    dtype: torch.dtype,
+    p: Tensor | None,
+    activation: str,
+    rule: str = "amax_over_six",
+) -> Outputs:
     gate_up = activations(sum(COUNTS) + 2, 192, dtype)
     limit = None if activation == "relu2" else 7.0
-    call = GluQuantize(gate_up, p, _offsets(), limit, "swizzled", activation)
-    return OPS.glu_quantize(*call[:6], backend=backend)
+    call = GluQuantize(gate_up, p, _offsets(), limit, "swizzled", rule, activation)
+    return OPS.glu_quantize(*call[:7], backend=backend)
 
 
 @form("glu_quantize of experts, scales found")
@@ -539,6 +613,11 @@ def _(backend: str) -> Outputs:
 @form("glu_quantize of experts, swiglu_oai")
 def _(backend: str) -> Outputs:
     return _grouped_glu(backend, BF16, None, "swiglu_oai")
+
+
+@form("glu_quantize of experts by four_over_six", RULE_ALONE.__contains__)
+def _(backend: str) -> Outputs:
+    return _grouped_glu(backend, BF16, None, "silu", "four_over_six")
 
 
 @form("glu_quantize of experts, relu2")

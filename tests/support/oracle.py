@@ -4,6 +4,8 @@ Rounding is a search for the nearest table entry (ties to the even code); the re
 products are numpy float32, as the specification says.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
@@ -34,37 +36,57 @@ def nearest(values: npt.NDArray, table: npt.NDArray) -> npt.NDArray:
     return np.where(candidates.sum(-1) > 1, even.argmax(-1), candidates.argmax(-1))
 
 
-def quantize(x: npt.NDArray, p: npt.NDArray) -> tuple[npt.NDArray, npt.NDArray]:
+class Scaled(NamedTuple):
+    """A block in one scale: the scale's byte, the codes 0..15, and the error of four_over_six."""
+
+    byte: int
+    codes: npt.NDArray
+    error: np.float32
+
+
+def scaled(values: npt.NDArray, p: np.float32, top: int) -> Scaled:
+    """A block of float32 [16], not NaN, in the scale that puts its largest magnitude at `top`."""
+    enc = F32(1) / F32(p)
+    byte = int(nearest(np.abs(values).max() * (enc * F32(1 / top)), E4M3[:0x7F]))
+    sf, inverse = F32(E4M3[byte]), F32(0)
+    if byte:
+        inverse = min(F32(1) / F32(sf * F32(p)), np.finfo(F32).max)
+    y = values * F32(inverse)
+    magnitudes = nearest(np.abs(y), E2M1)
+    squares = (np.abs(y) - E2M1[magnitudes].astype(F32)) ** 2
+    while len(squares) > 1:
+        squares = squares[0::2] + squares[1::2]
+    return Scaled(byte, magnitudes + 8 * np.signbit(y), squares[0] * (sf * sf))
+
+
+def quantize(
+    x: npt.NDArray, p: npt.NDArray, four_over_six: bool = False
+) -> tuple[npt.NDArray, npt.NDArray]:
     """float32 x [M, K], p [M] -> codes [M, K] 0..15, scale bytes [M, K/16]."""
     m, k = x.shape
     codes, scales = np.zeros((m, k), np.uint8), np.zeros((m, k // 16), np.uint8)
     with np.errstate(all="ignore"):
         for row in range(m):
-            enc = F32(1) / F32(p[row])
             for block in range(k // 16):
                 values = x[row, 16 * block : 16 * block + 16].astype(F32)
                 at = (row, slice(16 * block, 16 * block + 16))
                 if np.isnan(values).any():
                     scales[row, block], codes[at] = 0x7F, 0x7
                     continue
-                amax = np.abs(values).max()
-                byte = int(nearest(amax * (enc * F32(1 / 6)), E4M3[:0x7F]))
-                inverse = F32(0)
-                if byte:
-                    inverse = min(F32(1) / F32(F32(E4M3[byte]) * F32(p[row])), np.finfo(F32).max)
-                scaled = values * F32(inverse)
-                scales[row, block] = byte
-                codes[at] = nearest(np.abs(scaled), E2M1) + 8 * np.signbit(scaled)
+                best = scaled(values, p[row], 6)
+                if four_over_six and (four := scaled(values, p[row], 4)).error < best.error:
+                    best = four
+                scales[row, block], codes[at] = best.byte, best.codes
     return codes, scales
 
 
-def row_global_scale(x: npt.NDArray) -> npt.NDArray:
+def row_global_scale(x: npt.NDArray, largest_scale: int = 448) -> npt.NDArray:
     """float32 x [M, K] -> p [M]."""
     magnitude = np.minimum(
         np.nan_to_num(np.abs(x.astype(F32)), nan=0, posinf=np.inf), np.finfo(F32).max
     )
     amax = magnitude.max(-1).astype(F32)
-    p = np.maximum(amax / F32(2688), np.finfo(F32).tiny).astype(F32)
+    p = np.maximum(amax / F32(6 * largest_scale), np.finfo(F32).tiny).astype(F32)
     return np.where(amax == 0, F32(1), p)
 
 

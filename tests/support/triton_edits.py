@@ -4,7 +4,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from cases import activations
+from close_scales import close_blocks
 from kernel_forms import BF16, F16, OPS, Outputs, _mm
 
 from nvfp4.backends.triton.gemm.config import DECODE_8X64, TILE_16X64, HopperConfig
@@ -48,13 +50,22 @@ def _rows(backend: str) -> Outputs:
     return OPS.quantize_dynamic(activations(2, 4112, F16), "linear", backend=backend)
 
 
+def _four_over_six(backend: str) -> Outputs:
+    x = close_blocks()[:48].view(-1, 64)
+    return OPS.quantize(x, torch.ones(1), "linear", "four_over_six", backend)
+
+
 CP_ASYNC = Subject("cp.async, mma.sync", 80, _cp_async)
 HOPPER = Subject("TMA, wgmma", 90, _hopper)
 SPLIT_K = Subject("split-K", 90, _split_k)
 TCGEN05 = Subject("tcgen05", 100, _tcgen05)
 MMA_SCALED = Subject("mma.sync block-scaled", 120, _mma_scaled)
 ROWS = Subject("rows", 80, _rows)
-SUBJECTS = (CP_ASYNC, HOPPER, SPLIT_K, TCGEN05, MMA_SCALED, ROWS)
+FOUR_OVER_SIX = Subject("four over six", 90, _four_over_six)
+FOUR_OVER_SIX_PACKED = Subject("four over six, packed", 100, _four_over_six)
+SUBJECTS = (
+    CP_ASYNC, HOPPER, SPLIT_K, TCGEN05, MMA_SCALED, ROWS, FOUR_OVER_SIX, FOUR_OVER_SIX_PACKED
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -119,6 +130,9 @@ LDMATRIX = (
 SHIFTED = r"\1+4096];"
 SHARED_LOAD = r"(ld\.shared\.v4\.b32\s+\{[^}]*\}, \[%r\d+)\];"
 
+SUM = r"add\.rn\.f32 \t(%r\d+), (%r\d+), (%r\d+);"
+TWO_SUMS = rf"{SUM}\s+{SUM}"
+
 EDITS = [
     Edit(CP_ASYNC, "one group fewer is waited for", WAIT_GROUP, plus(1)),
     Edit(CP_ASYNC, "no wait for copies", WAIT_GROUP, DROP),
@@ -179,5 +193,13 @@ EDITS = [
          r"(shfl\.sync\.bfly\.b32\s+[^;]*), 1, 31", r"\1, 2, 31", -1),
     Edit(ROWS, "a butterfly leaves a lane out", r"(shfl\.sync\.bfly[^;]*), -1;",
          r"\1, 0x7fffffff;"),
+    Edit(FOUR_OVER_SIX, "a tie takes four", r"setp\.lt(\.f32 \t%p\d+, %r\d+, %r\d+;)",
+         r"setp.le\1"),
+    Edit(FOUR_OVER_SIX, "the worse scale", r"setp\.lt(\.f32 \t%p\d+, %r\d+, %r\d+;)",
+         r"setp.gt\1"),
+    Edit(FOUR_OVER_SIX, "squares of other pairs are added first", TWO_SUMS,
+         r"add.rn.f32 \t\1, \2, \6;\nadd.rn.f32 \t\4, \5, \3;"),
+    Edit(FOUR_OVER_SIX_PACKED, "a tie takes four", r"setp\.lt(\.f32 \t%p\d+, %r\d+, %r\d+;)",
+         r"setp.le\1"),
 ]  # fmt: skip
 """The faults. Those with a reason in `unnoticed` pass, and give the right output."""

@@ -22,7 +22,7 @@ from nvfp4.backends.triton.runtime.architecture import (
     release,
 )
 from nvfp4.backends.triton.runtime.ptx import compiled
-from nvfp4.bench.cubin import stack_bytes
+from nvfp4.bench.cubin import sass, stack_bytes
 
 pytestmark = pytest.mark.compiles
 
@@ -106,6 +106,17 @@ def test_ptxas_assembles_a_kernel_for_every_architecture(sm):
         pytest.skip(refused(sm))
     (launch,) = planned(next(f for f in FORMS if f.name == QUANTIZER), sm)
     assert assemble(compiled(launch, sm), sm)
+
+
+@pytest.mark.parametrize("name", ["quantize by four_over_six", "glu_quantize of experts, relu2"])
+def test_ptxas_made_one_operation_of_a_product_and_a_sum_on_sm_100(name):
+    """ptxas 12.9 contracts mul.rn.f32x2 and add.rn.f32x2, which no emulator of PTX can see."""
+    if refused(100):
+        pytest.skip(refused(100))
+    (launch,) = planned(next(f for f in FORMS if f.name == name), 100)
+    ptx = compiled(launch, 100)
+    instructions = [i.opcode for i in sass(assemble(ptx, 100))]
+    assert instructions.count("FFMA2") == ptx.text.count("fma.rn.f32x2")
 
 
 @pytest.mark.parametrize(

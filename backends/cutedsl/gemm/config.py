@@ -12,6 +12,7 @@ from enum import Enum
 import torch
 
 from nvfp4.spec.glu import SILU
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 from nvfp4.spec.swizzle import TILE_ROWS
 
 STAGE_K = 256
@@ -138,13 +139,16 @@ class Tile:
 class Glu:
     """act(gate) * up, quantized (spec/glu.py, spec/quantize.py). A tile's columns are then half
     gate, half up. limited: whether gate and up are bounded first.
+    scale_rule: of the result's block scales.
     """
 
     activation: str = SILU
     limited: bool = False
+    scale_rule: str = AMAX_OVER_SIX
 
     def __str__(self) -> str:
-        return f"{self.activation}{' with a limit' if self.limited else ''}, quantized"
+        rule = "" if self.scale_rule == AMAX_OVER_SIX else f" by {self.scale_rule}"
+        return f"{self.activation}{' with a limit' * self.limited}, quantized{rule}"
 
 
 class Alpha(Enum):

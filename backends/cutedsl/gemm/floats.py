@@ -160,6 +160,42 @@ def zero_if_zero(value: Float32, other: Float32, *, loc=None, ip=None) -> Float3
 
 
 @dsl_user_op
+def add(a: Float32, b: Float32, *, loc=None, ip=None) -> Float32:
+    return _float("add.rn.f32", [a, b], loc, ip)
+
+
+@dsl_user_op
+def if_less(a: Float32, b: Float32, then: Int32, other: Int32, *, loc=None, ip=None) -> Int32:
+    """then where a < b, else other: also where one of the two is NaN."""
+    text = "{\n.reg .pred less;\nsetp.lt.f32 less, $1, $2;\nselp.b32 $0, $3, $4, less;\n}"
+    return asm(text, [a, b, then, other], (Int32,), loc, ip)
+
+
+@dsl_user_op
+def squared_distance_to_e2m1(value: Float32, *, loc=None, ip=None) -> Float32:
+    """The square of what is lost when a value is rounded to E2M1, at most 6; NaN for a NaN.
+
+    A float32 2^22 times as large as the power of two below has E2M1's step. The packed
+    instructions are not for this: ptxas contracts their products and sums (multiply2_ftz).
+    """
+    text = """{
+.reg .f32 size, bounded, power, rounded, d;
+.reg .b32 bits;
+abs.f32 size, $1;
+min.f32 bounded, size, 0f40C00000;
+max.f32 power, bounded, 0f3F800000;
+mov.b32 bits, power;
+and.b32 bits, bits, 0x7F800000;
+mov.b32 power, bits;
+fma.rn.f32 rounded, power, 0f4A800000, bounded;
+fma.rn.f32 rounded, power, 0fCA800000, rounded;
+sub.rn.f32 d, size, rounded;
+mul.rn.f32 $0, d, d;
+}"""
+    return asm(text, [value], (Float32,), loc, ip)
+
+
+@dsl_user_op
 def times_power_of_2(value: Float32, shifted: Float32, *, loc=None, ip=None) -> Float32:
     """value * 2^n, n the low bits of `shifted`: added to the exponent."""
     text = """{

@@ -12,6 +12,7 @@ from nvfp4.backends.cutedsl.runtime.occupancy import clusters_on
 from nvfp4.backends.workload import warmed_up
 from nvfp4.calls import GroupedMm, GroupedMmGluQuantize, Quantized
 from nvfp4.spec.grouped import MAX_EXPERTS
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 from nvfp4.spec.swizzle import TILE_ROWS
 
 
@@ -50,6 +51,7 @@ def plan_glu(call: GroupedMmGluQuantize, out: Quantized, tile: Tile, sms: int) -
         call.row_scale is not None,
         call.activation,
         call.swiglu_limit is not None,
+        call.scale_rule,
     )
     outputs = {
         "out": out.data,
@@ -79,9 +81,14 @@ def grouped_kernel_of(
 
 @functools.cache
 def glu_kernel_of(
-    tile: Tile, dtype: torch.dtype, row_scale: bool, activation: str, limited: bool
+    tile: Tile,
+    dtype: torch.dtype,
+    row_scale: bool,
+    activation: str,
+    limited: bool,
+    scale_rule: str = AMAX_OVER_SIX,
 ) -> Kernel:
-    glu = Glu(activation, limited)
+    glu = Glu(activation, limited, scale_rule)
     epilogue = Epilogue(dtype, row_scale=row_scale, tma_store=False, glu=glu)
     return Kernel(tile, epilogue, grouped=True)
 

@@ -4,8 +4,8 @@ tcgen05.ld.32x32b gives a thread one row of gate and the same row of up. Its 32 
 blocks, so a block's largest magnitude needs no other thread. A thread stores 16 bytes of codes and
 two scales, which lie side by side in the swizzled layout.
 
-The arithmetic is that of spec/glu.py and spec/quantize.py to the bit: every operation is rounded
-once, by name, and none is contracted (see floats.multiply2_ftz).
+The arithmetic is that of spec/glu.py, spec/quantize.py and spec/scale_rules.py to the bit: every
+operation is rounded once, by name, and none is contracted (see floats.multiply2_ftz).
 """
 
 from typing import NamedTuple
@@ -39,7 +39,11 @@ from nvfp4.spec.glu import (
     ROUND_TO_INT,
     SILU,
 )
+from nvfp4.spec.scale_rules import FOUR_OVER_SIX, ONE_QUARTER
 from nvfp4.spec.swizzle import TILE_BLOCKS
+
+WORDS = BLOCK // 8
+"""32-bit words that hold a block's codes."""
 
 SIMPLE = 60.0
 """Where |exponent| is not above and |gate| not below 2^-60, nothing overflows, underflows or is to
@@ -126,24 +130,61 @@ def store(
     """A thread's 32 results of row `row`, from column `column` of gate on; p: their global scale;
     r: the row in the CTA's tile.
     """
-    enc = floats.multiply(floats.reciprocal(p), Float32(ONE_SIXTH))
     blocks = [
         activate(layout, gates[j : j + BLOCK], ups[j : j + BLOCK], factors, quantized.limit)
         for j in range(0, len(gates), BLOCK)
     ]
-    scales = floats.to_e4m3x2(
-        *(floats.multiply(floats.largest_magnitude(block), enc) for block in blocks)
-    )
+    amax = [floats.largest_magnitude(block) for block in blocks]
+    enc = floats.reciprocal(p)
+    six = encode(layout, blocks, amax, p, floats.multiply(enc, Float32(ONE_SIXTH)))
+    if const_expr(layout.epilogue.glu.scale_rule == FOUR_OVER_SIX):
+        four = encode(layout, blocks, amax, p, floats.multiply(enc, Float32(ONE_QUARTER)))
+        scales, codes = better_of(six, four)
+    else:
+        scales, codes, _ = six
+    data = (quantized.data + (Int64(row) * quantized.stride + column // 2)).toint()
+    ptx.store_global(data, codes)
+    ptx.store_global(scales_at(quantized, coord, r, column), [Int16(scales)])
+
+
+@cute.jit
+def encode(layout: cutlass.Constexpr[Layout], blocks, amax, p: Float32, enc: Float32):
+    """Encode two blocks by the scales amax * enc.
+
+    Returns the scales' bytes in one word, the words of codes, and with four_over_six each block's
+    error.
+    """
+    scales = floats.to_e4m3x2(*(floats.multiply(each, enc) for each in amax))
     codes: list = []
+    errors: list = []
     for block, sf in zip(blocks, floats.from_e4m3x2(scales), strict=True):
         # A NaN scale makes an inverse that is NaN, and codes that are 0x7.
         inverse = floats.min_nan(floats.reciprocal(floats.multiply(sf, p)), Float32(FLOAT32_MAX))
         inverse = floats.zero_if_zero(inverse, sf)
         scaled = [x for pair in pairs(block) for x in floats.multiply2(pair, (inverse, inverse))]
         codes += [floats.to_e2m1x8(scaled[j : j + 8]) for j in range(0, BLOCK, 8)]
-    data = (quantized.data + (Int64(row) * quantized.stride + column // 2)).toint()
-    ptx.store_global(data, codes)
-    ptx.store_global(scales_at(quantized, coord, r, column), [Int16(scales)])
+        if const_expr(layout.epilogue.glu.scale_rule == FOUR_OVER_SIX):
+            errors.append(error(scaled, sf))
+    return scales, codes, errors
+
+
+def error(scaled, sf: Float32) -> Float32:
+    """The squared error of a block's scaled values, as spec/scale_rules.py computes it."""
+    sums = [floats.squared_distance_to_e2m1(value) for value in scaled]
+    while len(sums) > 1:
+        sums = [floats.add(*pair) for pair in pairs(sums)]
+    return floats.multiply(sums[0], floats.multiply(sf, sf))
+
+
+def better_of(six, four):
+    """The scales and codes of each block's smaller error; six's where they are equal or NaN."""
+    byte, scales, codes = 0xFF, Int32(0), []
+    for i, errors in enumerate(zip(four[2], six[2], strict=True)):
+        scales = scales | floats.if_less(*errors, four[0], six[0]) & Int32(byte << 8 * i)
+        of_block = slice(i * WORDS, (i + 1) * WORDS)
+        for words in zip(four[1][of_block], six[1][of_block], strict=True):
+            codes.append(floats.if_less(*errors, *words))
+    return scales, codes
 
 
 @cute.jit

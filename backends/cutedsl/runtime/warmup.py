@@ -28,6 +28,7 @@ from nvfp4.backends.cutedsl.gemm.layouts import sized
 from nvfp4.backends.cutedsl.runtime.compile import compiled, is_cached
 from nvfp4.backends.environment import may_split_k
 from nvfp4.backends.workload import Workload
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 
 FORMS = ((Alpha.ONE, False), (Alpha.ROWS, False), (Alpha.ONE, True), (Alpha.SEGMENTS, True))
 """(alpha, row_scale) that are compiled ahead: mm of two tensors' scales, with one of the first or
@@ -47,6 +48,7 @@ def kernels_for(workload: Workload) -> list[Kernel]:
             workload.dtypes,
             workload.glu,
             workload.bias,
+            workload.scale_rule,
             workload.activation,
         )
     found: dict[Kernel, None] = {}
@@ -71,6 +73,7 @@ def grouped_kernels_for(
     dtypes: Iterable[torch.dtype],
     glu: bool = False,
     bias: torch.dtype | None = None,
+    scale_rule: str = AMAX_OVER_SIX,
     activation: str = "",
 ) -> list[Kernel]:
     """Every kernel of grouped_mm, or with `glu` of grouped_mm_glu_quantize, for weights
@@ -87,7 +90,7 @@ def grouped_kernels_for(
         aligned = n * size % 16 == 0
         if fused:
             forms = product([activation] if activation else FUSED_ACTIVATIONS, (False, True))
-            kernels = [glu_kernel_of(tile, dtype, True, *form) for form in forms]
+            kernels = [glu_kernel_of(tile, dtype, True, *form, scale_rule) for form in forms]
         else:
             kernels = [
                 grouped_kernel_of(tile, dtype, segments, True, bias, aligned)

@@ -19,16 +19,22 @@ from nvfp4.backends.triton.device.floats import (
     f32_to_e4m3,
     pack,
     round_to_e2m1,
+    square,
     to_f32,
 )
 from nvfp4.spec import format as spec
 from nvfp4.spec import glu as spec_glu
+from nvfp4.spec import scale_rules as spec_rules
 from nvfp4.spec import swizzle as spec_swizzle
 
 FLOAT32_MAX = tl.constexpr(spec.FLOAT32_MAX)
 FLOAT32_MIN_NORMAL = tl.constexpr(spec.FLOAT32_MIN_NORMAL)
-GLOBAL_SCALE_DIVISOR = tl.constexpr(spec.GLOBAL_SCALE_DIVISOR)
 ONE_SIXTH = tl.constexpr(spec.ONE_SIXTH)
+ONE_QUARTER = tl.constexpr(spec_rules.ONE_QUARTER)
+
+FOUR_OVER_SIX = tl.constexpr(spec_rules.FOUR_OVER_SIX)
+AMAX_OVER_SIX_DIVISOR = tl.constexpr(spec_rules.GLOBAL_SCALE_DIVISORS[spec_rules.AMAX_OVER_SIX])
+FOUR_OVER_SIX_DIVISOR = tl.constexpr(spec_rules.GLOBAL_SCALE_DIVISORS[spec_rules.FOUR_OVER_SIX])
 
 TILE_ROWS = tl.constexpr(spec_swizzle.TILE_ROWS)
 TILE_BLOCKS = tl.constexpr(spec_swizzle.TILE_BLOCKS)
@@ -96,17 +102,19 @@ def largest_of_row(x):
 
 
 @triton.jit
-def row_global_scale(x):
+def row_global_scale(x, SCALE_RULE: tl.constexpr):
     """The rows' own p float32 [R] of x float32 [R, C/16, 16]: NaN counts as 0, Inf as FLT_MAX."""
-    return global_scale_of(largest_of_row(x))
+    return global_scale_of(largest_of_row(x), SCALE_RULE)
 
 
 @triton.jit
-def global_scale_of(amax):
+def global_scale_of(amax, SCALE_RULE: tl.constexpr):
     """The global scales p float32 [R] for the largest magnitudes float32 [R]."""
-    p = tl.maximum(
-        tl.div_rn(amax, tl.full(amax.shape, GLOBAL_SCALE_DIVISOR, tl.float32)), FLOAT32_MIN_NORMAL
-    )
+    if SCALE_RULE == FOUR_OVER_SIX:
+        divisor = tl.full(amax.shape, FOUR_OVER_SIX_DIVISOR, tl.float32)
+    else:
+        divisor = tl.full(amax.shape, AMAX_OVER_SIX_DIVISOR, tl.float32)
+    p = tl.maximum(tl.div_rn(amax, divisor), FLOAT32_MIN_NORMAL)
     return tl.where(amax == 0.0, 1.0, p)
 
 
@@ -122,42 +130,68 @@ def row_power_of_two(x):
 
 
 @triton.jit
-def scale_blocks(x, p, SM: tl.constexpr):
+def scale_blocks(x, p, SCALE_RULE: tl.constexpr, SM: tl.constexpr):
     """Scale the blocks of x float32 [R, C/16, 16] with p float32 [R].
 
     Returns, each [R, C/16]: the scales uint8, their values float32, and the factors float32 that
     bring the blocks into E2M1's range. A block's factor is NaN if the block has a NaN.
     """
     amax = largest(x, 2)
-    enc = reciprocal(p) * ONE_SIXTH
+    enc = reciprocal(p)
+    scales, sf, inverse = _scale_to(amax, enc * ONE_SIXTH, p, SM)
+    if SCALE_RULE == FOUR_OVER_SIX:
+        four, four_sf, four_inverse = _scale_to(amax, enc * ONE_QUARTER, p, SM)
+        better = _error(x, four_sf, four_inverse) < _error(x, sf, inverse)
+        scales = tl.where(better, four, scales)
+        sf = tl.where(better, four_sf, sf)
+        inverse = tl.where(better, four_inverse, inverse)
+    return scales, sf, tl.where(amax != amax, float("nan"), inverse)
+
+
+@triton.jit
+def _scale_to(amax, enc, p, SM: tl.constexpr):
+    """Scale blocks of the largest magnitudes amax [R, C/16] by enc and p, float32 [R]."""
     scales = f32_to_e4m3(amax * enc[:, None], SM)
     sf = e4m3_to_f16(scales, SM).to(tl.float32)
     # Dividing by 0 is slow, so a zero scale is divided by 1. The test is on sf: with a test on the
     # bytes ptxas 12.8 reads a register that nothing has written.
     is_zero = sf == 0.0
     inverse = reciprocal(tl.where(is_zero, 1.0, sf * p[:, None]))
-    inverse = tl.where(is_zero, 0.0, tl.minimum(inverse, FLOAT32_MAX))
-    return scales, sf, tl.where(amax != amax, float("nan"), inverse)
+    return scales, sf, tl.where(is_zero, 0.0, tl.minimum(inverse, FLOAT32_MAX))
 
 
 @triton.jit
-def quantize_tile(x, p, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr):
+def _error(x, sf, inverse):
+    """The squared error of blocks x [R, C/16, 16] in these scales, as spec/scale_rules.py has it.
+
+    `inverse` may be any number where the block has a NaN: the error is NaN.
+    """
+    y = tl.abs(x * inverse[:, :, None])
+    d = y - round_to_e2m1(y)
+    squares = square(d).reshape(x.shape[0], x.shape[1], 2, 2, 2, 2)
+    # Sums of two: with more, the compiler would choose the order.
+    total = tl.sum(tl.sum(tl.sum(tl.sum(squares, axis=5), axis=4), axis=3), axis=2)
+    return total * (sf * sf)
+
+
+@triton.jit
+def quantize_tile(x, p, SCALE_RULE: tl.constexpr, SM: tl.constexpr):
     """Quantize x float32 [R, C/16, 16] with p float32 [R].
 
     Returns words int32 [R, C/16, 2] and scales uint8 [R, C/16].
     """
-    scales, _, inverse = scale_blocks(x, p, SM)
+    scales, _, inverse = scale_blocks(x, p, SCALE_RULE, SM)
     words = pack(x * inverse[:, :, None], inverse != inverse, SM)
     return words, scales
 
 
 @triton.jit
-def round_tile(x, p, SM: tl.constexpr):
+def round_tile(x, p, SCALE_RULE: tl.constexpr, SM: tl.constexpr):
     """Round x float32 [R, C/16, 16] with p float32 [R] to NVFP4's e2m1 * sf, in float16.
 
     The values, [R, C/16, 16], are over E2M1_F16_SCALE.
     """
-    _, sf, inverse = scale_blocks(x, p, SM)
+    _, sf, inverse = scale_blocks(x, p, SCALE_RULE, SM)
     value = round_to_e2m1(x * inverse[:, :, None])
     return (value * (sf * (1 / E2M1_F16_SCALE))[:, :, None]).to(tl.float16)
 
@@ -266,12 +300,12 @@ def store_padding(
 @triton.jit
 def store_quantized(
     x, p, data, scales, rows, column, M, K, scale_rows, scale_columns,
-    SWIZZLED: tl.constexpr, R: tl.constexpr, C: tl.constexpr, SM: tl.constexpr,
+    SWIZZLED: tl.constexpr, SCALE_RULE: tl.constexpr, C: tl.constexpr, SM: tl.constexpr,
 ):  # fmt: skip
     """Quantize and store the tile x float32 [R, C/16, 16] at (rows, column).
 
     x holds zeros outside [M, K]. A zero block's scale is 0x00, so the scales' padding is right too.
     """
-    words, sf = quantize_tile(x, p, R, C, SM)
+    words, sf = quantize_tile(x, p, SCALE_RULE, SM)
     store_words(words, data, rows, rows < M, column, K, C)
     store_scales(sf, scales, rows, rows < scale_rows, column, scale_columns, SWIZZLED, C)
