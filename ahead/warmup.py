@@ -16,7 +16,7 @@ from nvfp4.ops.moe import moe
 from nvfp4.ops.quantize import quantize_weight
 from nvfp4.spec.format import DATA_DTYPE, SCALE_DTYPE, SWIZZLED, W4A4, W4A16
 from nvfp4.spec.glu import SILU, columns_per_output
-from nvfp4.spec.scale_rules import AMAX_OVER_SIX
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX, SCALE_RULES
 from nvfp4.spec.swizzle import scales_shape
 from nvfp4.tensors import ExpertWeights
 
@@ -147,6 +147,7 @@ def workload_of(
         need = "(N, K) with N positive and K a positive multiple of 16"
         raise ValueError(f"nvfp4.warmup: shapes needs {need}, got {(n, k)}")
     _positive("max_m", max_m)
+    _known_rule(scale_rule)
     if activation_format not in (W4A4, W4A16):
         need = f"{W4A4!r} or {W4A16!r}"
         raise ValueError(f"nvfp4.warmup: activation_format needs {need}, got {activation_format!r}")
@@ -184,6 +185,7 @@ def moe_workloads(
         got = (experts, hidden, intermediate)
         raise ValueError(f"nvfp4.warmup_moe: shapes needs {need}, got {got}")
     _positive("max_m", max_m)
+    _known_rule(scale_rule)
     _positive("top_k", top_k)
     rows, dtypes = max_m * top_k, tuple(dtypes)
     n = intermediate * (columns_per_output(activation) if activation else 2)
@@ -279,6 +281,12 @@ def _device(device: torch.device | str | None) -> torch.device:
 def _positive(argument: str, value: int) -> None:
     if value < 1:
         raise ValueError(f"nvfp4.warmup: {argument} needs a positive number, got {value}")
+
+
+def _known_rule(scale_rule: str) -> None:
+    if scale_rule not in SCALE_RULES:
+        need = " or ".join(map(repr, SCALE_RULES))
+        raise ValueError(f"nvfp4.warmup: scale_rule needs {need}, got {scale_rule!r}")
 
 
 def _linear_of_zeros(

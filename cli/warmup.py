@@ -15,6 +15,7 @@ from nvfp4.cli.errors import user_errors
 from nvfp4.cli.progress import steps
 from nvfp4.dispatch import BACKENDS
 from nvfp4.spec.format import W4A4
+from nvfp4.spec.scale_rules import AMAX_OVER_SIX
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -62,6 +63,9 @@ def warmup(
         "bfloat16"
     ],
     bias: Annotated[str, typer.Option(help="The biases' dtype; default: calls without.")] = "",
+    scale_rule: Annotated[
+        str, typer.Option(help="Of activations' block scales, as in the calls.")
+    ] = AMAX_OVER_SIX,
     activation_format: Annotated[
         str, typer.Option(help="With --shape: nvfp4 for W4A4 calls, bf16 for W4A16 calls.")
     ] = W4A4,
@@ -79,6 +83,7 @@ def warmup(
         workloads = [
             workload_of(
                 *(*weight_shape(text), max_m, dtypes, added),
+                scale_rule=scale_rule,
                 activation_format=activation_format,
                 segments=segments,
                 calibrated=calibrated,
@@ -86,7 +91,8 @@ def warmup(
             for text in shape or ()
         ]
         for text in moe or ():
-            workloads += moe_workloads(*_experts(text), max_m, top_k, dtypes, glu=calibrated)
+            sizes = *_experts(text), max_m, top_k
+            workloads += moe_workloads(*sizes, dtypes, calibrated, scale_rule)
         if not workloads:
             raise ValueError("warmup needs a --shape or a --moe, got neither")
         for backend, works in _shared_out(workloads, sm_of(arch)).items():

@@ -111,6 +111,15 @@ def test_a_rule_that_there_is_not(name):
         getattr(OPS, name)(*arguments(name, 6, "cpu"), scale_rule="best")
 
 
+def test_a_rule_for_warmup_that_there_is_not():
+    for call in (
+        lambda: nvfp4.warmup([(64, 64)], 1, scale_rule="best", device="cpu"),
+        lambda: nvfp4.quantize_model(torch.nn.Sequential(torch.nn.Linear(16, 16)), (), "best"),
+    ):
+        with pytest.raises(ValueError, match="scale_rule needs 'amax_over_six' or .*, got 'best'"):
+            call()
+
+
 def test_16_bit_activations_have_no_other_rule():
     args = arguments("linear", 6, "cpu")
     need = "scale_rule needs 'amax_over_six' with activation='bf16', which quantizes nothing, got"
