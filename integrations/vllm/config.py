@@ -104,7 +104,7 @@ class NvFp4Config(QuantizationConfig):
             return NvFp4LinearMethod(self.scheme.format, modules, group, _max_tokens())
         if isinstance(layer, RoutedExperts):
             names = layer.ckpt_gate_proj_name, layer.ckpt_up_proj_name, layer.ckpt_down_proj_name
-            modules = [f"{prefix}.0.{name}" for name in names]
+            modules = [f"{prefix}.0.{name}" for name in names if name]  # some have no gate
             group = self._group(modules)
             if group is None:
                 return self._rest(modules, layer, prefix)

@@ -17,15 +17,23 @@ from nvfp4.integrations.vllm.loading import multipliers, needs_dtype, refused, v
 from nvfp4.integrations.vllm.warmup import compile_planned, plan, run_first
 from nvfp4.layers import MoE
 from nvfp4.spec.format import BLOCK, DATA_DTYPE, LINEAR, SCALE_DTYPE, W4A16
-from nvfp4.spec.glu import GELU_TANH, SILU
+from nvfp4.spec.glu import GELU_TANH, RELU2, SILU, SWIGLU_OAI
 from nvfp4.spec.swizzle import swizzle_scales
 from nvfp4.tensors import ExpertWeights, QuantizedTensor
 
-ACTIVATIONS = (SILU, GELU_TANH)
-"""What vLLM calls as we do. Its "relu2" has a gate, which ours has not."""
+ACTIVATIONS = {
+    "silu": SILU,
+    "gelu_tanh": GELU_TANH,
+    "swigluoai_uninterleave": SWIGLU_OAI,
+    "relu2_no_mul": RELU2,
+}
+"""Ours by vLLM's names. Its "swigluoai" has gate and up in turn, and its "relu2" has a gate."""
 
-GATE_UP, DOWN = ("w1", "w3"), ("w2",)
-"""The names in vLLM of gate and up, the halves of w13, and of down."""
+ALPHA, BETA = 1.702, 1.0
+"""The alpha and beta of spec/glu.py's SWIGLU_OAI."""
+
+GATE_UP, UP, DOWN = ("w1", "w3"), ("w1",), ("w2",)
+"""The names in vLLM of gate and up, the halves of w13; of up without a gate; and of down."""
 
 
 class NvFp4ExpertsMethod(FusedMoEMethodBase):
@@ -50,6 +58,12 @@ class NvFp4ExpertsMethod(FusedMoEMethodBase):
         self.format = format
         self.group = group
         self.max_tokens = max_tokens
+        self.first = GATE_UP if moe.is_act_and_mul else UP
+
+    @property
+    def activation(self) -> str:
+        """What stands between the GEMMs, as nvfp4.moe calls it."""
+        return ACTIVATIONS[self.moe.activation.value]
 
     def create_weights(
         self,
@@ -67,7 +81,7 @@ class NvFp4ExpertsMethod(FusedMoEMethodBase):
                 need = f"{what} size that is a multiple of {BLOCK} on each rank"
                 raise refused(layer.layer_name, need, f"{size} on each of {self.moe.tp_size}")
         self.dtype = params_dtype
-        self._create(layer, num_experts, GATE_UP, intermediate, hidden)
+        self._create(layer, num_experts, self.first, intermediate, hidden)
         self._create(layer, num_experts, DOWN, hidden, intermediate)
         plan(self, layer)
 
@@ -85,7 +99,7 @@ class NvFp4ExpertsMethod(FusedMoEMethodBase):
             *(experts, hidden, 2 * half, self.max_tokens, self.moe.experts_per_token),
             dtypes=(self.dtype,),
             glu=static,
-            activation=self.moe.activation.value,
+            activation=self.activation,
         )
 
     def _create(
@@ -111,18 +125,18 @@ class NvFp4ExpertsMethod(FusedMoEMethodBase):
         device = getattr(layer, _parameter(DOWN, self.format.data)).device
         compile_planned(device)
         layer.nvfp4 = MoE(
-            self._weights(layer, GATE_UP),
+            self._weights(layer, self.first),
             self._weights(layer, DOWN),
             self._x_global_scale(layer),
             self._h_global_scale(layer),
             expert_offset=_first_expert(layer),
             global_num_experts=layer.global_num_experts,
             swiglu_limit=self.moe.swiglu_limit,
-            activation=self.moe.activation.value,
+            activation=self.activation,
             activation_format=self.group.activation,
         )
         f = self.format
-        for shards in (GATE_UP, DOWN):
+        for shards in (self.first, DOWN):
             for name in (f.data, f.scales, f.global_scale, f.input_global_scale):
                 delattr(layer, _parameter(shards, name))
         made = layer.nvfp4
@@ -161,7 +175,7 @@ class NvFp4ExpertsMethod(FusedMoEMethodBase):
         return ExpertWeights(data.flatten(1, 2), torch.stack(swizzled).view(SCALE_DTYPE), p)
 
     def _x_global_scale(self, layer: RoutedExperts) -> Tensor | None:
-        p = self._input_global_scales(layer, GATE_UP)
+        p = self._input_global_scales(layer, self.first)
         return None if p is None else p.amax()
 
     def _h_global_scale(self, layer: RoutedExperts) -> Tensor | None:
@@ -267,13 +281,19 @@ def _first_expert(layer: RoutedExperts) -> int:
     return here[0]
 
 
+def _constant(name: str, value: float | None) -> str:
+    return f"SwiGLU without {name}" if value is None else f"SwiGLU with {name} {value}"
+
+
 def _refuse_unsupported(layer: RoutedExperts, moe: FusedMoEConfig) -> None:
     activation = moe.activation.value
+    oai = ACTIVATIONS.get(activation) == SWIGLU_OAI
+    alpha, beta = (ALPHA, BETA) if oai else (None, None)
     for refuse, need, got in (
         (moe.has_bias, "experts without biases", "biases"),
         (activation not in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}", activation),
-        (moe.swiglu_alpha is not None, "SwiGLU without alpha", moe.swiglu_alpha),
-        (moe.swiglu_beta is not None, "SwiGLU without beta", moe.swiglu_beta),
+        (moe.swiglu_alpha not in (None, alpha), _constant("alpha", alpha), moe.swiglu_alpha),
+        (moe.swiglu_beta not in (None, beta), _constant("beta", beta), moe.swiglu_beta),
         (
             layer.apply_router_weight_on_input,
             "routing weights that multiply the experts' outputs",

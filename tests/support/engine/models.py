@@ -52,6 +52,19 @@ ARCHITECTURES: dict[str, tuple[type, dict[str, Any]]] = {
     ),
 }
 DENSE, *MIXTURES = ARCHITECTURES
+LOADED = {
+    # no gate: relu2 of up. It is not served: vLLM's Mamba needs a GPU
+    "nemotron_h": (
+        transformers.NemotronHConfig,
+        EXPERTS
+        | dict(
+            num_hidden_layers=2, layers_block_type=["moe", "attention"], intermediate_size=96,
+            n_routed_experts=4, moe_shared_expert_intermediate_size=96, n_group=1, topk_group=1,
+            mamba_num_heads=4, n_groups=1, mamba_head_dim=32, ssm_state_size=16,
+        ),
+    ),
+}  # fmt: skip
+"""Architectures whose layers are compared, without serving the model."""
 
 
 STEP = lambda title, total: lambda: None  # noqa: E731  no progress bar
@@ -73,7 +86,7 @@ def make(name: str, root: Path, separate_scales: bool = True) -> Folders:
     all parts of a fused layer would be wrong by that factor. Without separate_scales they share it.
     """
     torch.manual_seed(0)
-    config_class, sizes = ARCHITECTURES[name]
+    config_class, sizes = (ARCHITECTURES | LOADED)[name]
     config = config_class(**SIZES | sizes)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     with torch.no_grad():
