@@ -24,12 +24,15 @@ def names(ptx: str) -> Iterator[str]:
     A multiply-add is "fma exact" where its factor is a power of two, or its addend zero: one
     rounding is left.
     """
-    constants: dict[str, str] = {}
+    constants: dict[str, int | None] = {}
+    """The bits of the constants that registers were last set to; None for another value."""
     for line in re.findall(r"^\s*(?:@!?%p\d+ )?([a-z][\w.:]+[^;\n]*)", ptx, re.M):
         name, *operands = re.split(r",?\s+", line)
         halves = {operand.strip("{}") for operand in operands[1:]}
         if name in ("mov.b32", "mov.b64") and len(halves) == 1:
-            constants[operands[0]] = halves.pop()
+            constants[operands[0]] = _constant(constants, halves.pop())
+        elif operands:
+            constants.pop(operands[0], None)
         values = [_constant(constants, operand) for operand in operands[2:]]
         exact = name.startswith("fma.rn.f32") and (
             values[1] == 0 or (values[0] is not None and values[0] & 0x7FFFFF == 0)
@@ -37,10 +40,10 @@ def names(ptx: str) -> Iterator[str]:
         yield "fma exact" if exact else name
 
 
-def _constant(constants: dict[str, str], operand: str) -> int | None:
+def _constant(constants: dict[str, int | None], operand: str) -> int | None:
     """The bits of a float32 that an operand is, or of each of two; None if it is not constant."""
-    while operand in constants:
-        operand = constants[operand]
+    if operand in constants:
+        return constants[operand]
     number = re.fullmatch(r"0f([0-9A-F]{8})|(\d+)", operand)
     return number and int(number[1] or number[2], 16 if number[1] else 10) & 0xFFFFFFFF
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import pytest
 import torch
 from cases import same_bits
-from instructions import check_instructions
+from instructions import check_instructions, names
 from kernel_forms import SMALL, Form, Outputs, forms_on, one_nan
 from launches import planned, ran
 from paths import ROOT
@@ -143,3 +143,8 @@ def test_every_gemm_of_a_twin_is_compiled(sm):
     skip_if_refused(sm)
     gemms = [form for form in forms_on(sm) if multiplies(form)]
     assert kernels(chosen_of_a_twin(sm), sm) >= kernels(gemms, sm)
+
+
+def test_registers_exchanged_in_a_loop_were_followed_for_ever():
+    ptx = "mov.b32 %r1, %r2;\nmov.b32 %r2, %r1;\nfma.rn.f32 %f1, %f2, %r1, %f3;\n"
+    assert list(names(ptx)) == ["mov.b32", "mov.b32", "fma.rn.f32"]
