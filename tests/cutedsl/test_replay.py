@@ -136,7 +136,15 @@ FORMS = {
     "mm of many rows": lambda: _mm(130),
     "grouped_mm": lambda: _grouped("grouped_mm", 20),
     "fused": lambda: _grouped(
-        "grouped_mm_glu_quantize", 20, None, torch.rand(3) + 0.1, 7.0, torch.bfloat16, 0, "silu"
+        "grouped_mm_glu_quantize",
+        20,
+        None,
+        torch.rand(3) + 0.1,
+        7.0,
+        torch.bfloat16,
+        0,
+        "amax_over_six",
+        "silu",
     ),
 }
 

@@ -116,13 +116,13 @@ def resident(line):
 def measure(dtype, layout, static):
     x = torch.empty(2048, 8192, dtype=dtype).normal_()
     p = nvfp4.global_scale(x[:1])
-    OPS.quantize_dynamic(x[:256], layout, "reference")
+    OPS.quantize_dynamic(x[:256], layout, backend="reference")
     open("/proc/self/clear_refs", "w").write("5")  # start the peak anew
     before = resident("VmRSS")
     if static:
-        OPS.quantize(x, p, layout, "reference")
+        OPS.quantize(x, p, layout, backend="reference")
     else:
-        OPS.quantize_dynamic(x, layout, "reference")
+        OPS.quantize_dynamic(x, layout, backend="reference")
     print(resident("VmHWM") - before, x.numel() * 4, dtype, layout, static, flush=True)
 
 torch.set_num_threads(1)
